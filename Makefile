@@ -1,0 +1,50 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a machine with python3, g++ and make.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+SEEDS ?= 0
+
+VENV := .venv
+BIN := $(VENV)/bin
+# From pyproject.toml, so that they are written once.
+BUILD_REQUIRES = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
+
+.PHONY: setup build test lint demo models wheel clean
+
+# pip runs again only when pyproject.toml or setup.py changed; the module is brought up to date by ninja each time.
+setup: $(VENV)/.installed build
+
+# torch comes first and alone: what is installed next accepts it, so that no other build is ever fetched.
+$(VENV)/.installed: pyproject.toml setup.py
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python >= 3.11 is needed, {sys.executable} is {sys.version}"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BUILD_REQUIRES) > $(VENV)/build-requires.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/build-requires.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,dev]"
+	touch $@
+
+build: $(VENV)/.installed
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+demo: setup
+	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
+
+# The shipped models, from nothing; each step goes on where it was stopped.
+models: setup
+	$(BIN)/ttc train policy
+	$(BIN)/ttc rollouts
+	$(BIN)/ttc train prm
+
+wheel: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info ttc_kernels/_native*.so

@@ -1,0 +1,6 @@
+// Compiled with this instruction set's flags on x86-64; empty elsewhere.
+#if defined(__AVX2__) && defined(__FMA__)
+#include "rope_store_kv_kernel.h"
+
+void ttc::run_rope_avx2(const RopeCall& call, int row_lo, int row_hi) { run_rope(call, row_lo, row_hi); }
+#endif

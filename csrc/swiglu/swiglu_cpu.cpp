@@ -1,0 +1,51 @@
+// swiglu on a CPU: the portable build, the choice of an instruction set, threads over rows, the binding.
+#include <pybind11/pybind11.h>
+
+#include "common/cpu.h"
+
+#define TTC_ISA portable
+#include "swiglu/swiglu_kernel.h"
+
+namespace ttc {
+#if TTC_X86
+namespace avx2 {
+extern const SwigluKernels swiglu_kernels;
+}
+namespace avx512 {
+extern const SwigluKernels swiglu_kernels;
+}
+#endif
+
+namespace {
+
+constexpr int64_t kMinParallelElements = 1 << 15;  // below, waking a second thread costs more than it saves
+
+const SwigluKernels& kernels_for(Isa isa) {
+#if TTC_X86
+    if (isa == Isa::Avx512) return avx512::swiglu_kernels;
+    if (isa == Isa::Avx2) return avx2::swiglu_kernels;
+#endif
+    (void)isa;
+    return portable::swiglu_kernels;
+}
+
+void swiglu(uintptr_t gate_up, int64_t gate_up_stride, uintptr_t out, int64_t out_stride, int64_t num_rows,
+            int64_t size, bool is_bf16, const std::string& isa) {
+    const SwigluKernels& kernels = kernels_for(parse_isa(isa));
+    const SwigluRows rows = is_bf16 ? kernels.bf16 : kernels.f32;
+    const SwigluArgs args = {(const void*)gate_up, (void*)out, gate_up_stride, out_stride, size};
+    if (num_rows * size < kMinParallelElements) return rows(args, 0, num_rows);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < num_rows; ++row) rows(args, row, row + 1);
+}
+
+}  // namespace
+}  // namespace ttc
+
+void bind_swiglu(pybind11::module_& m) {
+    namespace py = pybind11;
+    m.def("swiglu", &ttc::swiglu, py::arg("gate_up"), py::arg("gate_up_stride"), py::arg("out"), py::arg("out_stride"),
+          py::arg("num_rows"), py::arg("size"), py::arg("is_bf16"), py::arg("isa") = "auto",
+          py::call_guard<py::gil_scoped_release>(),
+          "silu(gate) * up over raw pointers; ttc_kernels.swiglu.api checks what it passes.");
+}

@@ -1,0 +1,6 @@
+"""What a search costs: tokens and FLOPs, per problem and per purpose."""
+
+from engine.accounting.flops import ModelShape, attention_flops, forward_flops
+from engine.accounting.ledger import PURPOSES, Ledger
+
+__all__ = ["PURPOSES", "Ledger", "ModelShape", "attention_flops", "forward_flops"]

@@ -1,0 +1,41 @@
+"""The bill of one problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PURPOSES = ("generated", "prefilled", "cached", "recomputed", "verified", "lookahead", "estimation")
+
+
+def _zeros() -> dict[str, int]:
+    return dict.fromkeys(PURPOSES, 0)
+
+
+@dataclass
+class Ledger:
+    """Tokens and FLOPs of one problem by purpose.
+
+    `generated` are sampled tokens that belong to an answer, `lookahead` those of rollouts that only
+    score a step, `estimation` those spent on predicting difficulty. `prefilled` are prompt and fed
+    tokens, `recomputed` tokens whose KV was evicted and made again, `verified` tokens that went
+    through a verifier. `cached` tokens were found in the KV cache and cost no forward, so their FLOPs are 0.
+    """
+
+    tokens: dict[str, int] = field(default_factory=_zeros)
+    flops: dict[str, int] = field(default_factory=_zeros)
+
+    def add(self, purpose: str, num_tokens: int, flops: int = 0) -> None:
+        """Charges tokens and FLOPs to one of PURPOSES."""
+        self.tokens[purpose] += num_tokens
+        self.flops[purpose] += flops
+
+    @property
+    def total_flops(self) -> int:
+        return sum(self.flops.values())
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        return {"tokens": dict(self.tokens), "flops": dict(self.flops)}
+
+    @classmethod
+    def from_dict(cls, row: dict[str, dict[str, int]]) -> Ledger:
+        return cls({**_zeros(), **row["tokens"]}, {**_zeros(), **row["flops"]})

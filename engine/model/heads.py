@@ -1,0 +1,60 @@
+"""Heads on a decoder's hidden states: the LM head and scalar or two-label scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.model.config import ModelConfig
+from engine.model.loader import take
+from engine.model.transformer import MIN_ROWS, padded_mm
+
+
+@dataclass(frozen=True)
+class ScoreHead:
+    """A linear score per step: sigmoid of one label, or softmax probability of the good label."""
+
+    weight: torch.Tensor  # (labels, H)
+    bias: torch.Tensor | None  # (labels,)
+    good_index: int
+
+
+class LMHead:
+    """Logits in float32 of chosen rows."""
+
+    def __init__(self, config: ModelConfig, tensors: dict[str, torch.Tensor]):
+        name = "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
+        self.weight = take(tensors, name, (config.vocab_size, config.hidden_size))
+
+    def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(len(rows), vocabulary) float32 of `hidden[rows]`; the product is padded to 16 rows."""
+        num = rows.shape[0]
+        padded = max(num, MIN_ROWS)
+        picked = hidden.new_zeros(padded, hidden.shape[1])
+        torch.index_select(hidden, 0, rows, out=picked[:num])
+        out = hidden.new_empty(padded, self.weight.shape[0])
+        padded_mm(picked, self.weight, out)
+        return out[:num].float()
+
+
+def classification_head(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> ScoreHead:
+    """The `score` layer of a `*ForTokenClassification` checkpoint; the last label is the good one."""
+    if config.num_labels not in (1, 2):
+        raise ValueError(f"a step verifier has 1 or 2 labels, the checkpoint has {config.num_labels}")
+    weight = take(tensors, "score.weight", (config.num_labels, config.hidden_size))
+    bias = take(tensors, "score.bias", (config.num_labels,)) if "score.bias" in tensors else None
+    return ScoreHead(weight, bias, good_index=config.num_labels - 1)
+
+
+def load_trunk_head(folder: Path, config: ModelConfig, dtype: torch.dtype) -> ScoreHead:
+    """A head trained on the frozen trunk of a policy: a folder with `score.weight` (1, H) and `score.bias`."""
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"no trunk head at {folder}: model.safetensors is missing")
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    weight = take(tensors, "score.weight", (1, config.hidden_size))
+    return ScoreHead(weight, take(tensors, "score.bias", (1,)), good_index=0)

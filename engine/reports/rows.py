@@ -1,0 +1,239 @@
+"""Result rows: what a search returned, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+from engine.accounting import PURPOSES
+from engine.types import SearchResult, SearchTree
+
+FIELDS = (
+    "id",
+    "problem",
+    "answer",
+    "pred",
+    "correct",
+    "completions",
+    "scores",
+    "agg_scores",
+    "completion_tokens",
+    "strategy",
+    "budget",
+    "seed",
+    "ledger",
+)
+_PER_COMPLETION = ("completions", "scores", "agg_scores", "completion_tokens", "answers")
+_STATUSES = ("root", "kept", "pruned", "final")
+
+Row = dict[str, object]
+
+
+def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
+    """A result as a row: FIELDS, then the extra fields `answers` and `num_errors` (and `tree`).
+
+    `scores` has one list per completion with one score per step, `agg_scores`, `completion_tokens`
+    and `answers` (extracted; null where there is none) one value per completion. A score that is
+    not finite becomes null. `tree` is described at `tree_nodes`.
+    """
+    candidates = result.candidates
+    row: Row = {
+        "id": result.problem.id,
+        "problem": result.problem.prompt,
+        "answer": result.problem.answer,
+        "pred": result.answer,
+        "correct": result.correct,
+        "completions": [candidate.text for candidate in candidates],
+        "scores": [[_finite(score) for score in candidate.scores] for candidate in candidates],
+        "agg_scores": [_finite(candidate.agg_score) for candidate in candidates],
+        "completion_tokens": [candidate.num_tokens for candidate in candidates],
+        "strategy": result.strategy,
+        "budget": result.budget,
+        "seed": result.seed,
+        "ledger": result.ledger.as_dict(),
+        "answers": [candidate.answer for candidate in candidates],
+        "num_errors": result.num_errors,
+    }
+    if with_tree:
+        answers = {candidate.address: candidate.answer for candidate in candidates}
+        row["tree"] = tree_nodes(result.tree, answers)
+    return row
+
+
+def tree_nodes(tree: SearchTree, answers: dict[tuple[int, ...], str | None]) -> list[Row]:
+    """A search tree as a list of small dictionaries, parents before children, the root first.
+
+    Each has `parent` (index, null for the root), `status`, `score`, `text`, `tokens` and `finish`;
+    where they apply also `agg_score`, `answer` (of a candidate) and `best` (true on the last node of
+    the chosen path).
+    """
+    nodes: list[Row] = []
+    for index, node in enumerate(tree.nodes):
+        entry: Row = {
+            "parent": node.parent,
+            "status": node.status,
+            "score": _finite(node.score),
+            "text": node.step_text,
+            "tokens": node.num_tokens,
+            "finish": node.finish,
+        }
+        if node.agg_score is not None:
+            entry["agg_score"] = _finite(node.agg_score)
+        if node.status == "final":
+            entry["answer"] = answers.get(node.address)
+        if index == tree.best:
+            entry["best"] = True
+        nodes.append(entry)
+    return nodes
+
+
+def row_line(row: Row) -> bytes:
+    """One line of JSON in UTF-8, newline included. Raises ValueError for NaN and infinities."""
+    try:
+        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can state and UTF-8 cannot
+        return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
+    """The rows of one or more files, in order. Blank lines are passed over.
+
+    Raises ValueError that names the file, the line and what is wrong with it.
+    """
+    rows = []
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                lines = file.read().split(b"\n")
+        except OSError as error:
+            raise ValueError(f"cannot read results from {os.fspath(path)}: {error.strerror}") from None
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    rows.append(parse_row(line))
+                except ValueError as error:
+                    raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+    return rows
+
+
+def parse_row(line: bytes | str) -> Row:
+    """A row from its line. Raises ValueError that says what is wrong."""
+    try:
+        text = line.decode() if isinstance(line, bytes) else line
+        row = json.loads(text, parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno}): {_shown(line)}") from None
+    except RecursionError:
+        raise ValueError(f"not a result row (nested too deep): {_shown(line)}") from None
+    check_row(row)
+    return row
+
+
+def check_row(row: object) -> None:
+    """Raises ValueError that names the first field that is missing or wrong."""
+    if not isinstance(row, dict):
+        raise ValueError(f"not a result row (a JSON object): {_shown(row)}")
+    if missing := [name for name in FIELDS if name not in row]:
+        raise ValueError(f"not a result row: no field {', '.join(map(repr, missing))}")
+    for name in ("id", "problem", "strategy"):
+        _require(isinstance(row[name], str), row, name, "text")
+    for name in ("answer", "pred"):
+        _require(row[name] is None or isinstance(row[name], str), row, name, "text or null")
+    is_verdict = row["correct"] is None or isinstance(row["correct"], bool)
+    _require(is_verdict, row, "correct", "true, false or null")
+    is_budget = _is_count(row["budget"]) and row["budget"] > 0
+    _require(is_budget, row, "budget", "a number of generations from 1 up")
+    _require(type(row["seed"]) is int, row, "seed", "an integer")
+    _check_completions(row)
+    _check_ledger(row["ledger"])
+    for name in ("accuracy", "seconds"):
+        if row.get(name) is not None:
+            _require(_is_number(row[name]) and row[name] >= 0, row, name, "a number from 0 up")
+    _require((row.get("accuracy") or 0) <= 1, row, "accuracy", "a number within 0..1")
+    _require(_is_count(row.get("num_errors", 0)), row, "num_errors", "a count")
+    if row.get("tree") is not None:
+        _check_tree(row["tree"])
+
+
+def _check_completions(row: Row) -> None:
+    for name in _PER_COMPLETION:
+        if name in row:
+            _require(isinstance(row[name], list), row, name, "a list")
+            _require(
+                len(row[name]) == len(row["completions"]),
+                row,
+                name,
+                f"one entry for each of the {len(row['completions'])} completions",
+            )
+    _require(all(isinstance(text, str) for text in row["completions"]), row, "completions", "a list of texts")
+    _require(all(map(_is_count, row["completion_tokens"])), row, "completion_tokens", "a list of counts")
+    _require(all(map(_is_score, row["agg_scores"])), row, "agg_scores", "a list of numbers or nulls")
+    is_scores = all(isinstance(steps, list) and all(map(_is_score, steps)) for steps in row["scores"])
+    _require(is_scores, row, "scores", "lists of numbers or nulls")
+    is_answers = all(answer is None or isinstance(answer, str) for answer in row.get("answers", ()))
+    _require(is_answers, row, "answers", "a list of texts or nulls")
+
+
+def _check_ledger(ledger: object) -> None:
+    for part in ("tokens", "flops"):
+        entries = ledger.get(part) if isinstance(ledger, dict) else None
+        if not isinstance(entries, dict):
+            raise ValueError(f"'ledger' needs the object {part!r}, got {_shown(ledger)}")
+        for purpose, amount in entries.items():
+            if purpose not in PURPOSES:
+                raise ValueError(f"'ledger' has no purpose {purpose!r}; it has {', '.join(PURPOSES)}")
+            if not _is_number(amount) or amount < 0:
+                raise ValueError(f"'ledger' needs {part} from 0 up, got {_shown(amount)} {purpose}")
+
+
+def _check_tree(nodes: object) -> None:
+    if not isinstance(nodes, list) or not nodes:
+        raise ValueError(f"'tree' must be a list of nodes, got {_shown(nodes)}")
+    for index, node in enumerate(nodes):
+        if not isinstance(node, dict) or node.get("status") not in _STATUSES:
+            expected = ", ".join(_STATUSES)
+            raise ValueError(f"'tree' node {index} needs a status of {expected}, got {_shown(node)}")
+        parent = node.get("parent")
+        is_parent = parent is None if index == 0 else _is_count(parent) and parent < index
+        if not is_parent:
+            raise ValueError(f"'tree' node {index} needs a parent that comes before it, got {_shown(parent)}")
+        if not _is_score(node.get("score")) or not _is_score(node.get("agg_score")):
+            raise ValueError(f"'tree' node {index} needs a number or null as its score, got {_shown(node)}")
+        if not isinstance(node.get("text", ""), str) or not _is_count(node.get("tokens", 0)):
+            raise ValueError(f"'tree' node {index} needs a text and a count of tokens, got {_shown(node)}")
+
+
+def _require(is_right: bool, row: Row, name: str, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"{name!r} must be {expected}, got {_shown(row[name])}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_score(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON; a missing number is null")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:57] + "...")
+    return repr(value)[:60]

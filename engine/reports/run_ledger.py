@@ -1,0 +1,221 @@
+"""The file that lets a killed run go on: append-only, one line per finished problem.
+
+The first line holds the run's configuration and its hash, every other line a finished row with its
+position in the input. A line counts once its newline is on the disk, so a run that is killed at any
+byte loses at most the problem it was writing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+from engine.reports.files import sync_folder, write_atomically
+from engine.reports.rows import Row, row_line
+
+_FORMAT = "ttc run ledger 1"
+_MARK = json.dumps({"format": _FORMAT})[:-1].encode()  # every ledger file starts with these bytes
+
+
+def ledger_path(out: str | os.PathLike[str]) -> Path:
+    """Where the run ledger of a results file stands: `results.jsonl.ledger` for `results.jsonl`."""
+    return Path(f"{os.fspath(out)}.ledger")
+
+
+def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> RunLedger:
+    """The run ledger beside a results file.
+
+    Raises ValueError as RunLedger does, and for results without a ledger, which nothing could resume.
+    """
+    path = ledger_path(out)
+    if os.path.isfile(out) and not path.exists() and not overwrite:
+        raise ValueError(
+            f"{os.fspath(out)} exists and no run ledger {path.name} stands beside it: "
+            "choose another file or overwrite it"
+        )
+    return RunLedger(path, config, overwrite=overwrite)
+
+
+class RunLedger:
+    """Finished rows of a run by their position in the input, safe on the disk one by one.
+
+    `config` is what the results depend on (strategy, budget, seed, checkpoints, problems ...), as
+    JSON values; leave out what does not change a row. Opening takes an exclusive lock until `close`.
+
+    Raises ValueError for a file with another configuration (naming what differs), for one that is
+    no run ledger or is damaged before its last line, and for one that another process has open.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self._config = json.loads(json.dumps(config, allow_nan=False))  # as it will be read back
+        self._hash = _digest(json.dumps(self._config, sort_keys=True))
+        self._done: dict[int, Row] = {}
+        self._seconds: dict[int, float] = {}
+        self._descriptor = self._open_locked()
+        try:
+            if overwrite:
+                os.ftruncate(self._descriptor, 0)
+            self._size = self._load()  # bytes that hold whole lines; all else is cut off
+            os.ftruncate(self._descriptor, self._size)
+            if self._size == 0:
+                self._write(row_line({"format": _FORMAT, "config_hash": self._hash, "config": self._config}))
+                sync_folder(self.path.parent)
+        except BaseException:
+            self.close()
+            raise
+        self.num_resumed = len(self._done)
+        self._last_time = time.monotonic()
+
+    @property
+    def done(self) -> dict[int, Row]:
+        """Finished rows by position in the input, those of earlier runs included; a copy."""
+        return dict(self._done)
+
+    def append(self, index: int, row: Row, *, seconds: float | None = None) -> None:
+        """Puts a finished row on the disk. `index` is its position in the input, from 0.
+
+        `seconds` is the time spent on it, by default the time since the row before it, which over a
+        run adds up to the run's wall-clock time. Raises ValueError for an index that is negative or
+        already done, OSError if the disk is full: the file is then as it was before.
+        """
+        if index < 0:
+            raise ValueError(f"a row's position counts from 0, got {index}")
+        if index in self._done:
+            raise ValueError(f"row {index} of {self.path} is already done")
+        now = time.monotonic()
+        seconds = now - self._last_time if seconds is None else seconds
+        key = _row_key(self._hash, index, row)
+        self._write(row_line({"index": index, "key": key, "seconds": round(seconds, 6), "row": row}))
+        self._last_time = now
+        self._done[index], self._seconds[index] = row, seconds
+
+    def seconds_by_strategy(self) -> dict[str, float]:
+        """Wall-clock seconds per strategy over all runs of this file; killed work is not counted."""
+        totals: dict[str, float] = {}
+        for index, row in self._done.items():
+            totals[row["strategy"]] = totals.get(row["strategy"], 0.0) + self._seconds[index]
+        return totals
+
+    def write_rows(self, out: str | os.PathLike[str], *, num_expected: int | None = None) -> int:
+        """Writes the finished rows to `out` in input order, atomically; returns how many.
+
+        Raises ValueError, leaving `out` alone, where `num_expected` is given and rows are missing.
+        """
+        if num_expected is not None and (missing := sorted(set(range(num_expected)) - self._done.keys())):
+            raise ValueError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
+        write_atomically(out, b"".join(row_line(self._done[index]) for index in sorted(self._done)))
+        return len(self._done)
+
+    def close(self) -> None:
+        """Gives up the lock; may be called more than once."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> RunLedger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_locked(self) -> int:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ValueError(f"cannot open the run ledger {self.path}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(f"another run is writing to {self.path}") from None
+        return descriptor
+
+    def _load(self) -> int:
+        """Reads the whole lines into `done`; returns how many bytes they take."""
+        data = self.path.read_bytes()
+        if not (data.startswith(_MARK) or _MARK.startswith(data)):
+            raise ValueError(f"{self.path} is not a run ledger: it starts with {data[:40]!r}")
+        size = data.rfind(b"\n") + 1
+        lines = data[:size].split(b"\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                if number == 1:
+                    self._check_header(entry)
+                else:
+                    self._take(entry)
+            except _OtherConfiguration:
+                raise
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path}, line {number} is damaged: {error}") from None
+        return size
+
+    def _check_header(self, header: dict) -> None:
+        theirs = header["config"]
+        if _digest(json.dumps(theirs, sort_keys=True)) != header["config_hash"]:
+            raise ValueError("its configuration does not match its hash")
+        if header["config_hash"] != self._hash:
+            difference = _difference(theirs, self._config)
+            raise _OtherConfiguration(f"{self.path} is of a run with another configuration: {difference}")
+
+    def _take(self, entry: dict) -> None:
+        index, row = entry["index"], entry["row"]
+        if entry["key"] != _row_key(self._hash, index, row):
+            raise ValueError(f"the key of row {index} does not fit its configuration, id, seed and position")
+        if index in self._done:
+            raise ValueError(f"row {index} stands twice")
+        self._done[index], self._seconds[index] = row, float(entry["seconds"])
+
+    def _write(self, line: bytes) -> None:
+        """Appends a line and syncs it, or leaves the file as it was."""
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._descriptor, line[written:], self._size + written)
+            os.fsync(self._descriptor)
+        except BaseException:
+            os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(line)
+
+
+class _OtherConfiguration(ValueError):
+    pass
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+
+def _row_key(config_hash: str, index: int, row: Row) -> str:
+    return _digest(json.dumps([config_hash, row["id"], row["seed"], index]))
+
+
+def _difference(theirs: dict, ours: dict) -> str:
+    """What differs, as `seed was 0, now 1; budget was 16, now 8`."""
+    old, new = _flat(theirs), _flat(ours)
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    shown = [f"{name} was {_shown(old.get(name))}, now {_shown(new.get(name))}" for name in names[:6]]
+    return "; ".join(shown) + (f"; and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _flat(config: dict, prefix: str = "") -> dict[str, str]:
+    """Values as JSON by dotted name."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def _shown(text: str | None) -> str:
+    text = "not set" if text is None else text
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,96 @@
+"""Drives searches: coroutines that wait for models, without a barrier between problems."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.runtime.requests import Request
+from engine.runtime.runner import Runner
+
+_MIN_FEED_TOKENS = 512  # a verifier runs once so many tokens wait for it ...
+_MAX_WAIT_TICKS = 4  # ... or has waited for so many forwards of the policy
+
+
+@dataclass(eq=False)
+class _Task:
+    index: int
+    search: Coroutine[Request, None, Any]
+    waits_for: Request | None = None
+
+
+class Batcher:
+    """Runs many searches over the same models.
+
+    `runners[0]` is the policy's; the others are verifiers'. A search is started as soon as the
+    policy's batch has room, and woken when the request that it awaits is done.
+    """
+
+    def __init__(self, runners: Sequence[Runner]):
+        self.runners = list(runners)
+        self._waited = [0] * len(self.runners)
+
+    def run(self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int) -> Iterator[tuple[int, Any]]:
+        """Yields (index, result) as searches end; `rows_each` is how many branches each may sample at once.
+
+        An error in a search ends it alone: it is yielded in the place of its result. Searches that
+        are still running when the iterator is closed are closed with it.
+        """
+        policy = self.runners[0]
+        max_active = max(1, -(-2 * policy.rows.max_rows // rows_each))
+        waiting: list[_Task] = []
+        pending = enumerate(searches)
+        is_exhausted = False
+        try:
+            while True:
+                while not is_exhausted and len(waiting) < max_active and self._has_blocks(rows_each, bool(waiting)):
+                    started = next(pending, None)
+                    if started is None:
+                        is_exhausted = True
+                    else:
+                        task = _Task(*started)
+                        waiting.append(task)
+                ready = [task for task in waiting if task.waits_for is None or task.waits_for.is_done]
+                for task in ready:
+                    ended, value = self._wake(task)
+                    if ended:
+                        waiting.remove(task)
+                        yield task.index, value
+                if not ready:
+                    if not waiting:
+                        return
+                    self.tick()
+        finally:
+            for task in waiting:
+                task.search.close()
+
+    def _wake(self, task: _Task) -> tuple[bool, Any]:
+        try:
+            task.waits_for = task.search.send(None)
+        except StopIteration as stop:
+            return True, stop.value
+        except Exception as error:
+            return True, error
+        return False, None
+
+    def _has_blocks(self, rows_each: int, has_others: bool) -> bool:
+        """Whether every model has some blocks for each branch of one more problem."""
+        return not has_others or all(
+            runner.tree.num_free_blocks + runner.tree.num_cached_blocks >= 4 * rows_each for runner in self.runners
+        )
+
+    def tick(self) -> None:
+        """One forward of the policy, and one of each verifier that has enough to do."""
+        policy, verifiers = self.runners[0], self.runners[1:]
+        has_policy_work = policy.has_work
+        if has_policy_work:
+            policy.tick()
+        for i, runner in enumerate(verifiers, start=1):
+            if not runner.has_work:
+                continue
+            self._waited[i] += 1
+            is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.num_feed_tokens >= _MIN_FEED_TOKENS
+            if is_due or not has_policy_work:
+                runner.tick()
+                self._waited[i] = 0

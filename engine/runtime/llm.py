@@ -1,0 +1,284 @@
+"""Live sequences that fork: the level below searches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.accounting import Ledger
+from engine.keys import branch_key
+from engine.model import (
+    Checkpoint,
+    Decoder,
+    LMHead,
+    ScoreHead,
+    classification_head,
+    load_checkpoint,
+    resolve_dtype,
+    resolve_folder,
+)
+from engine.runtime.kv import KVPool
+from engine.runtime.requests import FeedJob, FeedRequest, Request, SampleJob, Sampled, SampleRequest
+from engine.runtime.runner import Runner
+from engine.runtime.tips import Tip
+from engine.types import Sampling
+
+
+class Branch:
+    """A live sequence. Its KV is shared with every branch that was forked from the same prefix."""
+
+    def __init__(self, llm: LLM, tip: Tip, ledger: Ledger, address: tuple[int, ...] = ()):
+        self.llm = llm
+        self.tip = tip
+        self.ledger = ledger
+        self.address = address  # which child of which child of the opened branch
+        self.job: SampleJob | FeedJob | None = None  # what is being done to it
+        self.num_forks = 0
+        self.is_open = True
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The prompt and everything after it."""
+        return self.tip.token_ids()
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tip.end
+
+    @property
+    def text(self) -> str:
+        return self.llm.decode(self.token_ids)
+
+    def fork(self, num_branches: int) -> list[Branch]:
+        """O(1) each: the children stand where this branch stands, and it stays open."""
+        self._check_free()
+        first, self.num_forks = self.num_forks, self.num_forks + num_branches
+        store = self.llm.runner.store
+        return [
+            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i)) for i in range(num_branches)
+        ]
+
+    def close(self) -> None:
+        """Frees what only this branch holds. Raises ValueError the second time."""
+        if not self.is_open:
+            raise ValueError(f"branch {self.address} is closed already")
+        self.is_open = False
+        if isinstance(self.job, SampleJob):
+            self.llm.runner.cancel(self.job)
+        elif isinstance(self.job, FeedJob):
+            self.llm.runner.cancel_feed(self.job)
+        self.llm.runner.store.release(self.tip)
+
+    def _check_free(self) -> None:
+        if not self.is_open:
+            raise ValueError(f"branch {self.address} is closed")
+        if self.job is not None:
+            raise ValueError(f"branch {self.address} is being extended")
+
+
+class LLM:
+    """One model with its KV pool. Sampling and feeding run in batches over all that is pending."""
+
+    def __init__(self, checkpoint: Checkpoint, runner: Runner):
+        self.config = checkpoint.config
+        self.tokenizer = checkpoint.tokenizer
+        self.folder = checkpoint.folder
+        self.runner = runner
+        self._ages = itertools.count()
+        self._rules: dict[tuple[str, ...], int] = {}
+        self._token_texts: list[str] | None = None
+        runner.eos_mask[list(self.config.eos_token_ids)] = True
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: str = "float32",
+        trunk_head: ScoreHead | None = None,
+        max_batch: int = 256,
+        num_blocks: int | None = None,
+    ) -> LLM:
+        """Loads a causal LM, or a step verifier (`*ForTokenClassification`), from a Hugging Face folder.
+
+        `max_batch` bounds the branches of one forward, `num_blocks` the KV pool (blocks of 16 tokens).
+        """
+        torch_dtype = resolve_dtype(dtype)
+        checkpoint = load_checkpoint(resolve_folder(folder), torch_dtype)
+        config, tensors = checkpoint.config, checkpoint.tensors
+        is_verifier = config.num_labels > 0
+        runner = Runner(
+            Decoder(config, tensors),
+            KVPool.allocate(config, torch_dtype, num_blocks),
+            lm_head=None if is_verifier else LMHead(config, tensors),
+            score_head=classification_head(config, tensors) if is_verifier else trunk_head,
+            max_rows=max_batch,
+        )
+        return cls(checkpoint, runner)
+
+    # -- text ------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, is_start: bool = True) -> list[int]:
+        """Token ids; special tokens that the tokenizer puts at the start of a text only if `is_start`."""
+        return self.tokenizer.encode(text, add_special_tokens=is_start).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def token_mask(self, texts: Sequence[str]) -> np.ndarray:
+        """(vocabulary,) bool: the tokens whose own text contains one of `texts`.
+
+        Raises ValueError for a text that no single token contains.
+        """
+        if self._token_texts is None:
+            self._token_texts = [self.tokenizer.decode([i]) for i in range(self.config.vocab_size)]
+        mask = np.zeros(self.config.vocab_size, bool)
+        for text in texts:
+            found = [i for i, token in enumerate(self._token_texts) if text and text in token]
+            if not found:
+                raise ValueError(f"no token of the vocabulary contains the stop text {text!r}")
+            mask[found] = True
+        return mask
+
+    def stop_rule(self, stop: Sequence[str]) -> int:
+        """The runner's number for "stop at these texts, and at end of text"."""
+        key = tuple(stop)
+        if key not in self._rules:
+            self.runner.stop_rules.append(self.token_mask(key))
+            self._rules[key] = len(self.runner.stop_rules) - 1
+        return self._rules[key]
+
+    # -- branches --------------------------------------------------------------------------
+
+    def open(self, prompt: str | Sequence[int], *, ledger: Ledger | None = None, purpose: str = "prefilled") -> Branch:
+        """A branch that holds the prompt; its longest cached prefix is not computed again.
+
+        Raises ValueError for an empty prompt, a token outside the vocabulary, or more tokens than
+        the context holds.
+        """
+        tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise ValueError(f"the prompt is empty: {prompt!r}")
+        if len(tokens) >= self.config.context:
+            raise ValueError(f"the prompt has {len(tokens)} tokens, the context of the model holds {self.config.context}")
+        if not all(0 <= token < self.config.vocab_size for token in tokens):
+            raise ValueError(f"prompt tokens must be within 0..{self.config.vocab_size - 1}, got {max(tokens)}")
+        ledger = Ledger() if ledger is None else ledger
+        tip = self.runner.store.new(None, tokens, ledger=ledger, purpose=purpose, age=next(self._ages))
+        return Branch(self, tip, ledger)
+
+    def extend(
+        self,
+        branches: Sequence[Branch],
+        *,
+        stop: Sequence[str] = (),
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> list[Sampled]:
+        """Samples onto each branch until a stop text, the end of text, or `max_tokens`.
+
+        The draws depend on `seed`, the branch's prompt and its address alone.
+        """
+        keys = [branch_key(seed, self.decode(branch.token_ids), branch.address) for branch in branches]
+        request = self.sample(branches, keys, sampling or Sampling(), stop, max_tokens)
+        self.run(request)
+        return request.results
+
+    def feed(self, branches: Sequence[Branch], tokens: Sequence[Sequence[int]]) -> None:
+        """Appends given tokens to each branch."""
+        self.run(self.append(branches, tokens))
+
+    def next_logits(self, branches: Sequence[Branch]) -> torch.Tensor:
+        """(branches, vocabulary) float32: the logits after each branch's last token. Changes nothing."""
+        if self.runner.lm_head is None:
+            raise ValueError(f"the model at {self.folder} has no LM head")
+        request = FeedRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
+        for index, branch in enumerate(branches):
+            branch._check_free()
+            self.runner.submit_feed(FeedJob(request, index, branch.tip, branch.tip.age))
+        self.run(request)
+        return torch.from_numpy(np.stack(request.logits))
+
+    def run(self, request: Request) -> None:
+        """Ticks until the request is done; raises its error."""
+        while not request.is_done:
+            assert self.runner.has_work, "a request is waiting for nothing"
+            self.runner.tick()
+        if request.error is not None:
+            raise request.error
+
+    # -- requests, for whoever drives several at once ---------------------------------------
+
+    def sample(
+        self,
+        branches: Sequence[Branch],
+        keys: Sequence[int],
+        sampling: Sampling,
+        stop: Sequence[str],
+        max_tokens: int | Sequence[int],
+        purpose: str = "generated",
+        priorities: Sequence[float] | None = None,
+    ) -> SampleRequest:
+        """Queues an extension of each branch; `results` are there once the request is done."""
+        limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else list(max_tokens)
+        for branch, limit in zip(branches, limits, strict=True):
+            branch._check_free()
+            if limit < 1:
+                raise ValueError(f"max_tokens must be at least 1, got {limit}")
+        if self.runner.lm_head is None:
+            raise ValueError(f"the model at {self.folder} has no LM head to sample from")
+        request = SampleRequest(
+            self.runner,
+            len(branches),
+            branches=branches,
+            sampling=sampling,
+            stop_rule=self.stop_rule(stop),
+            purpose=purpose,
+            results=[None] * len(branches),
+        )
+        for index, branch in enumerate(branches):
+            limit = min(limits[index], self.config.context - branch.num_tokens)
+            if limit < 1:  # the context is full: nothing can be sampled
+                request.results[index] = Sampled((), (), "length", ())
+                request.num_left -= 1
+                continue
+            key = int(np.uint64(keys[index]).astype(np.int64))
+            priority = 0.0 if priorities is None else priorities[index]
+            branch.tip.priority = max(branch.tip.priority, priority)
+            self.runner.submit_sample(
+                SampleJob(request, index, branch, key, limit, priority, branch.tip.age, branch.tip)
+            )
+        return request
+
+    def append(
+        self,
+        branches: Sequence[Branch],
+        tokens: Sequence[Sequence[int]],
+        score_at: Sequence[Sequence[int]] | None = None,
+        purpose: str = "prefilled",
+    ) -> FeedRequest:
+        """Queues feeding; `score_at` are indices into each branch's new tokens, read by the score head."""
+        request = FeedRequest(self.runner, len(branches), scores=[[] for _ in branches])
+        for index, (branch, new) in enumerate(zip(branches, tokens, strict=True)):
+            branch._check_free()
+            if branch.num_tokens + len(new) > self.config.context:
+                raise ValueError(
+                    f"{branch.num_tokens} tokens and {len(new)} more are over the context of {self.config.context}"
+                )
+            if not len(new):
+                request.num_left -= 1
+                continue
+            old = branch.tip
+            store = self.runner.store
+            branch.tip = store.new(old, list(new), ledger=branch.ledger, purpose=purpose, age=old.age)
+            store.release(old)
+            positions = [branch.tip.start + at for at in score_at[index]] if score_at is not None else ()
+            job = FeedJob(request, index, branch.tip, old.age, positions)
+            self.runner.submit_feed(job)
+        return request

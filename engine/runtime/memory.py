@@ -1,0 +1,36 @@
+"""Who gives way when the KV pool is full."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import TYPE_CHECKING
+
+from engine.runtime.tips import Tip
+
+if TYPE_CHECKING:
+    from engine.runtime.runner import Runner
+
+
+class PoolTooSmall(ValueError):
+    """A branch that cannot fit the KV pool however much is suspended."""
+
+
+def free_some(runner: Runner, busy: Set[Tip], may_suspend: bool) -> bool:
+    """Suspends one branch; False if there is none that may give way.
+
+    (The tree has evicted closed prefixes before it raised.) Branches whose answer is finished go
+    first: nobody samples from them again. Then the lowest-scored one, any other problem's before
+    the oldest problem's own, so that the oldest always ends. Only leaves are dropped, never an
+    ancestor that a resident branch shares.
+    """
+    rows_of = {runner.rows.tips[row]: row for row in range(runner.rows.max_rows) if runner.rows.is_decoding[row]}
+    leaves = [tip for tip in runner.store.leaves() if tip not in busy and (may_suspend or tip not in rows_of)]
+    if not leaves:
+        return False
+    oldest = min(tip.age for tip in runner.store.resident)
+    victim = min(leaves, key=lambda tip: (not tip.is_finished, tip.age == oldest, tip.priority, -tip.age, -tip.start))
+    if victim in rows_of:
+        runner.suspend(rows_of[victim])
+    else:
+        runner.store.drop(victim)
+    return True

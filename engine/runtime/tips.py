@@ -1,0 +1,132 @@
+"""Where branches stand: a tip is a run of tokens after another tip, with its place in the KV tree.
+
+Tips are what makes suspension cheap to write: a tip keeps its tokens, so its KV can be dropped and
+made again from the nearest ancestor that still has its own. A cut (a new node of the KV tree)
+falls exactly between tips, so a re-computed path has the cuts, and the bits, of the first time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.accounting import Ledger
+
+NOT_RESIDENT = -1
+
+
+@dataclass(eq=False)
+class Tip:
+    """`tokens` after `origin`; the first `num_fed` of them have KV in the tree under `handle`.
+
+    `num_users` counts the open branches that stand here and the live tips that start here; the tip
+    is released when it falls to zero.
+    """
+
+    origin: Tip | None
+    tokens: list[int]
+    start: int  # position of tokens[0] in the branch
+    ledger: Ledger
+    purpose: str  # who pays for feeding these tokens
+    is_counted: bool = False  # the tokens themselves are on the bill already (they were sampled)
+    handle: int = NOT_RESIDENT
+    num_fed: int = 0
+    num_users: int = 0
+    max_fed: int = 0  # high-water mark of num_fed: feeding below it is re-computation
+    priority: float = 0.0  # suspended lowest first
+    age: int = 0  # of its problem; the oldest problem (lowest) is suspended last
+    is_finished: bool = False  # ends an answer: its own KV is not needed any more
+
+    @property
+    def is_resident(self) -> bool:
+        return self.handle != NOT_RESIDENT
+
+    @property
+    def is_fed(self) -> bool:
+        return self.is_resident and self.num_fed == len(self.tokens)
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + len(self.tokens)
+
+    def chain(self) -> list[Tip]:
+        """The tips whose tokens must be fed for this one to be fed, the earliest first."""
+        chain: list[Tip] = []
+        tip: Tip | None = self
+        while tip is not None and not tip.is_fed:
+            chain.append(tip)
+            tip = tip.origin
+        return chain[::-1]
+
+    def token_ids(self) -> list[int]:
+        """All tokens from the start of the branch."""
+        runs = []
+        tip: Tip | None = self
+        while tip is not None:
+            runs.append(tip.tokens)
+            tip = tip.origin
+        return [token for run in reversed(runs) for token in run]
+
+
+class TipStore:
+    """Counts users of tips and gives their KV back to the tree."""
+
+    def __init__(self, tree):
+        self.tree = tree
+        self.resident: set[Tip] = set()
+
+    def acquire(self, tip: Tip) -> Tip:
+        tip.num_users += 1
+        return tip
+
+    def new(self, origin: Tip | None, tokens: list[int], **fields) -> Tip:
+        """A tip with one user; it keeps its origin alive."""
+        start = origin.end if origin is not None else 0
+        if origin is not None:
+            self.acquire(origin)
+        return self.acquire(Tip(origin, tokens, start, **fields))
+
+    def release(self, tip: Tip | None) -> None:
+        """Takes one user away; a tip without users frees its KV (a prompt's stays cached)."""
+        while tip is not None:
+            assert tip.num_users > 0, "a tip was released more often than acquired"
+            tip.num_users -= 1
+            if tip.num_users:
+                return
+            if tip.is_resident:
+                self._close(tip, keep=tip.origin is None)
+            tip = tip.origin
+
+    def make_resident(self, tip: Tip) -> int:
+        """Gives the tip a handle in the tree; its origin must be fed. Returns tokens found in the cache."""
+        assert not tip.is_resident
+        num_cached = 0
+        if tip.origin is None:
+            tip.handle, num_cached = self.tree.open(tip.tokens[:-1])
+        else:
+            assert tip.origin.is_fed
+            (tip.handle,) = self.tree.fork(tip.origin.handle, 1)
+        tip.num_fed = num_cached
+        self.resident.add(tip)
+        return num_cached
+
+    def adopt(self, tip: Tip, handle: int, num_fed: int) -> None:
+        """Records a handle that the runner made."""
+        tip.handle = handle
+        tip.num_fed = num_fed
+        tip.max_fed = max(tip.max_fed, num_fed)
+        self.resident.add(tip)
+
+    def drop(self, tip: Tip) -> None:
+        """Suspends a tip: its KV is freed, its tokens are kept."""
+        self._close(tip, keep=False)
+
+    def _close(self, tip: Tip, keep: bool) -> None:
+        self.tree.close(tip.handle, keep)
+        self.resident.discard(tip)
+        tip.handle, tip.num_fed = NOT_RESIDENT, 0
+
+    def leaves(self) -> list[Tip]:
+        """Resident tips that no resident tip starts from: the only ones whose KV can be freed."""
+        origins = {tip.origin for tip in self.resident}
+        return [tip for tip in self.resident if tip not in origins]

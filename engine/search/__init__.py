@@ -1,0 +1,29 @@
+"""Searches over the answers of a policy, against a verifier."""
+
+from engine.search.beam import BeamSearch
+from engine.search.best_of_n import BestOfN, Majority
+from engine.search.dvts import DVTS
+from engine.search.keys import branch_key
+from engine.search.lookahead import Lookahead
+from engine.search.loop import MAX_BUDGET, check_arguments, run_search
+from engine.search.protocols import Policy, PolicyBranch, Strategy, Verifier, VerifierBranch
+from engine.search.vote import VOTES, vote
+
+__all__ = [
+    "DVTS",
+    "MAX_BUDGET",
+    "VOTES",
+    "BeamSearch",
+    "BestOfN",
+    "Lookahead",
+    "Majority",
+    "Policy",
+    "PolicyBranch",
+    "Strategy",
+    "Verifier",
+    "VerifierBranch",
+    "branch_key",
+    "check_arguments",
+    "run_search",
+    "vote",
+]

@@ -1,0 +1,48 @@
+"""Parallel sampling: whole answers, and a vote over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from engine.search.vote import check_vote
+
+
+@dataclass(frozen=True)
+class WholeAnswers:
+    """What the parallel strategies share: one round, in which every slot samples a whole answer."""
+
+    stop_at_step: ClassVar[bool] = False
+    max_rounds: ClassVar[int] = 1
+    lookahead: ClassVar[int] = 0
+
+    def groups(self, budget: int) -> tuple[int, int]:
+        """One group with a slot for every generation."""
+        return 1, budget
+
+    def select(self, agg_scores: Sequence[float], num_slots: int) -> list[tuple[int, int]]:
+        """Nobody goes on after the only round."""
+        return []
+
+
+@dataclass(frozen=True)
+class Majority(WholeAnswers):
+    """The most frequent answer. Nothing is scored, and a verifier is not needed."""
+
+    name: ClassVar[str] = "majority"
+    vote: ClassVar[str] = "majority"
+    is_scored: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class BestOfN(WholeAnswers):
+    """Full answers, scored once at their end. Raises ValueError for an unknown vote."""
+
+    vote: str = "weighted"  # or "naive", "majority"
+
+    name: ClassVar[str] = "best-of-n"
+    is_scored: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_vote(self.vote)

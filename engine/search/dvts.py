@@ -1,0 +1,21 @@
+"""Diverse verifier tree search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from engine.search.beam import BeamSearch
+
+
+@dataclass(frozen=True)
+class DVTS(BeamSearch):
+    """budget / width independent beam searches of `width` slots each, and one vote over all of them."""
+
+    name: ClassVar[str] = "dvts"
+
+    def groups(self, budget: int) -> tuple[int, int]:
+        """The subtrees and their slots. Raises ValueError for a budget that the width does not divide."""
+        if budget % self.width:
+            raise ValueError(f"dvts needs a budget that its width of {self.width} divides, got {budget}")
+        return budget // self.width, self.width

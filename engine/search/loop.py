@@ -1,0 +1,318 @@
+"""The loop that every search runs: expand, score, select, until nothing is live."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from engine.accounting.ledger import Ledger
+from engine.search.keys import branch_key
+from engine.search.protocols import Policy, PolicyBranch, Strategy, Verifier
+from engine.search.tree import OpenBranches, Trajectory, append_steps, is_judged
+from engine.search.vote import vote
+from engine.types import GREEDY, Candidate, Problem, Sampling, SearchResult, SearchTree, Step, TreeNode
+from engine.verifiers.aggregate import aggregate, check_agg_strategy
+
+MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
+
+Extract = Callable[[str], str | None]
+Grade = Callable[[str, str], bool | None]
+Allotment = list[tuple[Trajectory, int]]  # who is expanded, and into how many children
+
+
+async def run_search(
+    problem: Problem,
+    strategy: Strategy,
+    policy: Policy,
+    verifier: Verifier | None,
+    *,
+    budget: int,
+    seed: int,
+    sampling: Sampling,
+    max_tokens: int,
+    agg_strategy: str = "last",
+    extract: Extract,
+    grade: Grade | None = None,
+    ledger: Ledger | None = None,
+) -> SearchResult:
+    """Searches for the answer of one problem with `budget` generations.
+
+    `max_tokens` bounds a whole completion. `agg_strategy` turns the scores of a trajectory's steps
+    into the one score by which it is ranked and by which it votes. `extract` finds the answer that
+    a completion states, in a form in which equal answers are equal strings. `grade(answer, gold)`
+    says whether it is right (default: the strings are equal), None or an exception that it cannot
+    tell. The verifier is not used, and may be None, where the strategy scores nothing.
+
+    All branches are closed when the coroutine ends, is closed or raises. Raises ValueError for a
+    budget, limit or option out of range, before anything is opened.
+    """
+    check_arguments(strategy, verifier, budget=budget, max_tokens=max_tokens, agg_strategy=agg_strategy)
+    ledger = Ledger() if ledger is None else ledger
+    search = _Search(
+        problem, strategy, policy, verifier, seed, sampling, max_tokens, agg_strategy, extract, ledger
+    )
+    try:
+        await search.run(budget)
+    finally:
+        search.branches.close_all()
+    answer, best = vote(search.candidates, strategy.vote)
+    search.tree.best = None if best is None else search.final_nodes[best]
+    return SearchResult(
+        problem=problem,
+        answer=answer,
+        candidates=tuple(search.candidates),
+        tree=search.tree,
+        ledger=ledger,
+        strategy=strategy.name,
+        budget=budget,
+        seed=seed,
+        correct=_is_correct(answer, problem.answer, grade),
+        num_errors=sum(candidate.finish == "error" for candidate in search.candidates),
+    )
+
+
+def check_arguments(
+    strategy: Strategy, verifier: Verifier | None, *, budget: int, max_tokens: int, agg_strategy: str
+) -> None:
+    """Raises ValueError, with the value received, for what `run_search` cannot run."""
+    if not 1 <= budget <= MAX_BUDGET:
+        raise ValueError(f"budget must be 1..{MAX_BUDGET} generations, got {budget}")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+    check_agg_strategy(agg_strategy)
+    strategy.groups(budget)
+    if strategy.is_scored and verifier is None:
+        raise ValueError(f"strategy {strategy.name!r} needs a verifier, got None")
+
+
+def _is_correct(answer: str | None, gold: str | None, grade: Grade | None) -> bool | None:
+    """None where there is no gold answer, or where the grader cannot tell."""
+    if gold is None:
+        return None
+    if answer is None:
+        return False
+    if grade is None:
+        return answer == gold
+    try:
+        return grade(answer, gold)
+    except Exception:  # a grader reads what a model wrote; its failure is a verdict of its own
+        return None
+
+
+@dataclass
+class _Rollout:
+    """The greedy continuation that shows where a trajectory leads."""
+
+    of: Trajectory
+    policy: PolicyBranch
+    num_tokens: int  # of the completion, the rollout included
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def is_live(self) -> bool:
+        return not self.steps or self.steps[-1].finish == "step"
+
+
+@dataclass
+class _Search:
+    """The state of one problem's search."""
+
+    problem: Problem
+    strategy: Strategy
+    policy: Policy
+    verifier: Verifier | None
+    seed: int
+    sampling: Sampling
+    max_tokens: int
+    agg_strategy: str
+    extract: Extract
+    ledger: Ledger
+    tree: SearchTree = field(default_factory=lambda: SearchTree([TreeNode((), None, status="root")]))
+    branches: OpenBranches = field(default_factory=OpenBranches)
+    candidates: list[Candidate] = field(default_factory=list)  # in the order in which they ended
+    final_nodes: list[int] = field(default_factory=list)  # one per candidate
+
+    async def run(self, budget: int) -> None:
+        """Fills `tree` and `candidates`. What an ended answer took of its group's slots stays taken."""
+        num_groups, num_slots = self.strategy.groups(budget)
+        num_ended = [0] * num_groups
+        root = Trajectory(address=(), node=0)
+        root.policy = self.branches.add(await self.policy.open(self.problem.prompt, ledger=self.ledger))
+        allotment: Allotment = [(root, num_groups * num_slots)]
+        num_rounds = 0
+        while allotment:
+            num_rounds += 1
+            children = await self.expand(allotment, is_last=num_rounds == self.strategy.max_rounds)
+            if self.strategy.is_scored:
+                await self.score(children)
+            live: list[list[Trajectory]] = [[] for _ in range(num_groups)]
+            for child in children:
+                group = child.address[0] // num_slots
+                if child.finish == "step":
+                    live[group].append(child)
+                else:
+                    num_ended[group] += 1
+                    self.end(child)
+            allotment = []
+            for members, ended in zip(live, num_ended, strict=True):
+                allotment += self.select(members, num_slots - ended)
+
+    async def expand(self, allotment: Allotment, *, is_last: bool) -> list[Trajectory]:
+        """Samples the children of every survivor in one call. A single child is forked too: where
+        the KV is cut must follow from the search alone."""
+        children = []
+        for parent, num_children in allotment:
+            for index, branch in enumerate(self.branches.fork(parent.policy, num_children)):
+                children.append(parent.child(index, branch))
+            self.branches.close(parent.policy)
+            parent.policy = None
+        steps = await self.policy.extend(
+            [child.policy for child in children],
+            keys=[branch_key(self.seed, self.problem.id, child.address) for child in children],
+            sampling=self.sampling,
+            stop_at_step=self.strategy.stop_at_step,
+            max_tokens=[self.max_tokens - child.num_tokens for child in children],
+            priorities=[child.agg_score for child in children] if self.strategy.stop_at_step else None,
+        )
+        for child, new_steps in zip(children, steps, strict=True):
+            append_steps(self.tree, child, new_steps)
+            if child.finish == "step" and (is_last or child.num_tokens >= self.max_tokens):
+                self.set_finish(child, "length")  # it may not go on
+            if child.finish != "step":
+                self.branches.close(child.policy)
+                child.policy = None
+        return children
+
+    async def score(self, children: Sequence[Trajectory]) -> None:
+        """Has the new steps judged, on forks of the parents' verifier branches."""
+        for child in children:
+            child.judged = child.judged_steps()
+        judged = [child for child in children if child.judged]
+        for parent, siblings in groupby(children, key=lambda child: child.parent):
+            members = [child for child in siblings if child.judged]
+            if members and parent.verifier is None:
+                assert parent.parent is None, "a live trajectory has a verifier branch"
+                branch = await self.verifier.open(self.problem, ledger=self.ledger)
+                parent.verifier = self.branches.add(branch)
+            if members:
+                forks = self.branches.fork(parent.verifier, len(members))
+                for child, branch in zip(members, forks, strict=True):
+                    child.verifier = branch
+            if parent.verifier is not None:
+                self.branches.close(parent.verifier)
+                parent.verifier = None
+        if not judged:
+            return
+        steps = [[step for _, step in child.judged] for child in judged]
+        scores = await self.verifier.score([child.verifier for child in judged], steps)
+        for child, new_scores in zip(judged, scores, strict=True):
+            child.new_scores = list(new_scores)
+        if self.strategy.lookahead:
+            await self.look_ahead(
+                [child for child in judged if child.finish == "step" and math.isfinite(child.new_scores[-1])]
+            )
+        for child in judged:
+            self.record(child)
+
+    async def look_ahead(self, children: Sequence[Trajectory]) -> None:
+        """Puts in the place of each child's score the score at the end of its greedy rollout.
+
+        Rollouts run on forks, which are closed; their steps never join the answer. One that the
+        limit cuts off is scored at its last finished step.
+        """
+        rollouts = []
+        for child in children:
+            (branch,) = self.branches.fork(child.policy, 1)
+            rollouts.append(_Rollout(child, branch, child.num_tokens))
+        for _ in range(self.strategy.lookahead):
+            await self.extend_greedily(
+                [r for r in rollouts if r.is_live and r.num_tokens < self.max_tokens],
+            )
+        judged, forks = [], []
+        for rollout in rollouts:
+            self.branches.close(rollout.policy)
+            if rollout.steps[-1].finish == "error":
+                rollout.of.new_scores[-1] = math.nan
+            elif any(map(is_judged, rollout.steps)):
+                judged.append(rollout)
+                forks += self.branches.fork(rollout.of.verifier, 1)
+        if not judged:
+            return
+        steps = [[step for step in rollout.steps if is_judged(step)] for rollout in judged]
+        scores = await self.verifier.score(forks, steps)
+        for rollout, branch, new_scores in zip(judged, forks, scores, strict=True):
+            self.branches.close(branch)
+            rollout.of.new_scores[-1] = new_scores[-1]
+
+    async def extend_greedily(self, rollouts: Sequence[_Rollout]) -> None:
+        """One more step on each rollout."""
+        if not rollouts:
+            return
+        steps = await self.policy.extend(
+            [rollout.policy for rollout in rollouts],
+            keys=[branch_key(self.seed, self.problem.id, rollout.of.address) for rollout in rollouts],
+            sampling=GREEDY,
+            stop_at_step=True,
+            max_tokens=[self.max_tokens - rollout.num_tokens for rollout in rollouts],
+            purpose="lookahead",
+            priorities=[rollout.of.agg_score for rollout in rollouts],
+        )
+        for rollout, new_steps in zip(rollouts, steps, strict=True):
+            rollout.steps += new_steps
+            rollout.num_tokens += sum(len(step.token_ids) for step in new_steps)
+
+    def record(self, child: Trajectory) -> None:
+        """Writes the new scores down; one that is not finite turns the child into an error."""
+        if not all(map(math.isfinite, child.new_scores)):
+            self.set_finish(child, "error")
+            return
+        for (node, _), score in zip(child.judged, child.new_scores, strict=True):
+            child.scores += (score,)
+            child.agg_score = aggregate(child.scores, self.agg_strategy)
+            self.tree.nodes[node].score = score
+            self.tree.nodes[node].agg_score = child.agg_score
+
+    def select(self, live: Sequence[Trajectory], num_slots: int) -> Allotment:
+        """The survivors of one group and their numbers of children; the others are closed."""
+        assert len(live) <= num_slots, "more live answers than the budget has slots"
+        chosen = self.strategy.select([child.agg_score for child in live], num_slots)
+        assert sum(num_children for _, num_children in chosen) <= num_slots, "budget overshot"
+        survivors = [(live[index], num_children) for index, num_children in chosen]
+        kept = {index for index, _ in chosen}
+        for index, child in enumerate(live):
+            if index in kept:
+                self.tree.nodes[child.node].status = "kept"
+            else:
+                self.release(child)
+        return survivors
+
+    def end(self, child: Trajectory) -> None:
+        """Turns a trajectory that does not go on into a candidate."""
+        self.release(child)
+        self.tree.nodes[child.node].status = "final"
+        answer = self.extract(child.text) if child.finish == "eos" else None
+        self.final_nodes.append(child.node)
+        self.candidates.append(
+            Candidate(
+                text=child.text,
+                answer=answer,
+                finish=child.finish,
+                scores=child.scores,
+                agg_score=child.agg_score,
+                num_tokens=child.num_tokens,
+                address=child.address,
+            )
+        )
+
+    def set_finish(self, child: Trajectory, finish: str) -> None:
+        child.finish = finish
+        self.tree.nodes[child.node].finish = finish
+
+    def release(self, child: Trajectory) -> None:
+        """Closes what a trajectory still holds."""
+        for branch in (child.policy, child.verifier):
+            if branch is not None:
+                self.branches.close(branch)
+        child.policy = child.verifier = None

@@ -1,0 +1,91 @@
+"""What a search needs of a policy and of a verifier; fakes and models both provide it.
+
+All calls that cost a forward pass are coroutines: a search awaits them, and whoever drives the
+searches fills every forward with the pending work of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from engine.accounting.ledger import Ledger
+from engine.types import Problem, Sampling, Step
+
+
+class PolicyBranch(Protocol):
+    """A live sequence of the policy. `fork` is O(1) and leaves this branch open; `close` twice raises."""
+
+    token_ids: list[int]  # prompt and everything after it
+
+    def fork(self, num_branches: int) -> list[PolicyBranch]: ...
+
+    def close(self) -> None: ...
+
+
+class Policy(Protocol):
+    async def open(self, prompt: str, *, ledger: Ledger) -> PolicyBranch:
+        """A branch that holds the prompt. Raises ValueError for a prompt over the context."""
+        ...
+
+    async def extend(
+        self,
+        branches: Sequence[PolicyBranch],
+        *,
+        keys: Sequence[int],  # 64-bit random stream of each branch
+        sampling: Sampling,
+        stop_at_step: bool,  # else only at end of text
+        max_tokens: int | Sequence[int],  # new tokens, at least 1: one limit for all, or one per branch
+        purpose: str = "generated",  # or "lookahead", "estimation": who pays
+        priorities: Sequence[float] | None = None,  # lowest is suspended first when the KV pool is full
+    ) -> list[list[Step]]:
+        """Samples onto each branch until a step (or the text) ends; the new steps of each branch.
+
+        With `stop_at_step` each list has one step. Otherwise tokens are split into steps at every
+        delimiter token, by token position; there is never an empty step. (An end-of-text token that
+        follows a delimiter at once is a step of one token and no text; a search does not score it.)
+        """
+        ...
+
+
+class VerifierBranch(Protocol):
+    """The verifier's side of a policy branch; forks in lockstep with it."""
+
+    def fork(self, num_branches: int) -> list[VerifierBranch]: ...
+
+    def close(self) -> None: ...
+
+
+class Verifier(Protocol):
+    async def open(self, problem: Problem, *, ledger: Ledger) -> VerifierBranch: ...
+
+    async def score(
+        self, branches: Sequence[VerifierBranch], steps: Sequence[Sequence[Step]]
+    ) -> list[list[float]]:
+        """Appends the steps to each branch; one score in [0, 1] per step (NaN flags a numeric failure)."""
+        ...
+
+
+class Strategy(Protocol):
+    """What the loop asks of a strategy: how many children, what is scored, who survives. Frozen data."""
+
+    name: str  # as on the command line
+    vote: str  # one of engine.search.vote.VOTES
+    is_scored: bool  # else no verifier is needed
+    stop_at_step: bool  # else a round samples whole answers
+    lookahead: int  # greedy steps beyond a step, at whose end it is scored
+    max_rounds: int
+
+    def groups(self, budget: int) -> tuple[int, int]:
+        """Number of groups that are searched independently, and the slots (answers) of each.
+
+        Raises ValueError for a budget that the strategy cannot spend.
+        """
+        ...
+
+    def select(self, agg_scores: Sequence[float], num_slots: int) -> list[tuple[int, int]]:
+        """Of one group's live steps, in the order they were sampled: who survives, best first.
+
+        Pairs of index and number of children (at least 1), `num_slots` children at most in all.
+        """
+        ...

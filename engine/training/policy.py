@@ -1,0 +1,138 @@
+"""Training the home policy from nothing: next-token loss on worked answers, prompts masked out."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from engine.tasks import chain
+from engine.tasks.tokenizer import build_tokenizer
+
+IGNORED = -100  # the label that transformers' loss skips
+
+
+@dataclass(frozen=True)
+class PolicyRecipe:
+    """What `ttc train policy` trains; the default is the shipped policy."""
+
+    hidden_size: int = 96
+    num_layers: int = 6
+    num_heads: int = 6
+    num_kv_heads: int = 2
+    context: int = 1024  # tokens
+    num_tokens: int = 40_000_000
+    tokens_per_step: int = 6144
+    learning_rate: float = 2e-3
+    seed: int = 0
+    data: chain.ChainConfig = field(default_factory=chain.ChainConfig)
+
+    @property
+    def num_steps(self) -> int:
+        return self.num_tokens // self.tokens_per_step
+
+
+class ChainBatches(Dataset):
+    """Item i is a whole batch, made from (seed, i) alone, so that a resumed run sees the same data.
+
+    The problems of a batch have one depth: rows of nearly one length waste little on padding.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: PolicyRecipe):
+        self.ids = tokenizer.get_vocab()
+        self.recipe = recipe
+
+    def __len__(self) -> int:
+        return self.recipe.num_steps
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        recipe, config = self.recipe, self.recipe.data
+        rng = random.Random(f"policy/{recipe.seed}/{index}")
+        depth = rng.randint(config.min_depth, config.max_depth)
+        fixed = _replace_depth(config, depth)
+        rows: list[tuple[str, str]] = []
+        longest = 0
+        while not rows or longest * (len(rows) + 1) <= recipe.tokens_per_step:
+            problem = chain.draw_problem(rng, fixed)
+            if problem.split == "train":
+                rows.append((problem.text, chain.worked_answer(problem, rng, fixed)))
+                longest = max(longest, len(problem.text) + len(rows[-1][1]) + 1)
+        return self._encode(rows, longest)
+
+    def _encode(self, rows: list[tuple[str, str]], longest: int) -> dict[str, torch.Tensor]:
+        input_ids = torch.full((len(rows), longest), self.ids["<pad>"])
+        labels = torch.full((len(rows), longest), IGNORED)
+        for i, (prompt, answer) in enumerate(rows):
+            ids = torch.tensor([self.ids[c] for c in prompt + answer] + [self.ids["<eos>"]])
+            input_ids[i, : len(ids)] = ids
+            labels[i, len(prompt) : len(ids)] = ids[len(prompt) :]
+        return {"input_ids": input_ids, "labels": labels}
+
+
+def _replace_depth(config: chain.ChainConfig, depth: int) -> chain.ChainConfig:
+    from dataclasses import replace
+
+    return replace(config, min_depth=depth, max_depth=depth)
+
+
+def build_policy(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A freshly initialised Llama-family decoder."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=-(-recipe.hidden_size * 8 // 3 // 32) * 32,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_kv_heads,
+        max_position_embeddings=recipe.context,
+        tie_word_embeddings=True,
+        initializer_range=recipe.hidden_size**-0.5 / 2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu") -> None:
+    """Trains and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`."""
+    tokenizer = build_tokenizer()
+    model = build_policy(recipe, tokenizer)
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=recipe.num_steps,
+        per_device_train_batch_size=1,  # an item is a batch already
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(200, recipe.num_steps // 10),
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        logging_steps=50,
+        save_steps=500,
+        save_total_limit=2,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        use_cpu=device == "cpu",
+        bf16=device != "cpu",
+        torch_compile=shutil.which("g++") is not None,
+        report_to=[],
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=ChainBatches(tokenizer, recipe),
+        data_collator=lambda items: items[0],
+    )
+    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

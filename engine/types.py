@@ -1,0 +1,115 @@
+"""The values that searches take and return. Plain data: no tensor, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engine.accounting.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem; `id` keys its random stream and its ledger entry, `answer` is the gold answer."""
+
+    id: str
+    prompt: str
+    answer: str | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Filters apply after the temperature; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0 keeps all
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be >= 0, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be within (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be within [0, 1], got {self.min_p}")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run of sampled tokens that ends in a step delimiter, the end of text, or a limit.
+
+    `finish` is "step" (delimiter, the answer goes on), "eos" (the answer is complete), "length"
+    (cut off by a limit: neither a finished step nor a finished answer) or "error" (NaN or Inf
+    came out of the model).
+    """
+
+    token_ids: tuple[int, ...]  # the delimiter or end-of-text token included
+    text: str  # the delimiter included, special tokens not
+    finish: str
+    logprob: float = 0.0  # sum over the tokens
+    trunk_score: float | None = None  # of a head on the policy's trunk, where one is loaded
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One whole answer that a search produced."""
+
+    text: str  # completion, without the prompt
+    answer: str | None  # extracted; None where the completion states none or was cut off
+    finish: str  # "eos", "length" or "error"
+    scores: tuple[float, ...]  # one per step
+    agg_score: float  # the scores aggregated as the search ranked and voted by
+    num_tokens: int
+    address: tuple[int, ...]  # of its last node in the search tree
+
+
+@dataclass
+class TreeNode:
+    """A step in a problem's search tree; the root is the prompt and has no step."""
+
+    address: tuple[int, ...]  # index of the child taken at every level
+    parent: int | None  # index into SearchTree.nodes
+    step_text: str = ""
+    score: float | None = None  # the verifier's, of this step (after lookahead, if any)
+    agg_score: float | None = None  # of the path up to here
+    num_tokens: int = 0
+    finish: str | None = None
+    status: str = "pruned"  # "root", "kept" (selected, expanded further), "pruned", "final" (a candidate)
+
+
+@dataclass
+class SearchTree:
+    """Every step a search has sampled, parents before children; nodes[0] is the root."""
+
+    nodes: list[TreeNode]
+    best: int | None = None  # index of the last node of the chosen answer's best candidate
+
+    def path(self, index: int) -> list[int]:
+        """Indices from the root to a node."""
+        path = [index]
+        while (parent := self.nodes[path[-1]].parent) is not None:
+            path.append(parent)
+        return path[::-1]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search of one problem returns."""
+
+    problem: Problem
+    answer: str | None
+    candidates: tuple[Candidate, ...]
+    tree: SearchTree
+    ledger: Ledger
+    strategy: str
+    budget: int  # generations
+    seed: int
+    correct: bool | None = None  # None: no gold answer, or grading failed
+    num_errors: int = 0  # candidates left out because a model or verifier gave NaN or Inf

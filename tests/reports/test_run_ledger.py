@@ -1,0 +1,262 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from engine.reports import RunLedger, ledger_path, open_run, read_rows, row_line
+from tests.reports.builders import make_row
+
+CONFIG = {
+    "strategy": "beam",
+    "budget": 16,
+    "seed": 0,
+    "sampling": {"temperature": 0.8, "top_k": 0},
+    "steps": (1, 2),
+}
+
+
+def fill(path, indices, config=CONFIG):
+    with RunLedger(path, config) as ledger:
+        for index in indices:
+            ledger.append(index, make_row(f"p{index}"))
+
+
+def test_rows_come_out_in_input_order(tmp_path):
+    out = tmp_path / "deep" / "results.jsonl"
+    with open_run(out, CONFIG) as ledger:
+        assert ledger.done == {}
+        assert ledger.num_resumed == 0
+        for index in (2, 0, 1):
+            ledger.append(index, make_row(f"p{index}"))
+        assert ledger.write_rows(out, num_expected=3) == 3
+    assert [row["id"] for row in read_rows(out)] == ["p0", "p1", "p2"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["results.jsonl", "results.jsonl.ledger"]
+
+
+def test_a_second_run_finds_what_is_done(tmp_path):
+    path = tmp_path / "ledger"
+    fill(path, [0, 3])
+    with RunLedger(path, dict(reversed(CONFIG.items()))) as ledger:  # the order of keys is no difference
+        assert set(ledger.done) == {0, 3}
+        assert ledger.num_resumed == 2
+        assert ledger.done[3] == make_row("p3")
+        with pytest.raises(ValueError, match=r"row 3 of .* is already done"):
+            ledger.append(3, make_row("p3"))
+        with pytest.raises(ValueError, match="counts from 0, got -1"):
+            ledger.append(-1, make_row())
+        ledger.append(1, make_row("p1"))
+    with RunLedger(path, CONFIG) as ledger:
+        assert set(ledger.done) == {0, 1, 3}
+
+
+def test_incomplete_rows_are_written_unless_all_are_expected(tmp_path):
+    out = tmp_path / "results.jsonl"
+    out.write_text("old")
+    with RunLedger(ledger_path(out), CONFIG) as ledger:
+        ledger.append(1, make_row("p1"))
+        with pytest.raises(ValueError, match="1 of 2 rows are not done, the first is 0"):
+            ledger.write_rows(out, num_expected=2)
+        assert out.read_text() == "old"
+        assert ledger.write_rows(out) == 1
+    assert [row["id"] for row in read_rows(out)] == ["p1"]
+
+
+def test_cut_at_any_byte_it_resumes(tmp_path):
+    path = tmp_path / "ledger"
+    config = {"seed": 0}
+    with RunLedger(path, config) as ledger:
+        for index in range(3):
+            ledger.append(index, {"id": f"p{index}é", "seed": 0, "strategy": "beam"}, seconds=1.0)
+    whole = path.read_bytes()
+    ends = [end + 1 for end, byte in enumerate(whole) if byte == ord("\n")]
+    for length in range(0, len(whole), 3):
+        path.write_bytes(whole[:length])
+        with RunLedger(path, config) as ledger:
+            num_whole = sum(end <= length for end in ends)
+            assert set(ledger.done) == set(range(max(num_whole - 1, 0)))
+            if length % 5 == 0:  # going on from here gives the file of an undisturbed run
+                for index in set(range(3)) - set(ledger.done):
+                    row = {"id": f"p{index}é", "seed": 0, "strategy": "beam"}
+                    ledger.append(index, row, seconds=1.0)
+                assert path.read_bytes() == whole
+
+
+def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path):
+    path = tmp_path / "ledger"
+    fill(path, [0])
+    path.write_bytes(path.read_bytes() + b"\0" * 500)
+    with RunLedger(path, CONFIG) as ledger:
+        assert set(ledger.done) == {0}
+        ledger.append(1, make_row("p1"))
+    with RunLedger(path, CONFIG) as ledger:
+        assert set(ledger.done) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"seed": 0.0}, "seed was 0, now 0.0"),
+        ({"sampling": {"temperature": 1.0, "top_k": 0}}, "sampling.temperature was 0.8, now 1.0"),
+        ({"sampling": {}}, "sampling.temperature was 0.8, now not set"),
+        ({"prm": "x" * 300}, 'prm was not set, now "xxx'),
+        ({"budget": 8, "strategy": "dvts"}, 'strategy was "beam", now "dvts"; budget was 16, now 8'),
+        ({str(number): 0 for number in range(9)}, "; and 3 more"),
+    ],
+)
+def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path, change, message):
+    path = tmp_path / "ledger"
+    fill(path, [0])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="another configuration") as caught:
+        RunLedger(path, {**CONFIG, **change})
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert path.read_bytes() == before
+    with RunLedger(path, {**CONFIG, **change}, overwrite=True) as ledger:
+        assert ledger.done == {}
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    path = tmp_path / "ledger"
+    with RunLedger(path, CONFIG) as ledger:
+        ledger.append(0, make_row())
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match="another run is writing to"):
+                RunLedger(path, CONFIG, overwrite=overwrite)
+        ledger.append(1, make_row("p1"))
+    with RunLedger(path, CONFIG) as ledger:
+        assert set(ledger.done) == {0, 1}
+
+
+def test_a_refused_file_is_not_left_locked(tmp_path):
+    path = tmp_path / "ledger"
+    fill(path, [0])
+    with pytest.raises(ValueError, match="another configuration"):
+        RunLedger(path, {})
+    RunLedger(path, CONFIG).close()
+
+
+def damage(lines):
+    yield "not JSON", [lines[0], lines[1][:-5], lines[2]], "line 2 is damaged"
+    yield "row twice", [lines[0], lines[1], lines[1]], "line 3 is damaged: row 0 stands twice"
+    yield (
+        "row of another position",
+        [lines[0], lines[1].replace(b'"index": 0', b'"index": 5')],
+        "line 2 is damaged",
+    )
+    yield (
+        "another problem",
+        [lines[0], lines[1].replace(b'"p0"', b'"p9"')],
+        "line 2 is damaged: the key of row 0",
+    )
+    yield "edited header", [lines[0].replace(b"16", b"17"), lines[1]], "line 1 is damaged: its configuration"
+    yield "no header field", [lines[0].replace(b"config_hash", b"config_hush")], "line 1 is damaged"
+    yield "no ledger", [b"my notes"], "is not a run ledger: it starts with b'my notes"
+
+
+def test_damage_inside_the_file_is_reported(tmp_path):
+    path = tmp_path / "ledger"
+    fill(path, [0, 1])
+    for name, lines, message in damage(path.read_bytes().split(b"\n")[:-1]):
+        data = b"\n".join(lines) + b"\n"
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="ledger") as caught:
+            RunLedger(path, CONFIG)
+        assert message in str(caught.value), name
+        assert path.read_bytes() == data, name
+
+
+def test_results_without_a_ledger_are_not_overwritten(tmp_path):
+    out = tmp_path / "results.jsonl"
+    out.write_text("mine\n")
+    with pytest.raises(ValueError, match=r"no run ledger results\.jsonl\.ledger stands beside it"):
+        open_run(out, CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    open_run(out, CONFIG, overwrite=True).close()
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    path = tmp_path / "ledger"
+    with RunLedger(path, CONFIG) as ledger:
+        ledger.append(0, make_row())
+        before = path.read_bytes()
+        real = os.pwrite
+
+        def half(descriptor, data, offset):
+            if len(data) < 20:
+                raise OSError(28, "No space left on device")
+            return real(descriptor, data[: len(data) // 2], offset)
+
+        monkeypatch.setattr(os, "pwrite", half)
+        with pytest.raises(OSError, match="No space"):
+            ledger.append(1, make_row("p1"))
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+        assert set(ledger.done) == {0}
+        ledger.append(1, make_row("p1"))
+    with RunLedger(path, CONFIG) as ledger:
+        assert set(ledger.done) == {0, 1}
+
+
+def test_seconds_add_up_per_strategy_over_runs(tmp_path):
+    path = tmp_path / "ledger"
+    with RunLedger(path, CONFIG) as ledger:
+        ledger.append(0, make_row(strategy="beam"), seconds=1.5)
+        ledger.append(1, make_row(strategy="majority"), seconds=4)
+    with RunLedger(path, CONFIG) as ledger:
+        ledger.append(2, make_row(strategy="beam"), seconds=2.0)
+        assert ledger.seconds_by_strategy() == {"beam": 3.5, "majority": 4.0}
+        ledger.append(3, make_row(strategy="dvts"))
+        assert 0 <= ledger.seconds_by_strategy()["dvts"] < 60
+        assert "seconds" not in ledger.done[3]  # a row does not depend on how fast the machine was
+
+
+def test_a_path_that_cannot_be_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot open the run ledger"):
+        RunLedger(tmp_path / "file" / "ledger", CONFIG)
+    with pytest.raises(ValueError, match=r"cannot open the run ledger .*: Is a directory"):
+        RunLedger(tmp_path, CONFIG)
+
+
+def test_rows_can_go_to_what_is_no_file(tmp_path):
+    with RunLedger(tmp_path / "ledger", CONFIG) as ledger:
+        ledger.append(0, make_row())
+        assert ledger.write_rows(os.devnull) == 1
+        link, target = tmp_path / "link.jsonl", tmp_path / "target.jsonl"
+        target.write_text("old")
+        link.symlink_to(target)
+        ledger.write_rows(link)
+    assert not os.path.isfile(os.devnull)
+    assert link.is_symlink()
+    assert target.read_bytes() == row_line(make_row())
+
+
+WRITER = """
+import sys
+from engine.reports.run_ledger import RunLedger
+from tests.reports.builders import make_row
+with RunLedger(sys.argv[1], {"seed": 0}) as ledger:
+    for index in range(100_000):
+        if index not in ledger.done:
+            ledger.append(index, make_row(f"p{index}"))
+            print(index, flush=True)
+"""
+
+
+def test_kill_9_loses_no_row_that_was_reported(tmp_path):
+    path, reported = tmp_path / "ledger", -1
+    for num_rows in (5, 40):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True)
+        for _ in range(num_rows):
+            reported = int(process.stdout.readline())
+        os.kill(process.pid, signal.SIGKILL)
+        rest = process.stdout.read().split()
+        process.wait()
+        reported = int(rest[-1]) if rest else reported
+        with RunLedger(path, {"seed": 0}) as ledger:
+            # One row may be on the disk whose report did not get out.
+            assert list(ledger.done) in (list(range(reported + 1)), list(range(reported + 2)))

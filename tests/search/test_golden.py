@@ -1,0 +1,47 @@
+"""Every strategy replays a stored tree.
+
+After a wanted change of behaviour, `python -m tests.search.test_golden` writes the trees again;
+read the difference before keeping it.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
+
+from .fakes import search
+
+FOLDER = Path(__file__).parent / "golden"
+STRATEGIES = [
+    Majority(),
+    BestOfN(),
+    BeamSearch(width=2),
+    Lookahead(width=2, lookahead=1),
+    DVTS(width=2),
+]
+
+
+def as_json(strategy) -> str:
+    """A search in one line per node and candidate."""
+    result = search(strategy, 8, seed=0)
+    lines = {"nodes": result.tree.nodes, "candidates": result.candidates}
+    fields = [f'"{name}": {json.dumps(getattr(result, name))}' for name in ("strategy", "budget", "answer")]
+    fields.append(f'"best": {result.tree.best}')
+    fields.append(f'"tokens": {json.dumps({k: v for k, v in result.ledger.tokens.items() if v})}')
+    for name, rows in lines.items():
+        fields.append(f'"{name}": [\n  ' + ",\n  ".join(json.dumps(asdict(row)) for row in rows) + "\n]")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_the_golden_tree_is_replayed(strategy):
+    stored = (FOLDER / f"{strategy.name}.json").read_text()
+    assert json.loads(as_json(strategy)) == json.loads(stored)
+
+
+if __name__ == "__main__":
+    for strategy in STRATEGIES:
+        (FOLDER / f"{strategy.name}.json").write_text(as_json(strategy))

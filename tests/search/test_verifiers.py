@@ -1,0 +1,167 @@
+"""Verifiers that run no model, and the aggregation of their scores."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from engine.accounting import Ledger
+from engine.search import BeamSearch, BestOfN, Majority
+from engine.tasks import chain
+from engine.types import Problem, Step
+from engine.verifiers.aggregate import AGG_STRATEGIES, aggregate
+from engine.verifiers.callable import CallableVerifier
+from engine.verifiers.oracle import OracleVerifier
+from engine.verifiers.trunk import TrunkVerifier
+from ttc_kernels.step_score.reference import fold
+
+from .fakes import PROBLEM, FakePolicy, drive, scripted_draw, start
+
+
+def steps(*texts: str) -> list[Step]:
+    return [Step((1,), text, "step", trunk_score=len(text) / 10) for text in texts]
+
+
+def open_branch(verifier):
+    return drive(verifier.open(PROBLEM, ledger=Ledger()))
+
+
+def test_aggregates():
+    scores = (0.5, 0.25, 0.75)
+    assert [aggregate(scores, name) for name in AGG_STRATEGIES] == [0.75, 0.25, 0.09375, 0.5]
+    assert [aggregate((0.3,), name) for name in AGG_STRATEGIES] == [0.3] * 4
+    assert [aggregate((), name) for name in AGG_STRATEGIES] == [0.0] * 4
+    with pytest.raises(ValueError, match="'max'"):
+        aggregate(scores, "max")
+
+
+def test_aggregates_agree_with_the_fold_of_the_kernels():
+    rng, state, scores = random.Random(0), torch.zeros(4), []
+    for count in range(12):
+        scores.append(rng.random())
+        state = fold(state, count, scores[-1])
+        assert [aggregate(scores, name) for name in ("last", "min", "prod", "mean")] == pytest.approx(
+            state.tolist(), rel=1e-5
+        )
+
+
+def test_a_function_sees_the_prompt_and_the_steps_of_its_own_branch():
+    seen = []
+
+    def function(prompt, texts):
+        seen.append((prompt, texts))
+        return len(texts) / 10
+
+    verifier = CallableVerifier(function)
+    branch = open_branch(verifier)
+    assert drive(verifier.score([branch], [steps("a\n", "b\n")])) == [[0.1, 0.2]]
+    left, right = branch.fork(2)
+    branch.close()
+    assert drive(verifier.score([left, right], [steps("c\n"), steps("d\n", "e")])) == [[0.3], [0.3, 0.4]]
+    assert seen[-1] == (PROBLEM.prompt, ["a\n", "b\n", "d\n", "e"])
+    assert seen[2] == (PROBLEM.prompt, ["a\n", "b\n", "c\n"])
+    with pytest.raises(ValueError, match="closed"):
+        branch.close()
+    with pytest.raises(ValueError, match="closed"):
+        branch.fork(1)
+
+
+@pytest.mark.parametrize(
+    ("value", "received"), [(1.5, "got 1.5"), (-0.1, "got -0.1"), ("good", "'good'"), (None, "None")]
+)
+def test_a_function_that_returns_no_score_is_refused(value, received):
+    verifier = CallableVerifier(lambda prompt, texts: value)
+    with pytest.raises(ValueError, match=received):
+        drive(verifier.score([open_branch(verifier)], [steps("a")]))
+
+
+def test_a_function_searches():
+    script = {(0,): "1\n", (1,): "2\n", (0, 0): "3", (0, 1): "4", (1, 0): "5", (1, 1): "6"}
+
+    def result(function):
+        verifier, policy = CallableVerifier(function), FakePolicy(scripted_draw(script))
+        return drive(start(BeamSearch(width=2), policy, verifier, budget=2))
+
+    assert result(lambda prompt, texts: int(texts[-1]) / 10).answer == "6"
+    assert result(lambda prompt, texts: 1 - int(texts[-1]) / 10).answer == "3"
+    nothing = result(lambda prompt, texts: math.nan)
+    assert (nothing.answer, nothing.num_errors) == (None, 2)
+    assert nothing.ledger.tokens["verified"] == 0
+
+
+def test_trunk_scores_are_read_and_missing_ones_refused():
+    verifier = TrunkVerifier()
+    branch = open_branch(verifier)
+    (fork,) = branch.fork(1)
+    assert drive(verifier.score([branch, fork], [steps("a\n", "bb\n"), steps("c")])) == [[0.2, 0.3], [0.1]]
+    with pytest.raises(ValueError, match="'a' no trunk score"):
+        drive(verifier.score([branch], [[Step((1,), "a", "eos")]]))
+
+
+def test_the_oracle_is_exact():
+    problem = chain.parse("473;+38;*27;-12")
+    oracle = OracleVerifier.from_first_wrong_step(
+        lambda problem, texts: chain.first_wrong_step(chain.parse(problem.prompt), texts)
+    )
+    branch = drive(oracle.open(Problem("c", problem.text), ledger=Ledger()))
+    assert drive(oracle.score([branch], [steps("473+38=511\n")])) == [[1.0]]
+    right, wrong = branch.fork(2)
+    assert drive(
+        oracle.score([right, wrong], [steps("511*27=797\n"), steps("511*27=798\n", "797-12=785")])
+    ) == [
+        [1.0],
+        [0.0, 0.0],
+    ]
+    (child,) = wrong.fork(1)
+    assert drive(oracle.score([child, right], [steps("1=1\n"), steps("797-12=785")])) == [[0.0], [1.0]]
+
+
+def test_the_oracle_takes_any_judgement_and_does_not_ask_after_a_wrong_step():
+    asked = []
+
+    def is_right(problem, texts):
+        asked.append(list(texts))
+        return texts[-1] != "b"
+
+    verifier = OracleVerifier(is_right)
+    assert drive(verifier.score([open_branch(verifier)], [steps("a", "b", "c")])) == [[1.0, 0.0, 0.0]]
+    assert asked == [["a"], ["a", "b"]]
+
+
+def test_search_against_the_oracle_solves_what_a_vote_does_not():
+    """A policy that gets two lines in three wrong, on the home task."""
+    problem = chain.parse("473;+38;*27;-12;+9")
+    lines = [
+        f"{value}{sign}{operand}={after}"
+        for value, (sign, operand), after in zip(
+            problem.values, problem.operations, problem.values[1:], strict=False
+        )
+    ]
+
+    def draw(key, text, new_text):
+        done = text.count("\n")
+        line, rng = lines[done], random.Random(f"{key}/{text}")
+        if rng.random() < 2 / 3:
+            line = f"{line.split('=')[0]}=7"  # always the same mistake, so that votes agree on it
+        return line + "\n" * (done + 1 < len(lines))
+
+    def run(strategy):
+        verifier = OracleVerifier.from_first_wrong_step(
+            lambda problem, texts: chain.first_wrong_step(chain.parse(problem.prompt), texts)
+        )
+        return drive(
+            start(
+                strategy,
+                FakePolicy(draw),
+                verifier,
+                problem=Problem("c", problem.text, answer=problem.answer),
+                budget=16,
+                max_tokens=200,
+                extract=chain.extract_answer,
+            )
+        )
+
+    assert run(Majority()).answer == "7"
+    assert run(BestOfN()).correct is False  # no whole answer is right from its first line to its last
+    assert run(BeamSearch(width=4)).correct is True

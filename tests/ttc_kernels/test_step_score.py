@@ -1,0 +1,170 @@
+import math
+
+import pytest
+import torch
+
+from ttc_kernels import _native
+from ttc_kernels.step_score import cases, fold, reference, step_score
+from ttc_kernels.testing import assert_within_budget
+
+ISAS = _native.supported_isas()
+
+
+def inputs_for(logits: list[float], slot: list[int], num_slots: int) -> dict:
+    """Arguments that give sigmoid(logits[i]) as score i."""
+    return {
+        "hidden": torch.tensor(logits)[:, None],
+        "rows": torch.arange(len(logits), dtype=torch.int32),
+        "weight": torch.ones(1, 1),
+        "bias": None,
+        "good_index": 0,
+        "state": torch.full((num_slots, 4), torch.nan),
+        "counts": torch.zeros(num_slots, dtype=torch.int32),
+        "slot": torch.tensor(slot, dtype=torch.int32),
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", cases.tiny(), ids=str)
+def test_error_budget(case, isa):
+    inputs, plain, exact = case.inputs(seed=1), case.inputs(seed=1), case.inputs(seed=1)
+    for name in ("hidden", "weight", "bias"):
+        exact[name] = exact[name].double() if exact[name] is not None else None
+    scores = step_score(**inputs, isa=isa)
+    assert_within_budget(scores, reference.step_score(**exact), reference.step_score(**plain))
+    assert torch.equal(inputs["counts"], plain["counts"])
+    torch.testing.assert_close(inputs["state"], plain["state"], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_native_folds_as_the_definition_does(isa):
+    """The same scores through `fold` give the same bits, later calls and shared slots included."""
+    state = torch.full((5, 4), torch.nan)
+    counts = [0] * 5
+    native = cases.Case(30, 40, 33, 2, torch.float32, True, 5)
+    first = native.inputs(seed=0)
+    first["state"].fill_(torch.nan)  # what stands in an empty slot does not matter
+    for seed in (0, 1, 2):
+        inputs = {**native.inputs(seed), "state": first["state"], "counts": first["counts"]}
+        scores = step_score(**inputs, isa=isa)
+        for s, score in zip(inputs["slot"].tolist(), scores.tolist(), strict=True):
+            state[s] = fold(state[s], counts[s], score)
+            counts[s] += 1
+    assert first["counts"].tolist() == counts
+    assert torch.equal(first["state"], state)
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_several_scores_into_one_slot(impl):
+    logits = [math.log(p / (1 - p)) for p in (0.5, 0.8, 0.25, 0.9)]
+    inputs = inputs_for(logits, [2, 0, 2, 2], 3)
+    scores = step_score(**inputs, impl=impl)
+    torch.testing.assert_close(scores, torch.tensor([0.5, 0.8, 0.25, 0.9]))
+    assert inputs["counts"].tolist() == [1, 0, 3]
+    last_min_prod_mean = torch.tensor([0.9, 0.25, 0.5 * 0.25 * 0.9, (0.5 + 0.25 + 0.9) / 3])
+    torch.testing.assert_close(inputs["state"][2], last_min_prod_mean)
+    torch.testing.assert_close(inputs["state"][0], torch.full((4,), 0.8))
+    assert inputs["state"][1].isnan().all()  # not touched
+
+
+def test_fold_leaves_its_input_alone():
+    row = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    after = fold(row, 1, 0.25)
+    assert after.tolist() == [0.25, 0.25, 0.125, 0.375]
+    assert row.tolist() == [0.5] * 4
+    assert fold(row, 0, 0.75).tolist() == [0.75] * 4
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_saturated_scores_pass(impl):
+    inputs = inputs_for([1000.0, -1000.0, 1000.0], [0, 1, 1], 2)
+    assert step_score(**inputs, impl=impl).tolist() == [1.0, 0.0, 1.0]
+    assert inputs["state"].tolist() == [[1.0] * 4, [1.0, 0.0, 0.0, 0.5]]
+    inputs = inputs_for([1.0, -1.0], [0, 1], 2)
+    inputs.update(weight=torch.tensor([[-1e5], [1e5], [0.0]]), good_index=1)
+    assert step_score(**inputs, impl=impl).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_nan_is_visible_and_stays_in_its_slot(num_labels, impl, isa):
+    inputs = inputs_for([0.0, math.nan, 0.0, 0.0], [0, 1, 1, 2], 3)
+    inputs.update(weight=torch.ones(num_labels, 1))
+    scores = step_score(**inputs, impl=impl, isa=isa)
+    assert scores.isnan().tolist() == [False, True, False, False]
+    state = inputs["state"]
+    assert not state[[0, 2]].isnan().any()
+    assert state[1].isnan().tolist() == [False, True, True, True]  # last is the later, sound score
+    inputs["rows"], inputs["slot"] = torch.tensor([[1], [2]], dtype=torch.int32)
+    step_score(**inputs, impl=impl, isa=isa)
+    assert inputs["state"][2].isnan().all()
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_good_index_and_bias_matter(impl):
+    inputs = cases.Case(6, 6, 16, 3, torch.float32, True, 6).inputs(seed=2)
+    logits = inputs["hidden"][inputs["rows"].long()] @ inputs["weight"].T + inputs["bias"]
+    for good_index in range(3):
+        scores = step_score(**{**inputs, "good_index": good_index}, impl=impl)
+        torch.testing.assert_close(scores, logits.softmax(-1)[:, good_index])
+    without = step_score(**{**inputs, "bias": None}, impl=impl)
+    assert (without - step_score(**inputs, impl=impl)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_independent(dtype, isa):
+    n = 300  # enough work for two threads
+    inputs = cases.Case(n, n, 257, 2, dtype, True, n).inputs(seed=3)
+    inputs["rows"] = inputs["slot"] = torch.arange(n, dtype=torch.int32)
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        scores = step_score(**inputs, isa=isa)
+        torch.set_num_threads(1)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).int()
+        for chosen in (inputs["rows"], order, order[:1]):
+            part = {"rows": chosen, "slot": chosen, "state": torch.zeros(n, 4)}
+            part["counts"] = torch.zeros(n, dtype=torch.int32)
+            again = step_score(**{**inputs, **part}, isa=isa)
+            assert torch.equal(again, scores[chosen.long()])
+            assert torch.equal(part["state"][chosen.long()], inputs["state"][chosen.long()])
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_no_scores():
+    inputs = cases.Case(4, 0, 16, 2, torch.float32, True, 3).inputs()
+    assert step_score(**inputs).shape == (0,)
+    assert inputs["counts"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_out_of_range_changes_nothing(impl):
+    for name, value, limit in (("rows", 4, 4), ("rows", -1, 4), ("slot", 3, 3), ("slot", -1, 3)):
+        inputs = cases.Case(4, 5, 16, 2, torch.float32, True, 3).inputs()
+        inputs[name][2] = value
+        with pytest.raises(ValueError, match=rf"step_score: {name}\[2\] is {value}, .* \[0, {limit}\)"):
+            step_score(**inputs, impl=impl)
+        assert inputs["counts"].sum() == 0
+    with pytest.raises(ValueError, match=r"good_index .* got 2"):
+        step_score(**{**cases.tiny()[6].inputs(), "good_index": 2}, impl=impl)
+
+
+def test_wrong_arguments():
+    good = cases.Case(4, 5, 16, 2, torch.float32, True, 3).inputs()
+    wrong = {
+        "hidden": good["hidden"].double(),
+        "rows": good["rows"].long(),
+        "weight": good["weight"].bfloat16(),
+        "bias": torch.zeros(3),
+        "state": torch.zeros(3, 5),
+        "counts": torch.zeros(4, dtype=torch.int32),
+        "slot": good["slot"][:4],
+    }
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=rf"step_score: {name} must be .* got \("):
+            step_score(**{**good, name: value})
+    with pytest.raises(ValueError, match=r"impl must be .* got 'fast'"):
+        step_score(**good, impl="fast")

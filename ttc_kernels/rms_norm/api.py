@@ -1,0 +1,69 @@
+"""rms_norm: what may be passed, and who computes it."""
+
+from __future__ import annotations
+
+import torch
+
+from ttc_kernels import _native
+from ttc_kernels.rms_norm import reference
+
+
+def rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    *,
+    impl: str = "auto",
+    isa: str = "auto",
+) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight for every row.
+
+    x is (rows, hidden), weight (hidden,), both float32 or bfloat16; rows may be strided, elements not. With
+    `residual`, of x's shape, `residual += x` happens in place and the sum is normed. `out`, of x's shape, is
+    written and returned; it may be x. `impl` is "auto", "native" (CPU) or "reference"; `isa` picks the native
+    build ("portable", "avx2", "avx512"). Raises ValueError for anything else.
+    """
+    if impl not in ("auto", "native", "reference"):
+        raise ValueError(f"rms_norm: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    dtype, shape = x.dtype, x.shape
+    if (dtype is not torch.float32 and dtype is not torch.bfloat16) or len(shape) != 2 or not x.is_cpu:
+        raise ValueError(
+            f"rms_norm: x must be (rows, hidden) float32 or bfloat16 on a CPU, got {_describe(x)}"
+        )
+    if out is None:
+        out = torch.empty(shape, dtype=dtype)
+    if weight.shape != shape[1:] or weight.dtype is not dtype or not weight.is_contiguous():
+        raise ValueError(
+            f"rms_norm: weight must be contiguous, ({shape[1]},) {dtype}, got {_describe(weight)}"
+        )
+    for name, other in (("x", x), ("residual", residual), ("out", out)):
+        if other is None:
+            continue
+        if other.shape != shape or other.dtype is not dtype or other.stride(1) != 1:
+            raise ValueError(
+                f"rms_norm: {name} must be {tuple(shape)} {dtype} with adjacent elements, "
+                f"got {_describe(other)}"
+            )
+    if impl == "reference":
+        return reference.rms_norm(x, weight, eps, residual, out)
+    _native.rms_norm(
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        eps,
+        0 if residual is None else residual.data_ptr(),
+        0 if residual is None else residual.stride(0),
+        out.data_ptr(),
+        out.stride(0),
+        shape[0],
+        shape[1],
+        dtype is torch.bfloat16,
+        isa,
+    )
+    return out
+
+
+def _describe(x: torch.Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

@@ -1,0 +1,104 @@
+"""sample: what may be passed, and who computes it."""
+
+from __future__ import annotations
+
+import torch
+
+from ttc_kernels import _native
+from ttc_kernels.sample import reference
+
+
+def sample(
+    logits: torch.Tensor,
+    keys: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    *,
+    impl: str = "auto",
+    isa: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row: (tokens int32, logprobs float32), each (rows,).
+
+    logits is (rows, vocab) float32, rows may be strided; the rest is (rows,): keys int64 (the bits of a
+    uint64), positions int32 >= 0, temperature float32 >= 0 (0: the argmax, ties to the lowest index), top_k
+    int32 >= 0 (0: all), top_p float32 within (0, 1], min_p float32 within [0, 1]. Filters apply in the order
+    temperature, top-k, top-p, min-p. The draw depends on the row, its key and its position alone. A log-
+    probability is that of the token before filters, at the row's temperature (at 1 where it is 0). A row
+    with NaN or +Inf, or with -Inf only, gets token -1 and log-probability NaN. `impl` is "auto", "native"
+    (CPU) or "reference"; `isa` picks the native build. Raises ValueError for anything else.
+    """
+    if impl not in ("auto", "native", "reference"):
+        raise ValueError(f"sample: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    shape = logits.shape
+    if (
+        logits.dtype is not torch.float32
+        or len(shape) != 2
+        or shape[1] == 0
+        or logits.stride(1) != 1
+        or not logits.is_cpu
+    ):
+        raise ValueError(
+            "sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, "
+            f"got {_describe(logits)}"
+        )
+    rows = shape[:1]
+    _check("keys", keys, rows, torch.int64)
+    _check("positions", positions, rows, torch.int32)
+    _check("temperature", temperature, rows, torch.float32)
+    _check("top_k", top_k, rows, torch.int32)
+    _check("top_p", top_p, rows, torch.float32)
+    _check("min_p", min_p, rows, torch.float32)
+    if impl == "reference":
+        _check_values(positions, temperature, top_k, top_p, min_p)
+        return reference.sample(logits, keys, positions, temperature, top_k, top_p, min_p)
+    tokens = torch.empty(rows, dtype=torch.int32)
+    logprobs = torch.empty(rows, dtype=torch.float32)
+    _native.sample(
+        logits.data_ptr(),
+        logits.stride(0),
+        shape[0],
+        shape[1],
+        keys.data_ptr(),
+        positions.data_ptr(),
+        temperature.data_ptr(),
+        top_k.data_ptr(),
+        top_p.data_ptr(),
+        min_p.data_ptr(),
+        tokens.data_ptr(),
+        logprobs.data_ptr(),
+        isa,
+    )
+    return tokens, logprobs
+
+
+def _check(name: str, x: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
+        raise ValueError(f"sample: {name} must be contiguous, {tuple(shape)} {dtype}, got {_describe(x)}")
+
+
+def _check_values(
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+) -> None:
+    """What the native code checks by itself."""
+    is_finite = temperature.isfinite()
+    for name, x, is_right, must in (
+        ("temperature", temperature, is_finite & (temperature >= 0), "finite and >= 0"),
+        ("top_k", top_k, top_k >= 0, ">= 0"),
+        ("top_p", top_p, (top_p > 0) & (top_p <= 1), "within (0, 1]"),
+        ("min_p", min_p, (min_p >= 0) & (min_p <= 1), "within [0, 1]"),
+        ("positions", positions, positions >= 0, ">= 0"),
+    ):
+        if not is_right.all():
+            row = int((~is_right).nonzero()[0])
+            raise ValueError(f"sample: {name}[{row}] must be {must}, got {x[row].item():g}")
+
+
+def _describe(x: torch.Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

@@ -1,0 +1,96 @@
+"""step_score: what may be passed, and who computes it."""
+
+from __future__ import annotations
+
+import torch
+
+from ttc_kernels import _native
+from ttc_kernels.step_score import reference
+
+
+def step_score(
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    good_index: int,
+    state: torch.Tensor,
+    counts: torch.Tensor,
+    slot: torch.Tensor,
+    *,
+    impl: str = "auto",
+    isa: str = "auto",
+) -> torch.Tensor:
+    """The scores of `rows` of `hidden`, (n,) float32, folded in order into `state[slot]`.
+
+    hidden (num_hidden_rows, size), weight (labels, size) and bias (labels,) or None share float32 or
+    bfloat16; rows and slot are (n,) int32. One label: its sigmoid. More: the softmax probability of label
+    `good_index`. state (num_slots, 4) float32 holds the running last, min, product and mean, counts
+    (num_slots,) int32 how many scores went into each; both are changed in place, scores of one slot going in
+    one after the other. A NaN score is NaN in `last`. `impl` is "auto", "native" (CPU) or "reference"; `isa`
+    picks the native build. Raises ValueError for other shapes or types and for a row, slot or good_index out
+    of range, with nothing changed.
+    """
+    if impl not in ("auto", "native", "reference"):
+        raise ValueError(f"step_score: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    dtype = hidden.dtype
+    if (
+        (dtype is not torch.float32 and dtype is not torch.bfloat16)
+        or hidden.dim() != 2
+        or hidden.stride(1) != 1
+        or not hidden.is_cpu
+    ):
+        raise ValueError(
+            "step_score: hidden must be (rows, size) float32 or bfloat16 with adjacent elements on a CPU, "
+            f"got {_describe(hidden)}"
+        )
+    num_labels, n, size, num_slots = len(weight), len(rows), hidden.shape[1], len(state)
+    if not 0 <= good_index < num_labels:
+        raise ValueError(f"step_score: good_index must be within [0, {num_labels}), got {good_index}")
+    _check("weight", weight, (num_labels, size), dtype)
+    _check("rows", rows, (n,), torch.int32)
+    _check("slot", slot, (n,), torch.int32)
+    _check("state", state, (num_slots, 4), torch.float32)
+    _check("counts", counts, (num_slots,), torch.int32)
+    if bias is not None:
+        _check("bias", bias, (num_labels,), dtype)
+    if impl == "reference":
+        _check_range("rows", rows, len(hidden))
+        _check_range("slot", slot, num_slots)
+        return reference.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
+    scores = torch.empty(n, dtype=torch.float32)
+    _native.step_score(
+        hidden.data_ptr(),
+        hidden.stride(0),
+        hidden.shape[0],
+        rows.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        size,
+        num_labels,
+        good_index,
+        state.data_ptr(),
+        counts.data_ptr(),
+        num_slots,
+        slot.data_ptr(),
+        scores.data_ptr(),
+        n,
+        dtype is torch.bfloat16,
+        isa,
+    )
+    return scores
+
+
+def _check(name: str, x: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
+        raise ValueError(f"step_score: {name} must be contiguous, {shape} {dtype}, got {_describe(x)}")
+
+
+def _check_range(name: str, x: torch.Tensor, limit: int) -> None:
+    for i, value in enumerate(x.tolist()):
+        if not 0 <= value < limit:
+            raise ValueError(f"step_score: {name}[{i}] is {value}, must be within [0, {limit})")
+
+
+def _describe(x: torch.Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

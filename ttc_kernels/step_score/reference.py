@@ -1,0 +1,42 @@
+"""The definition of step_score, and of the fold for scores that come from elsewhere."""
+
+from __future__ import annotations
+
+import torch
+
+
+def fold(state_row: torch.Tensor, count: int, score: float) -> torch.Tensor:
+    """The running last, min, product and mean, (4,) float32, after one more score.
+
+    `state_row`, (4,) float32, holds them after `count` scores; with count 0 its content does not matter. It
+    is not changed. A NaN score is NaN in `last`, and in the other three from then on.
+    """
+    score = torch.as_tensor(score, dtype=torch.float32)
+    if count == 0:
+        return score.repeat(4)
+    _, least, product, mean = state_row
+    return torch.stack(
+        [score, torch.minimum(least, score), product * score, mean + (score - mean) / (count + 1)]
+    )
+
+
+def step_score(
+    hidden: torch.Tensor,  # (num_hidden_rows, size)
+    rows: torch.Tensor,  # (n,) int32: which rows of hidden are scored
+    weight: torch.Tensor,  # (labels, size)
+    bias: torch.Tensor | None,  # (labels,)
+    good_index: int,
+    state: torch.Tensor,  # (num_slots, 4) float32: last, min, product, mean of each slot
+    counts: torch.Tensor,  # (num_slots,) int32: scores folded into each slot so far
+    slot: torch.Tensor,  # (n,) int32: where each score goes, in this order
+) -> torch.Tensor:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logits = hidden[rows.long()].to(wide) @ weight.to(wide).T
+    if bias is not None:
+        logits = logits + bias.to(wide)
+    is_binary = weight.shape[0] == 1
+    scores = logits[:, 0].sigmoid() if is_binary else logits.softmax(-1)[:, good_index]
+    for s, score in zip(slot.tolist(), scores, strict=True):
+        state[s] = fold(state[s], int(counts[s]), score)
+        counts[s] += 1
+    return scores.to(torch.float32)

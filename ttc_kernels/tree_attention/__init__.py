@@ -1,0 +1,5 @@
+"""Attention of many branches over the tree of their common prefixes."""
+
+from ttc_kernels.tree_attention.api import tree_attention
+
+__all__ = ["tree_attention"]
