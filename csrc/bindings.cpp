@@ -1,28 +1,23 @@
 // ttc_kernels._native: every part binds itself, at the bottom of its own folder.
 #include <pybind11/pybind11.h>
 
-// Bring-up only: a part whose folder holds no source yet is left out.
-#define PART(name) void bind_##name(pybind11::module_& m) __attribute__((weak));
-PART(kv_tree)
-PART(tree_attention)
-PART(rope_store_kv)
-PART(copy_blocks)
-PART(rms_norm)
-PART(swiglu)
-PART(sample)
-PART(step_score)
-#undef PART
+void bind_kv_tree(pybind11::module_& m);
+void bind_tree_attention(pybind11::module_& m);
+void bind_rope_store_kv(pybind11::module_& m);
+void bind_copy_blocks(pybind11::module_& m);
+void bind_rms_norm(pybind11::module_& m);
+void bind_swiglu(pybind11::module_& m);
+void bind_sample(pybind11::module_& m);
+void bind_step_score(pybind11::module_& m);
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "KV tree, attention plan and CPU kernels";
-#define BIND(name) if (bind_##name) bind_##name(m);
-    BIND(kv_tree)
-    BIND(tree_attention)
-    BIND(rope_store_kv)
-    BIND(copy_blocks)
-    BIND(rms_norm)
-    BIND(swiglu)
-    BIND(sample)
-    BIND(step_score)
-#undef BIND
+    bind_kv_tree(m);
+    bind_tree_attention(m);
+    bind_rope_store_kv(m);
+    bind_copy_blocks(m);
+    bind_rms_norm(m);
+    bind_swiglu(m);
+    bind_sample(m);
+    bind_step_score(m);
 }

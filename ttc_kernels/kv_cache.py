@@ -16,9 +16,9 @@ def allocate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero-filled (k_cache, v_cache), both (num_layers, num_blocks, num_kv_heads, block_size, head_dim).
 
-    On a CPU the memory of k_cache is ordered (..., head_dim, block_size), so that one vector register spans keys;
-    v_cache is contiguous. Slot s is block s // block_size, offset s % block_size. Raises ValueError unless all
-    sizes are positive, block_size is a multiple of 16 and head_dim is even.
+    On a CPU the memory of k_cache is ordered (..., head_dim, block_size), so that one vector register spans
+    keys; v_cache is contiguous. Slot s is block s // block_size, offset s % block_size. Raises ValueError
+    unless all sizes are positive, block_size is a multiple of 16 and head_dim is even.
     """
     shape = (num_layers, num_blocks, num_kv_heads, block_size, head_dim)
     if min(shape) < 1 or block_size % 16 or head_dim % 2:

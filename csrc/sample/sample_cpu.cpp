@@ -122,19 +122,19 @@ uint64_t top_p_key(const SampleKernels& kernels, const Row& row, double top_p, d
 void filter(const SampleKernels& kernels, Row* row, int64_t top_k, float top_p, float min_p, double row_sum,
             Scratch* scratch) {
     const bool has_top_k = top_k > 0 && top_k < row->num, has_top_p = top_p < 1;
-    const int64_t max_keys = has_top_k ? 2 * top_k + kRoom : has_top_p ? row->num + kRoom : 0;
+    // Few tokens are ranked at once; bins pay for many.
+    const bool is_ranked = has_top_k || (has_top_p && row->num <= kNumBins);
+    if (!has_top_k) top_k = row->num;
+    const int64_t max_keys = is_ranked ? 2 * top_k + kRoom : has_top_p ? row->num + kRoom : 0;
     uint64_t* keys = (uint64_t*)scratch->take((size_t)max_keys * (sizeof(uint64_t) + sizeof(Weighted)));
+    Weighted* tokens = (Weighted*)(keys + max_keys);
     uint64_t last = 0;
-    int64_t count = 0;
-    if (has_top_k) {
-        count = top_keys(kernels, *row, top_k, keys);
-        last = *std::min_element(keys, keys + count);
-    }
-    if (has_top_p) {
-        Weighted* tokens = (Weighted*)(keys + max_keys);
-        const uint64_t key = has_top_k ? key_at_mass(tokens, count, top_p * weigh(*row, keys, count, tokens))
-                                       : top_p_key(kernels, *row, top_p, row_sum, keys, tokens);
-        last = std::max(last, key);
+    if (is_ranked) {
+        const int64_t count = top_keys(kernels, *row, top_k, keys);
+        last = has_top_p ? key_at_mass(tokens, count, top_p * weigh(*row, keys, count, tokens))
+                         : *std::min_element(keys, keys + count);
+    } else if (has_top_p) {
+        last = top_p_key(kernels, *row, top_p, row_sum, keys, tokens);
     }
     if (min_p > 0) {
         const double least = (double)row->top + std::log((double)min_p) / (double)row->rate;

@@ -2,7 +2,14 @@
 
 from engine.model.config import ModelConfig, read_config
 from engine.model.heads import LMHead, ScoreHead, classification_head, load_trunk_head
-from engine.model.loader import HOME, Checkpoint, load_checkpoint, load_tokenizer, resolve_dtype, resolve_folder
+from engine.model.loader import (
+    HOME,
+    Checkpoint,
+    load_checkpoint,
+    load_tokenizer,
+    resolve_dtype,
+    resolve_folder,
+)
 from engine.model.transformer import Decoder
 
 __all__ = [

@@ -58,7 +58,9 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     architecture = (raw.get("architectures") or ["none"])[0]
     if architecture not in _ARCHITECTURES:
-        raise ValueError(f"{path}: architecture {architecture!r} is not supported ({', '.join(_ARCHITECTURES)} are)")
+        raise ValueError(
+            f"{path}: architecture {architecture!r} is not supported ({', '.join(_ARCHITECTURES)} are)"
+        )
     for name, value in _REQUIRED.items():
         if raw.get(name, value) != value:
             raise ValueError(f"{path}: {name} = {raw[name]!r} is not supported, only {value!r}")

@@ -81,7 +81,9 @@ class Decoder:
                     ),
                     out=get("self_attn.o_proj", hidden, q_out),
                     post_norm=get("post_attention_layernorm", hidden),
-                    gate_up=torch.cat([get("mlp.gate_proj", inter, hidden), get("mlp.up_proj", inter, hidden)]),
+                    gate_up=torch.cat(
+                        [get("mlp.gate_proj", inter, hidden), get("mlp.up_proj", inter, hidden)]
+                    ),
                     down=get("mlp.down_proj", hidden, inter),
                 )
             )
@@ -115,7 +117,15 @@ class Decoder:
         for i, layer in enumerate(self.layers):
             padded_mm(work.normed, layer.qkv, work.qkv)
             rope_store_kv(
-                qkv, self.cos, self.sin, positions, slots, k_cache[i], v_cache[i], config.num_heads, config.num_kv_heads
+                qkv,
+                self.cos,
+                self.sin,
+                positions,
+                slots,
+                k_cache[i],
+                v_cache[i],
+                config.num_heads,
+                config.num_kv_heads,
             )
             tree_attention(query, k_cache[i], v_cache[i], plan, scale, out=attended)
             padded_mm(attended_2d, layer.out, work.delta)

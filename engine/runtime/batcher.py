@@ -31,7 +31,9 @@ class Batcher:
         self.runners = list(runners)
         self._waited = [0] * len(self.runners)
 
-    def run(self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int) -> Iterator[tuple[int, Any]]:
+    def run(
+        self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int
+    ) -> Iterator[tuple[int, Any]]:
         """Yields (index, result) as searches end; `rows_each` is how many branches each may sample at once.
 
         An error in a search ends it alone: it is yielded in the place of its result. Searches that
@@ -44,7 +46,11 @@ class Batcher:
         is_exhausted = False
         try:
             while True:
-                while not is_exhausted and len(waiting) < max_active and self._has_blocks(rows_each, bool(waiting)):
+                while (
+                    not is_exhausted
+                    and len(waiting) < max_active
+                    and self._has_blocks(rows_each, bool(waiting))
+                ):
                     started = next(pending, None)
                     if started is None:
                         is_exhausted = True
@@ -77,7 +83,8 @@ class Batcher:
     def _has_blocks(self, rows_each: int, has_others: bool) -> bool:
         """Whether every model has some blocks for each branch of one more problem."""
         return not has_others or all(
-            runner.tree.num_free_blocks + runner.tree.num_cached_blocks >= 4 * rows_each for runner in self.runners
+            runner.tree.num_free_blocks + runner.tree.num_cached_blocks >= 4 * rows_each
+            for runner in self.runners
         )
 
     def tick(self) -> None:

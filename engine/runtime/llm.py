@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from engine.model import (
     resolve_folder,
 )
 from engine.runtime.kv import KVPool
-from engine.runtime.requests import FeedJob, FeedRequest, Request, SampleJob, Sampled, SampleRequest
+from engine.runtime.requests import FeedJob, FeedRequest, Request, Sampled, SampleJob, SampleRequest
 from engine.runtime.runner import Runner
 from engine.runtime.tips import Tip
 from engine.types import Sampling
@@ -56,10 +57,13 @@ class Branch:
     def fork(self, num_branches: int) -> list[Branch]:
         """O(1) each: the children stand where this branch stands, and it stays open."""
         self._check_free()
+        if num_branches < 1:
+            raise ValueError(f"a branch is forked into at least 1, got {num_branches}")
         first, self.num_forks = self.num_forks, self.num_forks + num_branches
         store = self.llm.runner.store
         return [
-            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i)) for i in range(num_branches)
+            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i))
+            for i in range(num_branches)
         ]
 
     def close(self) -> None:
@@ -155,7 +159,9 @@ class LLM:
 
     # -- branches --------------------------------------------------------------------------
 
-    def open(self, prompt: str | Sequence[int], *, ledger: Ledger | None = None, purpose: str = "prefilled") -> Branch:
+    def open(
+        self, prompt: str | Sequence[int], *, ledger: Ledger | None = None, purpose: str = "prefilled"
+    ) -> Branch:
         """A branch that holds the prompt; its longest cached prefix is not computed again.
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, or more tokens than
@@ -165,9 +171,10 @@ class LLM:
         if not tokens:
             raise ValueError(f"the prompt is empty: {prompt!r}")
         if len(tokens) >= self.config.context:
-            raise ValueError(f"the prompt has {len(tokens)} tokens, the context of the model holds {self.config.context}")
-        if not all(0 <= token < self.config.vocab_size for token in tokens):
-            raise ValueError(f"prompt tokens must be within 0..{self.config.vocab_size - 1}, got {max(tokens)}")
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens, the context of the model holds {self.config.context}"
+            )
+        self._check_tokens(tokens)
         ledger = Ledger() if ledger is None else ledger
         tip = self.runner.store.new(None, tokens, ledger=ledger, purpose=purpose, age=next(self._ages))
         return Branch(self, tip, ledger)
@@ -191,17 +198,19 @@ class LLM:
         return request.results
 
     def feed(self, branches: Sequence[Branch], tokens: Sequence[Sequence[int]]) -> None:
-        """Appends given tokens to each branch."""
+        """Appends given tokens to each branch. Raises ValueError as `open` does, with nothing changed."""
         self.run(self.append(branches, tokens))
 
     def next_logits(self, branches: Sequence[Branch]) -> torch.Tensor:
         """(branches, vocabulary) float32: the logits after each branch's last token. Changes nothing."""
         if self.runner.lm_head is None:
             raise ValueError(f"the model at {self.folder} has no LM head")
+        self._check_branches(branches)
+        for branch in branches:
+            self.runner.check_fit(branch.tip, 0)
         request = FeedRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
         for index, branch in enumerate(branches):
-            branch._check_free()
-            self.runner.submit_feed(FeedJob(request, index, branch.tip, branch.tip.age))
+            self.runner.submit_feed(FeedJob(request, index, branch, branch.tip))
         self.run(request)
         return torch.from_numpy(np.stack(request.logits))
 
@@ -225,14 +234,19 @@ class LLM:
         purpose: str = "generated",
         priorities: Sequence[float] | None = None,
     ) -> SampleRequest:
-        """Queues an extension of each branch; `results` are there once the request is done."""
-        limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else list(max_tokens)
-        for branch, limit in zip(branches, limits, strict=True):
-            branch._check_free()
-            if limit < 1:
-                raise ValueError(f"max_tokens must be at least 1, got {limit}")
+        """Queues an extension of each branch; `results` are there once the request is done.
+
+        Raises ValueError (PoolTooSmall is one) with nothing queued.
+        """
         if self.runner.lm_head is None:
             raise ValueError(f"the model at {self.folder} has no LM head to sample from")
+        self._check_branches(branches)
+        limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else list(max_tokens)
+        for index, branch in enumerate(branches):
+            if limits[index] < 1:
+                raise ValueError(f"max_tokens must be at least 1, got {limits[index]}")
+            limits[index] = min(limits[index], self.config.context - branch.num_tokens)
+            self.runner.check_fit(branch.tip, limits[index])
         request = SampleRequest(
             self.runner,
             len(branches),
@@ -243,8 +257,7 @@ class LLM:
             results=[None] * len(branches),
         )
         for index, branch in enumerate(branches):
-            limit = min(limits[index], self.config.context - branch.num_tokens)
-            if limit < 1:  # the context is full: nothing can be sampled
+            if limits[index] < 1:  # the context is full: nothing can be sampled
                 request.results[index] = Sampled((), (), "length", ())
                 request.num_left -= 1
                 continue
@@ -252,7 +265,7 @@ class LLM:
             priority = 0.0 if priorities is None else priorities[index]
             branch.tip.priority = max(branch.tip.priority, priority)
             self.runner.submit_sample(
-                SampleJob(request, index, branch, key, limit, priority, branch.tip.age, branch.tip)
+                SampleJob(request, index, branch, key, limits[index], priority, branch.tip.age, branch.tip)
             )
         return request
 
@@ -263,14 +276,22 @@ class LLM:
         score_at: Sequence[Sequence[int]] | None = None,
         purpose: str = "prefilled",
     ) -> FeedRequest:
-        """Queues feeding; `score_at` are indices into each branch's new tokens, read by the score head."""
-        request = FeedRequest(self.runner, len(branches), scores=[[] for _ in branches])
-        for index, (branch, new) in enumerate(zip(branches, tokens, strict=True)):
-            branch._check_free()
+        """Queues feeding; `score_at` are indices into each branch's new tokens, read by the score head.
+
+        Raises ValueError (PoolTooSmall is one) with nothing queued.
+        """
+        self._check_branches(branches)
+        for branch, new in zip(branches, tokens, strict=True):
+            self._check_tokens(new)
             if branch.num_tokens + len(new) > self.config.context:
                 raise ValueError(
-                    f"{branch.num_tokens} tokens and {len(new)} more are over the context of {self.config.context}"
+                    f"{branch.num_tokens} tokens and {len(new)} more are over the context of the model, "
+                    f"{self.config.context}"
                 )
+            self.runner.check_fit(branch.tip, len(new))
+        scores = [[math.nan] * len(at) for at in score_at] if score_at is not None else [[] for _ in branches]
+        request = FeedRequest(self.runner, len(branches), scores=scores)
+        for index, (branch, new) in enumerate(zip(branches, tokens, strict=True)):
             if not len(new):
                 request.num_left -= 1
                 continue
@@ -279,6 +300,19 @@ class LLM:
             branch.tip = store.new(old, list(new), ledger=branch.ledger, purpose=purpose, age=old.age)
             store.release(old)
             positions = [branch.tip.start + at for at in score_at[index]] if score_at is not None else ()
-            job = FeedJob(request, index, branch.tip, old.age, positions)
-            self.runner.submit_feed(job)
+            self.runner.submit_feed(FeedJob(request, index, branch, branch.tip, positions))
         return request
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.config.vocab_size:
+                raise ValueError(f"tokens must be within 0..{self.config.vocab_size - 1}, got {token}")
+
+    def _check_branches(self, branches: Sequence[Branch]) -> None:
+        """Raises ValueError for a branch that is closed, busy, named twice, or another model's."""
+        for branch in branches:
+            branch._check_free()
+            if branch.llm is not self:
+                raise ValueError(f"branch {branch.address} belongs to the model at {branch.llm.folder}")
+        if len(set(branches)) < len(branches):
+            raise ValueError(f"each branch may be named once, got {[branch.address for branch in branches]}")

@@ -81,8 +81,8 @@ class FeedJob:
 
     request: FeedRequest
     index: int
+    branch: Branch
     tip: Tip
-    age: int
     score_at: Sequence[int] = ()
 
 

@@ -12,7 +12,7 @@ from engine.accounting import forward_flops
 from engine.model import Decoder, LMHead, ScoreHead
 from engine.runtime.kv import KVPool
 from engine.runtime.memory import PoolTooSmall, free_some
-from engine.runtime.requests import FeedJob, FeedRequest, SampleJob, SampleRequest, Sampled
+from engine.runtime.requests import FeedJob, FeedRequest, Sampled, SampleJob, SampleRequest
 from engine.runtime.rows import Rows
 from engine.runtime.tips import Tip, TipStore
 from ttc_kernels._native import OutOfBlocks
@@ -30,6 +30,10 @@ class Target:
     rows: list[int] = field(default_factory=list)
     feeds: list[FeedJob] = field(default_factory=list)
     num_new: int = 0  # tokens fed for it so far
+
+    @property
+    def wants_logits(self) -> bool:
+        return bool(self.rows) or any(job.request.wants_logits for job in self.feeds)
 
 
 @dataclass
@@ -50,7 +54,9 @@ class Batch:
 
     decode: np.ndarray  # row indices
     pieces: list[Piece]
-    first_row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of each branch, in the plan
+    first_row: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # of each branch, in the plan
     last_row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
@@ -111,6 +117,7 @@ class Runner:
     def submit_feed(self, job: FeedJob) -> None:
         """Queues a tip for feeding. Raises PoolTooSmall for one that could never fit."""
         self.check_fit(job.tip, 0)
+        job.branch.job = job
         self._target(job.tip).feeds.append(job)
 
     def check_fit(self, tip: Tip, num_more: int) -> None:
@@ -121,7 +128,8 @@ class Runner:
             last = last.origin
         if needed > self.tree.num_blocks:
             raise PoolTooSmall(
-                f"a branch of {tip.end + num_more} tokens needs {needed} KV blocks, the pool has {self.tree.num_blocks}"
+                f"a branch of {tip.end + num_more} tokens needs {needed} KV blocks, "
+                f"the pool has {self.tree.num_blocks}"
             )
 
     def cancel(self, job: SampleJob) -> None:
@@ -141,11 +149,11 @@ class Runner:
         job.branch.job = None
 
     def cancel_feed(self, job: FeedJob) -> None:
-        """Takes a feed job out, if it is still waiting."""
-        target = self.targets.get(job.tip)
-        if target is not None and job in target.feeds:
-            target.feeds.remove(job)
-            self._drop_if_idle(target)
+        """Takes a waiting feed job out; its branch is being closed, or its request has failed."""
+        target = self.targets[job.tip]
+        target.feeds.remove(job)
+        self._drop_if_idle(target)
+        job.branch.job = None
 
     def _leave_target(self, tip: Tip, row: int) -> None:
         self.targets[tip].rows.remove(row)
@@ -198,6 +206,8 @@ class Runner:
         for target in sorted(self.targets.values(), key=lambda target: target.tip.age):
             if budget <= 0:
                 break
+            if target.tip not in self.targets:
+                continue  # nobody waits for it any more: an earlier one's request has failed
             piece = self._reserve_piece(target, budget, busy, is_alone and not pieces)
             if piece is not None:
                 pieces.append(piece)
@@ -229,8 +239,12 @@ class Runner:
         piece.is_complete = target.tip.is_fed
         target.num_new += len(piece.tokens)
         if is_alone and not piece.tokens:
-            error = PoolTooSmall(f"a branch of {target.tip.end} tokens does not fit the {self.tree.num_blocks} KV blocks")
-            for request in {self.rows.jobs[row].request for row in target.rows} | {job.request for job in target.feeds}:
+            error = PoolTooSmall(
+                f"a branch of {target.tip.end} tokens does not fit the {self.tree.num_blocks} KV blocks"
+            )
+            for request in {self.rows.jobs[row].request for row in target.rows} | {
+                job.request for job in target.feeds
+            }:
                 self.fail(request, error)
         return piece if piece.tokens else None
 
@@ -238,7 +252,9 @@ class Runner:
         """Reserves slots for tokens of a tip; frees idle branches only if nothing else would go on."""
         while True:
             try:
-                self.tree.extend(np.array([tip.handle], np.int32), _ONE * len(tokens), np.array(tokens, np.int32))
+                self.tree.extend(
+                    np.array([tip.handle], np.int32), _ONE * len(tokens), np.array(tokens, np.int32)
+                )
                 return True
             except OutOfBlocks:
                 if not must_free or not free_some(self, busy=busy, may_suspend=True):
@@ -279,32 +295,40 @@ class Runner:
         for piece in batch.pieces:
             for tip, first, count in piece.runs:
                 again = min(max(tip.max_fed - (first - tip.start), 0), count)
-                is_read = piece.is_complete and tip is piece.target.tip and self.lm_head is not None
                 tip.ledger.add("recomputed", again, forward_flops(self.shape, first, again, 0))
                 new = count - again
-                flops = forward_flops(self.shape, first + again, new, int(is_read))
+                num_heads = self._num_head_rows(piece, first, count) if tip is piece.target.tip else 0
+                flops = forward_flops(self.shape, first + again, new, num_heads)
                 tip.ledger.add(tip.purpose, 0 if tip.is_counted else new, flops)
                 tip.max_fed = max(tip.max_fed, tip.num_fed)
             if not piece.is_stored:
                 tip = piece.target.tip
                 tip.ledger.add("recomputed", 1, forward_flops(self.shape, tip.end - 1, 1))
 
+    def _num_head_rows(self, piece: Piece, first: int, count: int) -> int:
+        """How many of the target's positions first .. first + count - 1 go through the head."""
+        if self.lm_head is not None:
+            return int(piece.is_complete and piece.target.wants_logits)
+        positions = (position for job in piece.target.feeds for position in job.score_at)
+        return sum(first <= position < first + count for position in positions)
+
     def _read_scores(self, batch: Batch, hidden: torch.Tensor) -> None:
         """Runs the score rows of this tick's pieces through the head, all in one call."""
         where: list[int] = []
-        owners: list[FeedJob] = []
+        owners: list[tuple[list[float], int]] = []
         for i, piece in enumerate(batch.pieces):
             if not piece.runs:
                 continue
             first = piece.runs[0][1]
             row = int(batch.first_row[len(batch.decode) + i])
             for job in piece.target.feeds:
-                for position in job.score_at:
+                for at, position in enumerate(job.score_at):
                     if first <= position < first + len(piece.tokens):
                         where.append(row + position - first)
-                        owners.append(job)
-        for job, score in zip(owners, self._scores(hidden, where), strict=True):
-            job.request.scores[job.index].append(score)
+                        owners.append((job.request.scores[job.index], at))
+        # By index, not appended: a tip that is dropped half-fed is read again from its start.
+        for (scores, at), score in zip(owners, self._scores(hidden, where), strict=True):
+            scores[at] = score
 
     def _scores(self, hidden: torch.Tensor, where: list[int]) -> list[float]:
         if not where:
@@ -328,6 +352,7 @@ class Runner:
         for job in target.feeds:
             if job.request.wants_logits:
                 job.request.logits[job.index] = logits
+            job.branch.job = None
             job.request.num_left -= 1
 
     # -- sampling ---------------------------------------------------------------------------
@@ -345,7 +370,7 @@ class Runner:
             target = piece.target
             del self.targets[target.tip]
             self._bill_cached(target)
-            if target.rows or any(job.request.wants_logits for job in target.feeds):
+            if target.wants_logits:
                 read.append(int(batch.last_row[num_decode + i]))
             ready.append((target, len(read) - 1))
             expand += [num_decode + len(read) - 1] * len(target.rows)
@@ -360,7 +385,9 @@ class Runner:
             pick = np.concatenate([np.arange(num_decode), np.array(expand, np.int64)])
             self._push(chosen, where[pick], logits if not read else logits[torch.from_numpy(pick)], hidden)
 
-    def _push(self, chosen: np.ndarray, where: np.ndarray, logits: torch.Tensor, hidden: torch.Tensor) -> None:
+    def _push(
+        self, chosen: np.ndarray, where: np.ndarray, logits: torch.Tensor, hidden: torch.Tensor
+    ) -> None:
         rows = self.rows
         tokens, logprobs = sample(
             logits,
@@ -387,7 +414,7 @@ class Runner:
 
     def _bill_cached(self, target: Target) -> None:
         """What each waiting job found in the KV cache instead of running it."""
-        new = target.num_new
+        new = min(target.num_new, target.tip.end)  # more, if a tip was dropped half-fed
         for ledger in [self.rows.jobs[row].branch.ledger for row in target.rows] + [
             job.tip.ledger for job in target.feeds
         ]:
@@ -428,9 +455,15 @@ class Runner:
         tip.ledger.add(tip.purpose, len(tokens))
         self.store.adopt(tip, tip.handle, int(rows.count[row]) - 1)
         tip.tokens, tip.is_finished = tokens, finish in ("eos", "error")
-        self.store.release(job.branch.tip)
-        job.branch.tip, job.branch.job = tip, None
-        job.request.results[job.index] = Sampled(tuple(tokens), tuple(logprobs), finish, tuple(job.trunk_scores))
+        if tokens:
+            self.store.release(job.branch.tip)
+            job.branch.tip = tip
+        else:  # the first token failed: the branch stays where it stood
+            self.store.release(tip)
+        job.branch.job = None
+        job.request.results[job.index] = Sampled(
+            tuple(tokens), tuple(logprobs), finish, tuple(job.trunk_scores)
+        )
         job.request.num_left -= 1
         rows.remove(row)
 

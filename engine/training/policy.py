@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from engine.tasks import chain
 from engine.tasks.tokenizer import build_tokenizer
+from engine.training.arguments import training_arguments
 
 IGNORED = -100  # the label that transformers' loss skips
 
@@ -54,7 +54,7 @@ class ChainBatches(Dataset):
         recipe, config = self.recipe, self.recipe.data
         rng = random.Random(f"policy/{recipe.seed}/{index}")
         depth = rng.randint(config.min_depth, config.max_depth)
-        fixed = _replace_depth(config, depth)
+        fixed = replace(config, min_depth=depth, max_depth=depth)
         rows: list[tuple[str, str]] = []
         longest = 0
         while not rows or longest * (len(rows) + 1) <= recipe.tokens_per_step:
@@ -72,12 +72,6 @@ class ChainBatches(Dataset):
             input_ids[i, : len(ids)] = ids
             labels[i, len(prompt) : len(ids)] = ids[len(prompt) :]
         return {"input_ids": input_ids, "labels": labels}
-
-
-def _replace_depth(config: chain.ChainConfig, depth: int) -> chain.ChainConfig:
-    from dataclasses import replace
-
-    return replace(config, min_depth=depth, max_depth=depth)
 
 
 def build_policy(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -104,28 +98,8 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
     """Trains and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`."""
     tokenizer = build_tokenizer()
     model = build_policy(recipe, tokenizer)
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        max_steps=recipe.num_steps,
-        per_device_train_batch_size=1,  # an item is a batch already
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=min(200, recipe.num_steps // 10),
-        weight_decay=0.01,
-        adam_beta2=0.98,
-        max_grad_norm=1.0,
-        logging_steps=50,
-        save_steps=500,
-        save_total_limit=2,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        use_cpu=device == "cpu",
-        bf16=device != "cpu",
-        torch_compile=shutil.which("g++") is not None,
-        report_to=[],
-        disable_tqdm=True,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
+    arguments = training_arguments(
+        work, device, recipe.seed, recipe.learning_rate, max_steps=recipe.num_steps
     )
     trainer = Trainer(
         model=model,
@@ -134,5 +108,6 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
         data_collator=lambda items: items[0],
     )
     trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    model.config.use_cache = True  # the trainer turns it off
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

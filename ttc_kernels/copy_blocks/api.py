@@ -13,9 +13,10 @@ from ttc_kernels.copy_blocks import reference
 def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: str = "auto") -> None:
     """Copies block pairs[i][0] over block pairs[i][1], in every layer of every cache.
 
-    Each cache is (num_layers, num_blocks, ...), of any dtype; a block's own elements may be ordered as they like (as
-    k_cache's on a CPU), but must lie together. pairs is int32 (n, 2); no block is written twice, and none that is
-    written is read. `impl` is "auto", "native" (CPU) or "reference". Raises ValueError for anything else.
+    Each cache is (num_layers, num_blocks, ...), of any dtype; a block's own elements may be ordered as they
+    like (as k_cache's on a CPU), but must lie together. pairs is int32 (n, 2); no block is written twice, and
+    none that is written is read. `impl` is "auto", "native" (CPU) or "reference". Raises ValueError for
+    anything else.
     """
     if impl not in ("auto", "native", "reference"):
         raise ValueError(f"copy_blocks: impl must be 'auto', 'native' or 'reference', got {impl!r}")
@@ -31,7 +32,7 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
             raise ValueError(
                 f"copy_blocks: a cache must be (num_layers, num_blocks, ...), got {tuple(cache.shape)}"
             )
-        if pairs.numel() and not (0 <= int(pairs.min()) and int(pairs.max()) < cache.shape[1]):
+        if pairs.numel() and not _are_within(pairs, cache.shape[1]):
             raise ValueError(
                 f"copy_blocks: a pair in {pairs.tolist()} is outside the cache of {cache.shape[1]} blocks"
             )
@@ -53,8 +54,12 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
             )
 
 
+def _are_within(pairs: torch.Tensor, num_blocks: int) -> bool:
+    return int(pairs.min()) >= 0 and int(pairs.max()) < num_blocks
+
+
 def _block_layout(cache: torch.Tensor) -> tuple[int, int]:
-    """(bytes from layer to layer, bytes of a block); ValueError unless blocks follow one another without gaps."""
+    """(bytes from layer to layer, bytes of a block); ValueError unless blocks lie without gaps."""
     block_elements = cache[0, 0].numel() if cache.numel() else 0
     expected = 1
     strides = sorted(
@@ -66,7 +71,7 @@ def _block_layout(cache: torch.Tensor) -> tuple[int, int]:
         expected *= size
     if cache.numel() and not (cache.is_cpu and is_dense and cache.stride(1) == block_elements):
         raise ValueError(
-            "copy_blocks: the native kernel takes caches on a CPU whose blocks follow one another without gaps, got "
+            "copy_blocks: the native kernel takes caches on a CPU whose blocks lie without gaps, got "
             f"{tuple(cache.shape)} with strides {cache.stride()} on {cache.device}"
         )
     return cache.stride(0) * cache.element_size(), block_elements * cache.element_size()

@@ -24,12 +24,12 @@ def rope_store_kv(
 ) -> None:
     """Rotates the queries inside `qkv`, and stores its rotated keys and its values at `slots`.
 
-    qkv is (rows, (num_heads + 2 * num_kv_heads) * head_dim), queries first, rows may be strided; cos and sin are
-    float32 (max_position, head_dim / 2); positions and slots int32 (rows). A slot of -1 stores nothing; no other
-    slot may occur twice. k_cache and v_cache are one layer of `kv_cache.allocate`, of qkv's dtype, float32 or
-    bfloat16. Only the queries of qkv change. `impl` is "auto", "native" (CPU) or "reference"; `isa` picks the native
-    build ("portable", "avx2", "avx512"). Raises ValueError for anything else, and for a position or slot outside
-    its table.
+    qkv is (rows, (num_heads + 2 * num_kv_heads) * head_dim), queries first, rows may be strided; cos and sin
+    are float32 (max_position, head_dim / 2); positions and slots int32 (rows). A slot of -1 stores nothing;
+    no other slot may occur twice. k_cache and v_cache are one layer of `kv_cache.allocate`, of qkv's dtype,
+    float32 or bfloat16. Only the queries of qkv change. `impl` is "auto", "native" (CPU) or "reference";
+    `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything else, and for
+    a position or slot outside its table.
     """
     shape, k_shape, dtype = qkv.shape, k_cache.shape, qkv.dtype
     if (
@@ -41,8 +41,8 @@ def rope_store_kv(
         or shape[1] != (num_heads + 2 * num_kv_heads) * k_shape[3]
     ):
         raise ValueError(
-            "rope_store_kv: qkv must be (rows, (num_heads + 2 * num_kv_heads) * head_dim) and k_cache, v_cache "
-            f"(num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, {tuple(k_shape)}, "
+            "rope_store_kv: qkv must be (rows, (num_heads + 2 * num_kv_heads) * head_dim) and k_cache, "
+            f"v_cache (num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, {tuple(k_shape)}, "
             f"{tuple(v_cache.shape)} for {num_heads} and {num_kv_heads} heads"
         )
     is_bf16 = dtype is torch.bfloat16
@@ -61,9 +61,7 @@ def rope_store_kv(
         if x.shape != (rows,) or x.dtype is not torch.int32 or not x.is_contiguous():
             raise ValueError(f"rope_store_kv: {name} must be contiguous int32 ({rows},), got {_describe(x)}")
     if impl == "reference":
-        reference.rope_store_kv(
-            qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, num_kv_heads
-        )
+        reference.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, num_kv_heads)
         return
     if impl != "auto" and impl != "native":
         raise ValueError(f"rope_store_kv: impl must be 'auto', 'native' or 'reference', got {impl!r}")
@@ -72,8 +70,8 @@ def rope_store_kv(
         qkv_stride[1] != 1 or v_stride[3] != 1
     ):
         raise ValueError(
-            "rope_store_kv: the native kernel takes tensors on a CPU, with adjacent elements in qkv and v_cache, "
-            f"got {_describe(qkv)}, {_describe(v_cache)}"
+            "rope_store_kv: the native kernel takes tensors on a CPU, with adjacent elements in qkv and "
+            f"v_cache, got {_describe(qkv)}, {_describe(v_cache)}"
         )
     _native.rope_store_kv(
         qkv.data_ptr(),

@@ -38,9 +38,7 @@ class Case:
         """Arguments of rope_store_kv; every fifth row stores nothing."""
         generator = torch.Generator().manual_seed(seed)
         num_blocks = self.num_rows // self.block_size + 2
-        k, v = kv_cache.allocate(
-            1, num_blocks, self.num_kv_heads, self.block_size, self.head_dim, self.dtype
-        )
+        k, v = kv_cache.allocate(1, num_blocks, self.num_kv_heads, self.block_size, self.head_dim, self.dtype)
         slots = torch.randperm(num_blocks * self.block_size, generator=generator)[: self.num_rows].int()
         slots[4::5] = -1
         frequencies = 10000.0 ** -(torch.arange(0, self.head_dim, 2) / self.head_dim)

@@ -39,4 +39,4 @@ def step_score(
     for s, score in zip(slot.tolist(), scores, strict=True):
         state[s] = fold(state[s], int(counts[s]), score)
         counts[s] += 1
-    return scores.to(torch.float32)
+    return scores

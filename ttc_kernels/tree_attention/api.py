@@ -21,21 +21,22 @@ def tree_attention(
 ) -> torch.Tensor:
     """Softmax attention of every query row over its path in the KV tree.
 
-    q is (rows, num_heads, head_dim), rows and heads may be strided (a slice of the fused QKV output); k_cache and
-    v_cache are one layer of `kv_cache.allocate`, (num_blocks, num_kv_heads, block_size, head_dim); all float32 or
-    all bfloat16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items` and `blocks` are read, and its
-    rows are q's. `out` is (rows, num_heads, head_dim), contiguous, written and returned. head_dim is even and at
-    most 256. The bits of a row depend on its own query and path alone, not on the batch or the threads.
+    q is (rows, num_heads, head_dim), rows and heads may be strided (a slice of the fused QKV output); k_cache
+    and v_cache are one layer of `kv_cache.allocate`, (num_blocks, num_kv_heads, block_size, head_dim); all
+    float32 or all bfloat16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items` and `blocks` are
+    read, and its rows are q's. `out` is (rows, num_heads, head_dim), contiguous, written and returned.
+    head_dim is even and at most 256. The bits of a row depend on its own query and path alone, not on the
+    batch or the threads.
 
     `impl` is "auto", "native" (CPU) or "reference" (any dtype and strides); `isa` picks the native build
-    ("portable", "avx2", "avx512"). Raises ValueError for anything else, and for a plan that points outside q or
-    the cache.
+    ("portable", "avx2", "avx512"). Raises ValueError for anything else, and for a plan that points outside q
+    or the cache.
     """
     shape, k_shape, dtype = q.shape, k_cache.shape, q.dtype
     if len(shape) != 3 or len(k_shape) != 4 or v_cache.shape != k_shape or shape[2] != k_shape[3]:
         raise ValueError(
-            "tree_attention: q must be (rows, num_heads, head_dim) and k_cache, v_cache (num_blocks, num_kv_heads, "
-            f"block_size, head_dim), got {tuple(shape)}, {tuple(k_shape)}, {tuple(v_cache.shape)}"
+            "tree_attention: q must be (rows, num_heads, head_dim) and k_cache, v_cache (num_blocks, "
+            f"num_kv_heads, block_size, head_dim), got {tuple(shape)}, {tuple(k_shape)}, {tuple(v_cache.shape)}"
         )
     if shape[1] % k_shape[1]:
         raise ValueError(
@@ -49,7 +50,9 @@ def tree_attention(
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=q.device)
     elif out.shape != shape or out.dtype is not dtype or not out.is_contiguous():
-        raise ValueError(f"tree_attention: out must be {tuple(shape)} {dtype}, contiguous, got {_describe(out)}")
+        raise ValueError(
+            f"tree_attention: out must be {tuple(shape)} {dtype}, contiguous, got {_describe(out)}"
+        )
     if impl == "reference":
         return reference.tree_attention(q, k_cache, v_cache, plan, scale, out)
     if impl != "auto" and impl != "native":
@@ -67,8 +70,8 @@ def tree_attention(
         or v_stride[3] != 1
     ):
         raise ValueError(
-            "tree_attention: the native kernel takes float32 or bfloat16 on a CPU, an even head_dim up to 256, "
-            "block_size a multiple of 16, adjacent elements in q and v_cache, adjacent keys in k_cache, got "
+            "tree_attention: the native kernel takes float32 or bfloat16 on a CPU, an even head_dim up to "
+            "256, block_size a multiple of 16, adjacent elements in q and v_cache, adjacent keys in k_cache, got "
             f"q {_describe(q)}, k_cache {_describe(k_cache)}, v_cache {_describe(v_cache)}"
         )
     _native.tree_attention(

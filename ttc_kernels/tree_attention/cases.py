@@ -15,7 +15,7 @@ from ttc_kernels.tree_attention.reference import visible_slots
 
 @dataclass(frozen=True)
 class Case:
-    """A tree of branches: level i forks every branch into levels[i][0] and feeds each about levels[i][1] tokens."""
+    """A tree of branches: level i forks every branch into levels[i][0], each fed levels[i][1] tokens or more."""
 
     num_heads: int
     num_kv_heads: int
@@ -38,7 +38,9 @@ class Case:
             if fanout > 1:
                 handles = np.concatenate([tree.fork(handle, fanout) for handle in handles])
             counts = tokens + rng.integers(0, self.spread + 1, len(handles))
-            tree.extend(handles, counts.astype(np.int32), rng.integers(0, 1000, counts.sum()).astype(np.int32))
+            tree.extend(
+                handles, counts.astype(np.int32), rng.integers(0, 1000, counts.sum()).astype(np.int32)
+            )
         return tree.plan(handles, np.full(len(handles), self.num_queries, np.int32)), num_blocks
 
     def inputs(self, seed: int = 0) -> dict:
@@ -50,9 +52,7 @@ class Case:
 
         plan, num_blocks = self.plan(seed)
         num_rows = len(plan.positions)
-        k, v = kv_cache.allocate(
-            1, num_blocks, self.num_kv_heads, self.block_size, self.head_dim, self.dtype
-        )
+        k, v = kv_cache.allocate(1, num_blocks, self.num_kv_heads, self.block_size, self.head_dim, self.dtype)
         k, v = k[0], v[0]
         k.copy_(poisoned(*k.shape, dtype=self.dtype))
         v.copy_(poisoned(*v.shape, dtype=self.dtype))
@@ -82,8 +82,17 @@ class Case:
 
 
 def tiny() -> list[Case]:
-    """Every head size class, group size and block size; lone tokens, partial tiles and queries over several nodes."""
-    shapes = [(1, 1, 16), (6, 2, 16), (3, 1, 24), (4, 4, 32), (4, 2, 64), (2, 1, 80), (12, 2, 128), (16, 1, 256)]
+    """Odd head sizes, groups and blocks; lone tokens, partial tiles and queries over several nodes."""
+    shapes = [
+        (1, 1, 16),
+        (6, 2, 16),
+        (3, 1, 24),
+        (4, 4, 32),
+        (4, 2, 64),
+        (2, 1, 80),
+        (12, 2, 128),
+        (16, 1, 256),
+    ]
     shapes += [(2, 1, 2), (5, 1, 18), (2, 2, 96), (7, 1, 40)]
     trees = [
         ((1, 1),),
@@ -96,14 +105,14 @@ def tiny() -> list[Case]:
         for dtype in (torch.float32, torch.bfloat16):
             for j, levels in enumerate(trees):
                 num_queries = (1, 2, 11, 20)[j] if (i + j) % 2 and j else 1
-                cases.append(Case(*shape, dtype, levels, num_queries, (16, 32, 64)[(i + j) % 3], (0, 0, 4, 9)[j]))
+                block_size, spread = (16, 32, 64)[(i + j) % 3], (0, 0, 4, 9)[j]
+                cases.append(Case(*shape, dtype, levels, num_queries, block_size, spread))
     return cases
 
 
 def full() -> list[Case]:
     """The home model's decode, and a 1K prompt shared by 64 branches in four layouts of heads."""
-    steps = ((1, 60),), ((16, 15), (4, 20), (1, 20), (4, 15))
-    home = (steps[0] + steps[1], ((1, 60), (64, 15), (4, 20), (4, 20)))
+    home = (((1, 60), (16, 15), (4, 20), (1, 20), (4, 15)), ((1, 60), (64, 15), (4, 20), (4, 20)))
     cases = [Case(6, 2, 16, torch.float32, levels, spread=6) for levels in home]
     layouts = [(32, 32), (32, 8), (12, 2), (16, 1)]
     shared = ((1, 1024), (64, 16))

@@ -1,0 +1,65 @@
+"""Runs that can be killed: rows go through the run ledger, and the results file is written at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from engine.cli.progress import RunProgress
+from engine.reports import RunLedger, open_run
+from engine.reports.rows import Row
+
+# From the positions that are still to be done, to (position, row) in any order.
+MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
+
+
+def run_rows(
+    out: str, config: dict, make_rows: MakeRows, *, num_total: int, label: str, overwrite: bool
+) -> str:
+    """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
+
+    Returns a line that says how it went. Raises ValueError where `out` holds another run.
+    """
+    check_out(out)
+    with _open(out, config, overwrite) as ledger:
+        done = ledger.done
+        try:
+            with RunProgress(label, num_total, done.values()) as progress:
+                todo = [index for index in range(num_total) if index not in done]
+                for index, row in make_rows(todo) if todo else ():
+                    ledger.append(index, row)
+                    progress.add(row)
+            ledger.write_rows(out, num_expected=num_total)
+        except KeyboardInterrupt:
+            goes_on = "; the same command goes on from there" if ledger.done else ""
+            print(
+                f"interrupted: {len(ledger.done)} of {num_total} {label} are done{goes_on}", file=sys.stderr
+            )
+            raise
+        finally:
+            if not ledger.done:  # nothing to resume, and no configuration worth holding anyone to
+                ledger.path.unlink(missing_ok=True)
+        parts = [
+            f"{num_total} {label}",
+            progress.accuracy,
+            f"{sum(ledger.seconds_by_strategy().values()):.1f} s",
+        ]
+        if ledger.num_resumed:
+            parts.append(f"resumed {ledger.num_resumed}")
+        return ", ".join(filter(None, parts)) + f": {out}"
+
+
+def check_out(out: str) -> None:
+    """Raises ValueError for a path that results cannot be written to."""
+    if Path(out).is_dir():
+        raise ValueError(f"results go to a file, {out!r} is a folder")
+
+
+def _open(out: str, config: dict, overwrite: bool) -> RunLedger:
+    try:
+        return open_run(out, config, overwrite=overwrite)
+    except ValueError as error:
+        if "another configuration" not in str(error):
+            raise
+        raise ValueError(f"{error} (choose another --out, or --overwrite)") from None

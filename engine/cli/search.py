@@ -1,0 +1,222 @@
+"""`ttc search`: problems in, one result row per problem out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.engine import Engine
+    from engine.reports.rows import Row
+    from engine.search import Strategy
+    from engine.types import Problem, Sampling
+
+_DEFAULT_LIMIT = 100  # problems of a task, which has no end of them
+
+
+def _option(text: str, panel: str, *names: str):
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+def search(
+    ctx: typer.Context,
+    problems: Annotated[
+        str | None, typer.Argument(help="JSONL file with `problem` (and `answer`, `id`).")
+    ] = None,
+    task: Annotated[str, _option("How prompts are written and answers graded.", "Problems")] = "chain",
+    split: Annotated[
+        str, _option("Of the task, without a file: train, validation, test.", "Problems")
+    ] = "test",
+    limit: Annotated[
+        int | None, _option(f"The first so many problems; of a task {_DEFAULT_LIMIT}.", "Problems")
+    ] = None,
+    strategy: Annotated[str, _option("majority, best-of-n, beam, lookahead, dvts.", "Search")] = "beam",
+    budget: Annotated[int, _option("Sampled answers per problem.", "Search")] = 16,
+    beam_width: Annotated[int, _option("Children of a kept step.", "Search")] = 4,
+    lookahead: Annotated[int, _option("Greedy steps beyond a step before it is scored.", "Search")] = 1,
+    num_iterations: Annotated[int, _option("Steps of an answer, at most.", "Search")] = 40,
+    vote: Annotated[str, _option("weighted, naive, majority.", "Search")] = "weighted",
+    agg_strategy: Annotated[
+        str, _option("last, min, prod, mean of an answer's step scores.", "Search")
+    ] = "last",
+    verifier: Annotated[str, _option("prm, trunk, oracle.", "Search")] = "prm",
+    temperature: Annotated[float | None, _option("0 is greedy; by default the engine's.", "Sampling")] = None,
+    top_p: Annotated[
+        float | None, _option("Smallest set of tokens that holds this share.", "Sampling")
+    ] = None,
+    top_k: Annotated[int | None, _option("Most likely tokens; 0 keeps all.", "Sampling")] = None,
+    min_p: Annotated[float | None, _option("Least share of the likeliest token's.", "Sampling")] = None,
+    max_tokens: Annotated[
+        int | None, _option("Tokens of a completion; by default the task's.", "Sampling")
+    ] = None,
+    seed: Annotated[int, _option("Of every draw.", "Sampling")] = 0,
+    policy: Annotated[str, _option("Hugging Face folder, or the shipped policy.", "Models")] = "home",
+    prm: Annotated[
+        str | None, _option("Hugging Face folder; with the shipped policy `home`.", "Models")
+    ] = None,
+    trunk_head: Annotated[str | None, _option("Folder; with the shipped policy `home`.", "Models")] = None,
+    device: Annotated[str, _option("cpu.", "Models")] = "cpu",
+    dtype: Annotated[str, _option("float32, bfloat16.", "Models")] = "float32",
+    max_batch: Annotated[int, _option("Branches of one forward; changes no result.", "Models")] = 256,
+    num_blocks: Annotated[
+        int | None, _option("KV pool of each model, in blocks of 16 tokens; 1 GiB if not given.", "Models")
+    ] = None,
+    out: Annotated[str, _option("Results, one JSON row per problem.", "Output")] = "results.jsonl",
+    overwrite: Annotated[bool, _option("Drop what --out holds.", "Output", "--overwrite")] = False,
+    with_tree: Annotated[
+        bool, _option("Put the search trees into the rows.", "Output", "--with-tree")
+    ] = False,
+) -> None:
+    """Searches for the answers of problems, within a budget each.
+
+    A killed run goes on where it stopped when the same command is given again.
+    """
+    given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+    typer.echo(run_search(SimpleNamespace(**ctx.params), given))
+
+
+def run_search(options: SimpleNamespace, given: Collection[str]) -> str:
+    """Checks everything that can be checked, loads the models, searches; returns the closing line."""
+    from engine.cli.runs import check_out, run_rows
+    from engine.cli.strategies import build_strategy
+
+    check_out(options.out)
+    strategy = build_strategy(options, given)
+    problems, origins = _problems(options, given)
+    sampling, max_tokens = _limits(options, strategy)
+    engine, folders = _load(options, strategy)
+    problems = [engine.as_problem(problem, index) for index, problem in enumerate(problems)]
+    _check_prompts(engine, problems, origins)
+
+    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        from engine.reports import result_row
+
+        results = engine.search_iter(
+            [problems[index] for index in todo],
+            strategy,
+            options.budget,
+            seed=options.seed,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            agg_strategy=options.agg_strategy,
+            verifier=options.verifier,
+        )
+        for position, result in results:
+            yield todo[position], result_row(result, with_tree=options.with_tree)
+
+    config = _config(options, strategy, sampling, max_tokens, problems, folders)
+    return run_rows(
+        options.out, config, make_rows, num_total=len(problems), label="problems", overwrite=options.overwrite
+    )
+
+
+def _problems(options: SimpleNamespace, given: Collection[str]) -> tuple[list[Problem | dict], list[str]]:
+    """The problems, and where each of them stands."""
+    from engine.cli.problems import read_problems
+    from engine.tasks import get_task, take_problems
+
+    task = get_task(options.task)
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit must be at least 1, got {options.limit}")
+    if options.problems is not None:
+        if "split" in given:
+            raise ValueError(f"--split has no effect with a problem file, got {options.split!r}")
+        rows = read_problems(options.problems, options.limit)
+        return [row.as_dict() for row in rows], [row.origin for row in rows]
+    problems = take_problems(task, options.split, options.limit or _DEFAULT_LIMIT)
+    return problems, [f"problem {problem.id}" for problem in problems]
+
+
+def _limits(options: SimpleNamespace, strategy: Strategy) -> tuple[Sampling, int]:
+    """How tokens are drawn and how many; checks what a search would refuse, before a model is loaded."""
+    from dataclasses import replace
+
+    from engine.engine import DEFAULT_SAMPLING
+    from engine.search import check_arguments
+    from engine.tasks import get_task
+    from engine.verifiers import OracleVerifier
+
+    names = ("temperature", "top_p", "top_k", "min_p")
+    typed = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    sampling = replace(DEFAULT_SAMPLING, **typed)
+    task = get_task(options.task)
+    max_tokens = task.max_tokens if options.max_tokens is None else options.max_tokens
+    stand_in = OracleVerifier.from_first_wrong_step(task.first_wrong_step)  # for the one to be loaded
+    check_arguments(
+        strategy, stand_in, budget=options.budget, max_tokens=max_tokens, agg_strategy=options.agg_strategy
+    )
+    return sampling, max_tokens
+
+
+def _load(options: SimpleNamespace, strategy: Strategy) -> tuple[Engine, dict[str, Path]]:
+    """The engine with the models that this search uses and no other, and their folders."""
+    from engine.engine import Engine
+    from engine.model import resolve_folder
+
+    folders = {"policy": resolve_folder(options.policy)}
+    part = {"prm": "prm", "trunk": "trunk_head"}.get(options.verifier) if strategy.is_scored else None
+    if part is not None:
+        name = getattr(options, part) or ("home" if options.policy == "home" else None)
+        if name is None:
+            flag = part.replace("_", "-")
+            raise ValueError(f"--verifier {options.verifier} with --policy {options.policy} needs --{flag}")
+        folders[part] = resolve_folder(name, part)
+    engine = Engine.load(
+        folders["policy"],
+        prm=folders.get("prm"),
+        trunk_head=folders.get("trunk_head"),
+        task=options.task,
+        device=options.device,
+        dtype=options.dtype,
+        max_batch=options.max_batch,
+        num_blocks=options.num_blocks,
+    )
+    return engine, folders
+
+
+def _check_prompts(engine: Engine, problems: list[Problem], origins: list[str]) -> None:
+    """Raises ValueError for a prompt that a model cannot hold, before any problem is searched."""
+    for llm in filter(None, (engine.policy, engine.prm)):
+        for problem, origin in zip(problems, origins, strict=True):
+            num_tokens = len(llm.encode(problem.prompt))
+            if num_tokens >= llm.config.context:
+                raise ValueError(
+                    f"{origin}: the prompt has {num_tokens} tokens, the context of the model holds {llm.config.context}"
+                )
+
+
+def _config(
+    options: SimpleNamespace,
+    strategy: Strategy,
+    sampling: Sampling,
+    max_tokens: int,
+    problems: list[Problem],
+    folders: dict[str, Path],
+) -> dict:
+    """All that the rows depend on; what changes no row, such as the batch limit, is left out."""
+    from dataclasses import asdict
+
+    from engine.cli.digests import checkpoint_digest, problems_digest
+
+    return {
+        "task": options.task,
+        "num_problems": len(problems),
+        "problems": problems_digest(problems),
+        "strategy": strategy.name,
+        **{f"strategy.{name}": value for name, value in asdict(strategy).items()},
+        "budget": options.budget,
+        "agg_strategy": options.agg_strategy if strategy.is_scored else None,
+        "verifier": options.verifier if strategy.is_scored else None,
+        "sampling": asdict(sampling),
+        "max_tokens": max_tokens,
+        "seed": options.seed,
+        **{f"{part}_digest": checkpoint_digest(folder) for part, folder in folders.items()},
+        "device": options.device,
+        "dtype": options.dtype,
+        "with_tree": options.with_tree,
+    }

@@ -1,0 +1,25 @@
+"""`ttc train`: every field of a recipe is an option."""
+
+from __future__ import annotations
+
+import typer
+from typer.core import TyperCommand
+
+train_app = typer.Typer(help="Trains a model of the home set; a stopped run goes on.", no_args_is_help=True)
+
+
+class RecipeCommand(TyperCommand):
+    """Takes its options from a recipe, which is only imported (with torch, in seconds) when it is called."""
+
+    def make_context(self, info_name, args, parent=None, **extra):
+        from engine.cli.recipes import build_command
+
+        return build_command(self.name).make_context(info_name, args, parent, **extra)
+
+
+def add_recipe(app: typer.Typer, name: str, text: str) -> None:
+    """Registers a command of `engine.cli.recipes` by name, with its line in the list of commands."""
+    app.command(name, cls=RecipeCommand, help=text)(lambda: None)
+
+
+add_recipe(train_app, "policy", "Trains the policy from nothing.")

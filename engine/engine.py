@@ -1,0 +1,157 @@
+"""The engine: models loaded once, searches run over many problems at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from engine.accounting import Ledger
+from engine.model import load_trunk_head, read_config, resolve_dtype, resolve_folder
+from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.search import run_search
+from engine.search.loop import check_arguments
+from engine.search.protocols import Strategy, Verifier
+from engine.tasks import Task, get_task
+from engine.types import Problem, Sampling, SearchResult
+from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
+from engine.verifiers.prm import PRMVerifier
+
+VERIFIERS = ("prm", "trunk", "oracle")
+DEFAULT_SAMPLING = Sampling(temperature=1.0)
+
+
+class Engine:
+    """A policy, what verifies it, and the KV pool of each. Not thread-safe."""
+
+    def __init__(self, policy: LLM, *, prm: LLM | None = None, task: str = "chain"):
+        self.policy = policy
+        self.prm = prm
+        self.task: Task = get_task(task)
+        self._policy = ModelPolicy(policy, self.task.delimiter)
+
+    @classmethod
+    def load(
+        cls,
+        policy: str | Path = "home",
+        *,
+        prm: str | Path | None = None,
+        trunk_head: str | Path | None = None,
+        task: str = "chain",
+        device: str = "cpu",
+        dtype: str = "float32",
+        max_batch: int = 256,
+        num_blocks: int | None = None,
+    ) -> Engine:
+        """Loads checkpoints from Hugging Face folders; "home" is the shipped set.
+
+        With `policy="home"` the shipped PRM and trunk head come along unless others are named.
+        `max_batch` bounds the branches of one forward and changes no result; `num_blocks` the KV
+        pool of each model (blocks of 16 tokens, by default 1 GiB). Raises ValueError for a folder
+        that is missing, damaged or not supported.
+        """
+        if device != "cpu":
+            raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        if str(policy) == "home":
+            prm, trunk_head = prm or "home", trunk_head or "home"
+        folder = resolve_folder(policy)
+        head = None
+        if trunk_head is not None:
+            head = load_trunk_head(
+                resolve_folder(trunk_head, "trunk_head"), read_config(folder), resolve_dtype(dtype)
+            )
+        limits = {"dtype": dtype, "max_batch": max_batch, "num_blocks": num_blocks}
+        llm = LLM.load(folder, trunk_head=head, **limits)
+        verifier = None if prm is None else LLM.load(resolve_folder(prm, "prm"), **limits)
+        return cls(llm, prm=verifier, task=task)
+
+    def search(
+        self,
+        problems: Sequence[str | dict | Problem],
+        strategy: Strategy,
+        budget: int = 16,
+        **options,
+    ) -> list[SearchResult]:
+        """Searches all problems and returns results in input order; options as for `search_iter`."""
+        problems = [self.as_problem(problem, index) for index, problem in enumerate(problems)]
+        results: list[SearchResult | None] = [None] * len(problems)
+        for index, result in self.search_iter(problems, strategy, budget, **options):
+            results[index] = result
+        return results
+
+    def search_iter(
+        self,
+        problems: Sequence[str | dict | Problem],
+        strategy: Strategy,
+        budget: int = 16,
+        *,
+        seed: int = 0,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        max_tokens: int | None = None,
+        agg_strategy: str = "last",
+        verifier: str | Verifier | Callable[[str, list[str]], float] = "prm",
+    ) -> Iterator[tuple[int, SearchResult]]:
+        """Yields (index, result) as problems are finished.
+
+        `budget` is a number of sampled answers per problem. `verifier` is "prm", "trunk" (a head on
+        the policy's trunk), "oracle", a function `(prompt, steps) -> score of the last step`, or any
+        object with the Verifier protocol. `max_tokens` bounds a completion.
+
+        Raises ValueError for a bad argument or a prompt over the context, PoolTooSmall (a
+        ValueError) for a problem that cannot fit the KV pool; the engine can be used again after it.
+        """
+        problems = [self.as_problem(problem, index) for index, problem in enumerate(problems)]
+        max_tokens = self.task.max_tokens if max_tokens is None else max_tokens
+        judge = self.resolve_verifier(verifier) if strategy.is_scored else None
+        check_arguments(strategy, judge, budget=budget, max_tokens=max_tokens, agg_strategy=agg_strategy)
+        searches = (
+            run_search(
+                problem,
+                strategy,
+                self._policy,
+                judge,
+                budget=budget,
+                seed=seed,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                agg_strategy=agg_strategy,
+                extract=self.task.extract,
+                ledger=Ledger(),
+            )
+            for problem in problems
+        )
+        runners = [self.policy.runner] + ([judge.llm.runner] if isinstance(judge, PRMVerifier) else [])
+        for index, result in Batcher(runners).run(searches, rows_each=budget):
+            if isinstance(result, Exception):
+                raise result
+            yield index, result
+
+    def resolve_verifier(self, verifier: str | Verifier | Callable[[str, list[str]], float]) -> Verifier:
+        """A verifier from its name, a function, or itself."""
+        if not isinstance(verifier, str):
+            return verifier if hasattr(verifier, "score") else CallableVerifier(verifier)
+        if verifier == "prm":
+            if self.prm is None:
+                raise ValueError("verifier 'prm' was asked for, but no PRM is loaded")
+            return PRMVerifier(self.prm, self.policy)
+        if verifier == "trunk":
+            if self.policy.runner.score_head is None:
+                raise ValueError("verifier 'trunk' was asked for, but no trunk head is loaded")
+            return TrunkVerifier()
+        if verifier == "oracle":
+            return OracleVerifier.from_first_wrong_step(self.task.first_wrong_step)
+        raise ValueError(f"verifier must be one of {', '.join(VERIFIERS)}, got {verifier!r}")
+
+    def as_problem(self, problem: str | dict | Problem, index: int) -> Problem:
+        """A Problem from a text, or from a dict with `problem` and perhaps `answer` and `id`."""
+        if isinstance(problem, Problem):
+            return problem
+        row = {"problem": problem} if isinstance(problem, str) else problem
+        text = row.get("problem") if isinstance(row, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
+        answer = row.get("answer")
+        return Problem(
+            str(row.get("id", index)), self.task.prompt(text), None if answer is None else str(answer)
+        )

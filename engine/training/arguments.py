@@ -1,0 +1,39 @@
+"""What all our trainings share of transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+
+def training_arguments(
+    work: Path, device: str, seed: int, learning_rate: float, **options
+) -> TrainingArguments:
+    """Checkpoints every 500 steps into `work`, cosine decay, bf16 off the CPU; options go to transformers."""
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=1,  # an item of our data sets is a batch already
+        per_device_eval_batch_size=1,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=100,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        logging_steps=50,
+        save_steps=500,
+        save_total_limit=2,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu",
+        bf16=device != "cpu",
+        # Compiling pays within minutes, and needs a C++ compiler on a CPU.
+        torch_compile=shutil.which("g++") is not None,
+        report_to=[],
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        **options,
+    )

@@ -1,0 +1,120 @@
+"""Every option of `ttc search` changes the outcome, or says why it cannot."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.reports.rows import FIELDS
+from tests.cli.conftest import assert_refused, small_search
+
+# Option and value, what the row shows of it, and the options beside it.
+CHANGES = [
+    (["--split", "validation"], "problem", []),
+    (["--strategy", "dvts"], "completions", ["--strategy", "beam"]),
+    (["--beam-width", "2"], "completions", ["--strategy", "beam"]),
+    (["--num-iterations", "1"], "completions", ["--strategy", "beam"]),
+    (["--agg-strategy", "min"], "agg_scores", ["--strategy", "best-of-n"]),
+    (["--verifier", "oracle"], "scores", ["--strategy", "best-of-n"]),
+    (["--temperature", "0.3"], "completions", ["--strategy", "best-of-n"]),
+    (["--top-p", "0.5"], "completions", ["--strategy", "best-of-n"]),
+    (["--top-k", "2"], "completions", ["--strategy", "best-of-n"]),
+    (["--min-p", "0.5"], "completions", ["--strategy", "best-of-n"]),
+    (["--max-tokens", "3"], "completions", ["--strategy", "best-of-n"]),
+    (["--seed", "1"], "completions", ["--strategy", "best-of-n"]),
+    (["--dtype", "bfloat16"], "scores", ["--strategy", "best-of-n"]),
+]
+
+
+@pytest.mark.parametrize(("option", "field", "beside"), CHANGES, ids=lambda part: " ".join(part[:2]))
+def test_an_option_changes_the_rows(search, models, option, field, beside):
+    verifier = None if "oracle" in option else "prm"
+    plain = search(*beside, out="plain.jsonl")
+    changed = search(*beside, *option, out="changed.jsonl", verifier=verifier)
+    assert [row[field] for row in plain] != [row[field] for row in changed]
+
+
+def test_defaults_are_what_help_says(search):
+    typed = ["--task", "chain", "--split", "test", "--strategy", "beam", "--beam-width", "4"]
+    typed += ["--num-iterations", "40", "--vote", "weighted", "--agg-strategy", "last", "--verifier", "prm"]
+    typed += ["--temperature", "1.0", "--top-p", "1.0", "--top-k", "0", "--min-p", "0", "--seed", "0"]
+    typed += ["--device", "cpu", "--dtype", "float32", "--max-batch", "256"]
+    assert search(out="plain.jsonl") == search(*typed, out="typed.jsonl")
+
+
+def test_limit_and_budget(search):
+    rows = search("--limit", "3", "--budget", "12")
+    assert len(rows) == 3
+    assert all(len(row["completions"]) == row["budget"] == 12 for row in rows)
+
+
+def test_lookahead(search):
+    def spent(depth: int) -> int:
+        rows = search("--strategy", "lookahead", "--lookahead", str(depth), "--beam-width", "2", out=f"{depth}.jsonl")
+        assert all(len(row["completions"]) == 8 // (depth + 1) for row in rows)
+        return sum(row["ledger"]["tokens"]["lookahead"] for row in rows)
+
+    assert spent(0) == 0
+    assert spent(1) > 0
+
+
+def test_vote(search):
+    def preds(vote: str) -> list[str | None]:
+        rows = search("--strategy", "best-of-n", "--vote", vote, "--budget", "256", out=f"{vote}.jsonl")
+        return [row["pred"] for row in rows]
+
+    assert len({tuple(preds(vote)) for vote in ("weighted", "naive", "majority")}) == 3
+
+
+def test_models(search, models):
+    plain = search(out="plain.jsonl")
+    assert search("--policy", models.other_policy, out="policy.jsonl") != plain
+    assert search("--prm", models.other_prm, out="prm.jsonl") != plain
+    trunk = search(out="trunk.jsonl", verifier="trunk")
+    assert trunk != plain
+    assert search("--trunk-head", models.other_trunk_head, out="head.jsonl", verifier="trunk") != trunk
+
+
+def test_max_batch_changes_no_row_and_still_counts(search, ttc, models, tmp_path):
+    assert search(out="256.jsonl") == search("--max-batch", "3", out="3.jsonl")
+    assert_refused(ttc(*small_search(models, tmp_path / "x"), "--max-batch", "0"), "max_batch", "got 0")
+
+
+def test_num_blocks(search, ttc, models, tmp_path):
+    few = search("--num-blocks", "40", out="few.jsonl")
+    many = search("--num-blocks", "512", out="many.jsonl")
+    assert [row["completions"] for row in few] == [row["completions"] for row in many]
+    assert_refused(ttc(*small_search(models, tmp_path / "x"), "--num-blocks", "2"), "2")
+
+
+def test_with_tree(search):
+    plain, trees = search(out="plain.jsonl"), search("--with-tree", out="trees.jsonl")
+    assert all(set(FIELDS) <= row.keys() for row in plain)
+    assert all("tree" not in row for row in plain)
+    assert all(len(row["tree"]) > 8 for row in trees)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "option", "value"),
+    [
+        ("majority", "--beam-width", "4"),
+        ("majority", "--vote", "weighted"),
+        ("majority", "--verifier", "prm"),
+        ("majority", "--agg-strategy", "last"),
+        ("majority", "--prm", "home"),
+        ("majority", "--trunk-head", "home"),
+        ("best-of-n", "--num-iterations", "40"),
+        ("best-of-n", "--trunk-head", "home"),
+        ("beam", "--lookahead", "1"),
+        ("dvts", "--lookahead", "1"),
+    ],
+)
+def test_an_option_without_effect_is_refused(ttc, models, tmp_path, strategy, option, value):
+    arguments = small_search(models, tmp_path / "x", verifier=None)
+    outcome = ttc(*arguments, "--strategy", strategy, option, value)
+    assert_refused(outcome, f"{option} has no effect with --")
+    assert not (tmp_path / "x").exists()
+
+
+def test_split_has_no_effect_with_a_file(ttc, models, tmp_path):
+    outcome = ttc(*small_search(models, tmp_path / "x"), "--split", "test", tmp_path / "problems.jsonl")
+    assert_refused(outcome, "--split has no effect with a problem file, got 'test'")
