@@ -14,10 +14,11 @@ BUILD_REQUIRES = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyp
 setup: $(VENV)/.installed build
 
 # torch comes first and alone: what is installed next accepts it, so that no other build is ever fetched.
+# TORCH may hold options of pip too, such as --index-url.
 $(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python >= 3.11 is needed, {sys.executable} is {sys.version}"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BUILD_REQUIRES) > $(VENV)/build-requires.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/build-requires.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,dev]"

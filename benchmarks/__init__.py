@@ -1,0 +1,1 @@
+"""Measurements and demonstrations; each module is a command of its own."""

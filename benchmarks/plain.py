@@ -17,9 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 ATTENTIONS = ("sdpa", "eager")
 
 
-def load(
-    folder: Path, dtype: torch.dtype, attention: str, *, is_verifier: bool = False
-) -> torch.nn.Module:
+def load(folder: Path, dtype: torch.dtype, attention: str, *, is_verifier: bool = False) -> torch.nn.Module:
     """A causal LM, or a step verifier, in evaluation mode."""
     auto = AutoModelForTokenClassification if is_verifier else AutoModelForCausalLM
     return auto.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
@@ -84,8 +82,7 @@ class PlainBeamSearch:
             result.num_rounds += 1
             children = self.expand(live, len(prompt) + self.max_tokens)
             result.num_tokens += sum(
-                len(child.token_ids) - len(parent.token_ids)
-                for child, parent in zip(children, live, strict=True)
+                len(child.token_ids) - len(parent.token_ids) for child, parent in zip(children, live, strict=True)
             )
             self.score(children)
             if result.num_rounds == self.max_rounds:
@@ -117,18 +114,18 @@ class PlainBeamSearch:
             use_cache=True,
         )
         new = out[:, longest:].tolist()
-        return [
-            self.child(beam, tokens[: max_length - len(beam.token_ids)])
-            for beam, tokens in zip(live, new, strict=True)
-        ]
+        return [self.child(beam, tokens, max_length) for beam, tokens in zip(live, new, strict=True)]
 
-    def child(self, beam: Beam, tokens: list[int]) -> Beam:
-        """The beam with its new step, which the batch may have padded."""
-        for index, token in enumerate(tokens):
-            if token in (self.newline, self.eos):
-                ids = beam.token_ids + tokens[: index + 1]
-                return Beam(ids, finish="step" if token == self.newline else "eos")
-        return Beam(beam.token_ids + tokens, finish="length")
+    def child(self, beam: Beam, tokens: list[int], max_length: int) -> Beam:
+        """The beam with its new step, which the batch may have padded or made too long."""
+        ids = list(beam.token_ids)
+        for token in tokens[: max_length - len(ids)]:
+            ids.append(token)
+            if token == self.eos:
+                return Beam(ids, finish="eos")
+            if token == self.newline and len(ids) < max_length:
+                return Beam(ids, finish="step")
+        return Beam(ids, finish="length")
 
     def score(self, beams: list[Beam]) -> None:
         """Scores the last step of every beam: one right-padded forward of the PRM over the whole texts."""

@@ -33,12 +33,13 @@ struct AttentionTask {
     float* scratch;        // task_scratch_floats() floats, 64-byte aligned
 };
 
-inline int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
+static inline int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
+// Static: the linker must not hand one instruction set's copy to another.
 // Scratch layout of a task with P = rows * group packed queries:
 //   queries (head_dim, P16) | lane maxima (P, 16) | 1/sum (P16) | acc (P, padded_dim) | scores (max_units, P, 16)
 //   | cursor of each row (rows, as int32)
-inline size_t task_scratch_floats(int rows, int group, int head_dim, int max_units) {
+static inline size_t task_scratch_floats(int rows, int group, int head_dim, int max_units) {
     const size_t packed = size_t(rows) * group, packed16 = (packed + 15) / 16 * 16;
     return packed16 * head_dim + packed * 16 + packed16 + packed * padded_dim(head_dim) +
            packed * 16 * size_t(max_units) + size_t(rows) + 64;

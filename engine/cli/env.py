@@ -64,7 +64,5 @@ def _home_models() -> dict[str, str]:
     for part in _HOME_PARTS:
         files = sorted((HOME / part).glob("*.safetensors"))
         size = sum(path.stat().st_size for path in files)
-        models[f"home {part}"] = (
-            f"{size / 1e6:.1f} MB in {HOME / part}" if files else f"missing in {HOME / part}"
-        )
+        models[f"home {part}"] = f"{size / 1e6:.1f} MB in {HOME / part}" if files else f"missing in {HOME / part}"
     return models

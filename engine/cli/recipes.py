@@ -4,48 +4,130 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
-from engine.model import HOME
+from engine.cli.digests import checkpoint_digest
+from engine.cli.runs import run_rows
+from engine.model import HOME, resolve_folder
+from engine.reports import RunLedger, row_line
+from engine.reports.files import write_atomically
+from engine.reports.rows import Row
+from engine.runtime import LLM
 from engine.tasks.chain import ChainConfig, config_from_options
 from engine.training.policy import PolicyRecipe, train_policy
+from engine.training.prm import PRMRecipe, train_prm, train_trunk_head
+from engine.training.rollouts import RolloutRecipe, generate
 
+_ROLLOUTS = "out/rollouts.jsonl"
 _DATA_HELP = "A knob of the problems as name=value, e.g. max_depth=6; may be repeated."
 
+Out = Annotated[str, typer.Option(help="Folder of the trained model.")]
+Work = Annotated[str, typer.Option(help="Folder of the checkpoints that a stopped run goes on from.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Policy = Annotated[str, typer.Option(help="Hugging Face folder, or the shipped policy.")]
+Rollouts = Annotated[str, typer.Option(help="File that `ttc rollouts` wrote.")]
 
-def build_command(name: str) -> typer.core.TyperCommand:
-    """The command of a name, its options read from its recipe."""
+
+def run_policy(
+    recipe: PolicyRecipe,
+    out: Out = str(HOME / "policy"),
+    work: Work = "out/train/policy",
+    device: Device = "cpu",
+) -> None:
+    """Trains the policy from nothing: next-token loss on worked answers."""
+    _check_device(device)
+    train_policy(recipe, Path(out), Path(work), device)
+    typer.echo(f"policy trained on {recipe.num_tokens:,} tokens: {out}")
+
+
+def run_prm(
+    recipe: PRMRecipe,
+    rollouts: Rollouts = _ROLLOUTS,
+    policy: Policy = "home",
+    out: Out = str(HOME / "prm"),
+    work: Work = "out/train/prm",
+    device: Device = "cpu",
+) -> None:
+    """Trains the step verifier from rollouts; it starts from the policy's weights."""
+    _check_device(device)
+    figures = train_prm(Path(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
+    typer.echo(f"prm trained, {_shown(figures)}: {out}")
+
+
+def run_trunk_head(
+    recipe: PRMRecipe,
+    rollouts: Rollouts = _ROLLOUTS,
+    policy: Policy = "home",
+    out: Out = str(HOME / "trunk_head"),
+    work: Work = "out/train/trunk_head",
+    device: Device = "cpu",
+) -> None:
+    """Trains a score head on the frozen trunk of the policy, from rollouts."""
+    _check_device(device)
+    figures = train_trunk_head(Path(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
+    typer.echo(f"trunk head trained, {_shown(figures)}: {out}")
+
+
+def run_rollouts(
+    recipe: RolloutRecipe,
+    policy: Policy = "home",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
+    max_batch: Annotated[int, typer.Option(help="Branches of one forward; changes no row.")] = 256,
+    num_blocks: Annotated[int | None, typer.Option(help="KV pool in blocks of 16 tokens.")] = None,
+    out: Annotated[str, typer.Option(help="Labelled answers, one JSON row each.")] = _ROLLOUTS,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what --out holds.")] = False,
+) -> None:
+    """Labels the steps of sampled answers by how often rollouts from there end right."""
+    folder = resolve_folder(policy)
+    llm = LLM.load(folder, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
+
+    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        done = set(range(recipe.num_questions)).difference(todo)
+        for index, answers in generate(llm, recipe, sorted(done)):
+            row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts", "rows": answers}
+            yield index, row
+
+    def write_answers(ledger: RunLedger) -> None:
+        done = ledger.done
+        answers = [answer for index in sorted(done) for answer in done[index]["rows"]]
+        write_atomically(out, b"".join(map(row_line, answers)))
+
+    config = {**asdict(recipe), "policy_digest": checkpoint_digest(folder), "dtype": dtype}
+    closing_line = run_rows(
+        out,
+        config,
+        make_rows,
+        num_total=recipe.num_questions,
+        label="questions",
+        overwrite=overwrite,
+        write=write_answers,
+    )
+    typer.echo(closing_line)
+
+
+_COMMANDS = {
+    "policy": (PolicyRecipe, run_policy),
+    "prm": (PRMRecipe, run_prm),
+    "trunk-head": (PRMRecipe, run_trunk_head),
+    "rollouts": (RolloutRecipe, run_rollouts),
+}
+
+
+def build_command(name: str) -> TyperCommand:
+    """The command of a name, one option per field of its recipe and those of its own."""
     app = typer.Typer(add_completion=False)
-    app.command(name)(_COMMANDS[name]())
+    app.command(name)(with_recipe(*_COMMANDS[name]))
     return typer.main.get_command(app)
 
 
-def _policy_command() -> Callable[..., None]:
-    def run(
-        recipe: PolicyRecipe,
-        out: Annotated[str, typer.Option(help="Folder of the trained model.")] = str(HOME / "policy"),
-        work: Annotated[
-            str, typer.Option(help="Folder of the checkpoints to go on from.")
-        ] = "out/train/policy",
-        device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    ) -> None:
-        """Trains the policy from nothing: next-token loss on worked answers."""
-        train_policy(recipe, Path(out), Path(work), device)
-        typer.echo(f"policy trained on {recipe.num_tokens:,} tokens: {out}")
-
-    return with_recipe(PolicyRecipe, run)
-
-
-_COMMANDS = {"policy": _policy_command}
-
-
 def with_recipe(recipe_class: type, run: Callable[..., None]) -> Callable[..., None]:
-    """`run` with its first parameter, a recipe, replaced by one option per field of it."""
+    """`run` with its first parameter, a recipe, replaced by the fields of it."""
     names = [field.name for field in fields(recipe_class)]
 
     def command(**values: object) -> None:
@@ -54,8 +136,9 @@ def with_recipe(recipe_class: type, run: Callable[..., None]) -> Callable[..., N
             chosen["data"] = _parse_data(chosen["data"])
         run(recipe_class(**chosen), **values)
 
+    hints = typing.get_type_hints(recipe_class)
+    parameters = [_parameter(field, hints[field.name]) for field in fields(recipe_class)]
     own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
-    parameters = [_parameter(recipe_class, field) for field in fields(recipe_class)]
     parameters += [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -63,16 +146,12 @@ def with_recipe(recipe_class: type, run: Callable[..., None]) -> Callable[..., N
     return command
 
 
-def _parameter(recipe_class: type, field) -> inspect.Parameter:
+def _parameter(field: Field, annotation: object) -> inspect.Parameter:
     """The option of a field: its type and default, or repeated name=value pairs for a ChainConfig."""
-    annotation = typing.get_type_hints(recipe_class)[field.name]
     default = field.default if field.default is not MISSING else field.default_factory()
     if annotation is ChainConfig:
-        annotation = Annotated[list[str] | None, typer.Option(help=_DATA_HELP)]
-        default = None
-    return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+        annotation, default = Annotated[list[str] | None, typer.Option(help=_DATA_HELP)], None
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _parse_data(pairs: list[str] | None) -> ChainConfig:
@@ -84,3 +163,16 @@ def _parse_data(pairs: list[str] | None) -> ChainConfig:
             raise ValueError(f"--data needs name=value, got {pair!r}")
         options[name] = value
     return config_from_options(options)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch sees no GPU")
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())

@@ -15,11 +15,19 @@ MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
 
 
 def run_rows(
-    out: str, config: dict, make_rows: MakeRows, *, num_total: int, label: str, overwrite: bool
+    out: str,
+    config: dict,
+    make_rows: MakeRows,
+    *,
+    num_total: int,
+    label: str,
+    overwrite: bool,
+    write: Callable[[RunLedger], None] | None = None,
 ) -> str:
     """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
 
-    Returns a line that says how it went. Raises ValueError where `out` holds another run.
+    `write` writes `out` in another form. Returns a line that says how it went. Raises ValueError
+    where `out` holds another run.
     """
     check_out(out)
     with _open(out, config, overwrite) as ledger:
@@ -30,12 +38,13 @@ def run_rows(
                 for index, row in make_rows(todo) if todo else ():
                     ledger.append(index, row)
                     progress.add(row)
-            ledger.write_rows(out, num_expected=num_total)
+            if write is None:
+                ledger.write_rows(out, num_expected=num_total)
+            else:
+                write(ledger)
         except KeyboardInterrupt:
             goes_on = "; the same command goes on from there" if ledger.done else ""
-            print(
-                f"interrupted: {len(ledger.done)} of {num_total} {label} are done{goes_on}", file=sys.stderr
-            )
+            print(f"interrupted: {len(ledger.done)} of {num_total} {label} are done{goes_on}", file=sys.stderr)
             raise
         finally:
             if not ledger.done:  # nothing to resume, and no configuration worth holding anyone to

@@ -25,13 +25,9 @@ def _option(text: str, panel: str, *names: str):
 
 def search(
     ctx: typer.Context,
-    problems: Annotated[
-        str | None, typer.Argument(help="JSONL file with `problem` (and `answer`, `id`).")
-    ] = None,
+    problems: Annotated[str | None, typer.Argument(help="JSONL file with `problem` (and `answer`, `id`).")] = None,
     task: Annotated[str, _option("How prompts are written and answers graded.", "Problems")] = "chain",
-    split: Annotated[
-        str, _option("Of the task, without a file: train, validation, test.", "Problems")
-    ] = "test",
+    split: Annotated[str, _option("Of the task, without a file: train, validation, test.", "Problems")] = "test",
     limit: Annotated[
         int | None, _option(f"The first so many problems; of a task {_DEFAULT_LIMIT}.", "Problems")
     ] = None,
@@ -41,24 +37,16 @@ def search(
     lookahead: Annotated[int, _option("Greedy steps beyond a step before it is scored.", "Search")] = 1,
     num_iterations: Annotated[int, _option("Steps of an answer, at most.", "Search")] = 40,
     vote: Annotated[str, _option("weighted, naive, majority.", "Search")] = "weighted",
-    agg_strategy: Annotated[
-        str, _option("last, min, prod, mean of an answer's step scores.", "Search")
-    ] = "last",
+    agg_strategy: Annotated[str, _option("last, min, prod, mean of an answer's step scores.", "Search")] = "last",
     verifier: Annotated[str, _option("prm, trunk, oracle.", "Search")] = "prm",
     temperature: Annotated[float | None, _option("0 is greedy; by default the engine's.", "Sampling")] = None,
-    top_p: Annotated[
-        float | None, _option("Smallest set of tokens that holds this share.", "Sampling")
-    ] = None,
+    top_p: Annotated[float | None, _option("Smallest set of tokens that holds this share.", "Sampling")] = None,
     top_k: Annotated[int | None, _option("Most likely tokens; 0 keeps all.", "Sampling")] = None,
     min_p: Annotated[float | None, _option("Least share of the likeliest token's.", "Sampling")] = None,
-    max_tokens: Annotated[
-        int | None, _option("Tokens of a completion; by default the task's.", "Sampling")
-    ] = None,
+    max_tokens: Annotated[int | None, _option("Tokens of a completion; by default the task's.", "Sampling")] = None,
     seed: Annotated[int, _option("Of every draw.", "Sampling")] = 0,
     policy: Annotated[str, _option("Hugging Face folder, or the shipped policy.", "Models")] = "home",
-    prm: Annotated[
-        str | None, _option("Hugging Face folder; with the shipped policy `home`.", "Models")
-    ] = None,
+    prm: Annotated[str | None, _option("Hugging Face folder; with the shipped policy `home`.", "Models")] = None,
     trunk_head: Annotated[str | None, _option("Folder; with the shipped policy `home`.", "Models")] = None,
     device: Annotated[str, _option("cpu.", "Models")] = "cpu",
     dtype: Annotated[str, _option("float32, bfloat16.", "Models")] = "float32",
@@ -68,9 +56,7 @@ def search(
     ] = None,
     out: Annotated[str, _option("Results, one JSON row per problem.", "Output")] = "results.jsonl",
     overwrite: Annotated[bool, _option("Drop what --out holds.", "Output", "--overwrite")] = False,
-    with_tree: Annotated[
-        bool, _option("Put the search trees into the rows.", "Output", "--with-tree")
-    ] = False,
+    with_tree: Annotated[bool, _option("Put the search trees into the rows.", "Output", "--with-tree")] = False,
 ) -> None:
     """Searches for the answers of problems, within a budget each.
 
@@ -147,9 +133,7 @@ def _limits(options: SimpleNamespace, strategy: Strategy) -> tuple[Sampling, int
     task = get_task(options.task)
     max_tokens = task.max_tokens if options.max_tokens is None else options.max_tokens
     stand_in = OracleVerifier.from_first_wrong_step(task.first_wrong_step)  # for the one to be loaded
-    check_arguments(
-        strategy, stand_in, budget=options.budget, max_tokens=max_tokens, agg_strategy=options.agg_strategy
-    )
+    check_arguments(strategy, stand_in, budget=options.budget, max_tokens=max_tokens, agg_strategy=options.agg_strategy)
     return sampling, max_tokens
 
 

@@ -1,11 +1,9 @@
-"""`ttc train`: every field of a recipe is an option."""
+"""`ttc train` and `ttc rollouts`, whose options are the fields of a recipe."""
 
 from __future__ import annotations
 
 import typer
 from typer.core import TyperCommand
-
-train_app = typer.Typer(help="Trains a model of the home set; a stopped run goes on.", no_args_is_help=True)
 
 
 class RecipeCommand(TyperCommand):
@@ -22,4 +20,7 @@ def add_recipe(app: typer.Typer, name: str, text: str) -> None:
     app.command(name, cls=RecipeCommand, help=text)(lambda: None)
 
 
+train_app = typer.Typer(help="Trains a model of the shipped set; a stopped run goes on.")
 add_recipe(train_app, "policy", "Trains the policy from nothing.")
+add_recipe(train_app, "prm", "Trains the step verifier from rollouts.")
+add_recipe(train_app, "trunk-head", "Trains the score head on the policy's trunk from rollouts.")

@@ -10,7 +10,13 @@ from engine.accounting import ModelShape
 
 _ARCHITECTURES = ("LlamaForCausalLM", "LlamaForTokenClassification")
 # Fields that would change the result if they had another value than this one.
-_REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "sliding_window": None}
+_REQUIRED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "sliding_window": None,
+    "quantization_config": None,
+}
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,14 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(f"no checkpoint at {folder}: config.json is missing")
     try:
         raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # bad JSON, or bytes that are no text
         raise ValueError(f"{path} is not valid JSON: {error}") from None
-    architecture = (raw.get("architectures") or ["none"])[0]
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {str(raw)[:40]!r}")
+    named = raw.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else named
     if architecture not in _ARCHITECTURES:
-        raise ValueError(
-            f"{path}: architecture {architecture!r} is not supported ({', '.join(_ARCHITECTURES)} are)"
-        )
+        raise ValueError(f"{path}: architecture {architecture!r} is not supported ({', '.join(_ARCHITECTURES)} are)")
     for name, value in _REQUIRED.items():
         if raw.get(name, value) != value:
             raise ValueError(f"{path}: {name} = {raw[name]!r} is not supported, only {value!r}")
@@ -71,32 +78,59 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _from_raw(raw: dict, architecture: str, path: Path) -> ModelConfig:
-    heads = raw["num_attention_heads"]
-    eos = raw.get("eos_token_id")
+    def size(name: str, default: int | None = None) -> int:
+        value = raw[name] if default is None else raw.get(name) or default
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{path}: {name} must be a whole number of at least 1, got {value!r}")
+        return value
+
+    heads, hidden, vocab_size = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
+    kv_heads = size("num_key_value_heads", heads)
+    head_dim = size("head_dim", max(hidden // heads, 1))
+    if heads % kv_heads:
+        raise ValueError(f"{path}: num_attention_heads = {heads} is not a multiple of {kv_heads} KV heads")
+    if head_dim % 2:
+        raise ValueError(f"{path}: head_dim must be even, got {head_dim}")
     labels = raw.get("id2label")
     is_classifier = architecture.endswith("ForTokenClassification")
     return ModelConfig(
         architecture=architecture,
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_layers=raw["num_hidden_layers"],
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=size("intermediate_size"),
+        num_layers=size("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        context=raw["max_position_embeddings"],
-        rms_eps=raw["rms_norm_eps"],
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        context=size("max_position_embeddings"),
+        rms_eps=_number("rms_norm_eps", raw["rms_norm_eps"], path),
         rope_theta=_rope_theta(raw, path),
         is_tied=bool(raw.get("tie_word_embeddings", False)),
-        num_labels=(len(labels) if labels else raw.get("num_labels", 2)) if is_classifier else 0,
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        num_labels=(len(labels) if labels else size("num_labels", 2)) if is_classifier else 0,
+        eos_token_ids=_eos_token_ids(raw.get("eos_token_id"), vocab_size, path),
     )
+
+
+def _number(name: str, value: object, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{path}: {name} must be a number over 0, got {value!r}")
+    return float(value)
+
+
+def _eos_token_ids(given: object, vocab_size: int, path: Path) -> tuple[int, ...]:
+    ids = [] if given is None else given if isinstance(given, list) else [given]
+    for token in ids:
+        if type(token) is not int or not 0 <= token < vocab_size:
+            raise ValueError(f"{path}: eos_token_id must be within 0..{vocab_size - 1}, got {given!r}")
+    return tuple(ids)
 
 
 def _rope_theta(raw: dict, path: Path) -> float:
     """The base of the rotary embedding, from either spelling; scaled variants are refused by name."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope_parameters must be an object, got {rope!r}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ValueError(f"{path}: rope type {kind!r} is not supported, only 'default'")
-    return float(rope.get("rope_theta", raw.get("rope_theta", 10000.0)))
+    return _number("rope_theta", rope.get("rope_theta", raw.get("rope_theta", 10000.0)), path)

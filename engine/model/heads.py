@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from engine.model.config import ModelConfig
-from engine.model.loader import take
+from engine.model.loader import read_tensors, take
 from engine.model.transformer import MIN_ROWS, padded_mm
 
 
@@ -50,11 +50,9 @@ def classification_head(config: ModelConfig, tensors: dict[str, torch.Tensor]) -
 
 def load_trunk_head(folder: Path, config: ModelConfig, dtype: torch.dtype) -> ScoreHead:
     """A head trained on the frozen trunk of a policy: a folder with `score.weight` (1, H) and `score.bias`."""
-    from safetensors.torch import load_file
-
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"no trunk head at {folder}: model.safetensors is missing")
-    tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    tensors = read_tensors(path, dtype)
     weight = take(tensors, "score.weight", (1, config.hidden_size))
     return ScoreHead(weight, take(tensors, "score.bias", (1,)), good_index=0)

@@ -49,13 +49,17 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> Checkpoint:
     config = read_config(folder)
     tensors: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    tensors[name] = file.get_tensor(name).to(dtype)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+        tensors.update(read_tensors(path, dtype))
     return Checkpoint(folder, config, tensors, load_tokenizer(folder))
+
+
+def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file, in `dtype`. Raises ValueError for a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -73,12 +77,12 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged: {error}") from None
     else:
         names = ["model.safetensors"]
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{index} names a file outside its folder: {name!r}")
         if not (folder / name).is_file():
             raise ValueError(f"no weights at {folder}: {name} is missing (pickled .bin files are not read)")

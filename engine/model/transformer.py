@@ -38,19 +38,67 @@ class Layer:
     down: torch.Tensor  # (H, I)
 
 
-class Workspace:
-    """Buffers of one batch size, made once and used by every layer; spare rows stay finite."""
+@dataclass(frozen=True)
+class Views:
+    """The buffers of one forward of R rows. Matrix products take all of max(R, 16) rows, the `padded` ones;
+    everything else takes R."""
 
-    def __init__(self, config: ModelConfig, rows: int, dtype: torch.dtype):
+    residual: torch.Tensor  # (R, H)
+    normed: torch.Tensor
+    delta: torch.Tensor
+    qkv: torch.Tensor  # (R, q + 2 kv)
+    query: torch.Tensor  # (R, heads, head dim), within qkv
+    attended: torch.Tensor  # (R, heads, head dim)
+    gate_up: torch.Tensor  # (R, 2 I)
+    activated: torch.Tensor  # (R, I)
+    padded_normed: torch.Tensor
+    padded_delta: torch.Tensor
+    padded_qkv: torch.Tensor
+    padded_attended: torch.Tensor  # (max(R, 16), q)
+    padded_gate_up: torch.Tensor
+    padded_activated: torch.Tensor
+
+
+class Workspace:
+    """Buffers for batches of up to `size` rows, made once and used by every layer; spare rows stay finite."""
+
+    def __init__(self, config: ModelConfig, size: int, dtype: torch.dtype):
         q_out, kv_out = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.rows = rows
-        self.residual = torch.zeros(rows, config.hidden_size, dtype=dtype)
-        self.normed = torch.zeros(rows, config.hidden_size, dtype=dtype)
-        self.delta = torch.zeros(rows, config.hidden_size, dtype=dtype)
-        self.qkv = torch.zeros(rows, q_out + 2 * kv_out, dtype=dtype)
-        self.attended = torch.zeros(rows, config.num_heads, config.head_dim, dtype=dtype)
-        self.gate_up = torch.zeros(rows, 2 * config.intermediate_size, dtype=dtype)
-        self.activated = torch.zeros(rows, config.intermediate_size, dtype=dtype)
+        self.config = config
+        self.residual = torch.zeros(size, config.hidden_size, dtype=dtype)
+        self.normed = torch.zeros(size, config.hidden_size, dtype=dtype)
+        self.delta = torch.zeros(size, config.hidden_size, dtype=dtype)
+        self.qkv = torch.zeros(size, q_out + 2 * kv_out, dtype=dtype)
+        self.attended = torch.zeros(size, q_out, dtype=dtype)
+        self.gate_up = torch.zeros(size, 2 * config.intermediate_size, dtype=dtype)
+        self.activated = torch.zeros(size, config.intermediate_size, dtype=dtype)
+        self._views: dict[int, Views] = {}  # slicing costs as much as a small kernel
+
+    def views(self, rows: int) -> Views:
+        """The buffers cut to `rows` rows."""
+        if rows not in self._views:
+            self._views[rows] = self._cut(rows)
+        return self._views[rows]
+
+    def _cut(self, rows: int) -> Views:
+        heads = (self.config.num_heads, self.config.head_dim)
+        q_out, padded = heads[0] * heads[1], max(rows, MIN_ROWS)
+        return Views(
+            residual=self.residual[:rows],
+            normed=self.normed[:rows],
+            delta=self.delta[:rows],
+            qkv=self.qkv[:rows],
+            query=self.qkv[:rows, :q_out].unflatten(1, heads),
+            attended=self.attended[:rows].unflatten(1, heads),
+            gate_up=self.gate_up[:rows],
+            activated=self.activated[:rows],
+            padded_normed=self.normed[:padded],
+            padded_delta=self.delta[:padded],
+            padded_qkv=self.qkv[:padded],
+            padded_attended=self.attended[:padded],
+            padded_gate_up=self.gate_up[:padded],
+            padded_activated=self.activated[:padded],
+        )
 
 
 class Decoder:
@@ -81,9 +129,7 @@ class Decoder:
                     ),
                     out=get("self_attn.o_proj", hidden, q_out),
                     post_norm=get("post_attention_layernorm", hidden),
-                    gate_up=torch.cat(
-                        [get("mlp.gate_proj", inter, hidden), get("mlp.up_proj", inter, hidden)]
-                    ),
+                    gate_up=torch.cat([get("mlp.gate_proj", inter, hidden), get("mlp.up_proj", inter, hidden)]),
                     down=get("mlp.down_proj", hidden, inter),
                 )
             )
@@ -103,53 +149,34 @@ class Decoder:
 
         The result lives in a buffer that the next call overwrites.
         """
-        rows, config = token_ids.shape[0], self.config
-        work = self._workspace(max(rows, MIN_ROWS))
-        qkv, attended, residual, delta, normed = (
-            buffer[:rows] for buffer in (work.qkv, work.attended, work.residual, work.delta, work.normed)
-        )
-        gate_up, activated = work.gate_up[:rows], work.activated[:rows]
-        query = qkv[:, : config.num_heads * config.head_dim].unflatten(1, (config.num_heads, config.head_dim))
-        attended_2d = work.attended.flatten(1)
+        config = self.config
+        work = self._views(token_ids.shape[0])
         scale = config.head_dim**-0.5
-        torch.index_select(self.embedding, 0, token_ids, out=residual)
-        rms_norm(residual, self.layers[0].input_norm, config.rms_eps, out=normed)
-        for i, layer in enumerate(self.layers):
-            padded_mm(work.normed, layer.qkv, work.qkv)
+        caches = zip(k_cache.unbind(), v_cache.unbind(), strict=True)
+        torch.index_select(self.embedding, 0, token_ids, out=work.residual)
+        rms_norm(work.residual, self.layers[0].input_norm, config.rms_eps, out=work.normed)
+        for i, (layer, (k, v)) in enumerate(zip(self.layers, caches, strict=True)):
+            padded_mm(work.padded_normed, layer.qkv, work.padded_qkv)
             rope_store_kv(
-                qkv,
-                self.cos,
-                self.sin,
-                positions,
-                slots,
-                k_cache[i],
-                v_cache[i],
-                config.num_heads,
-                config.num_kv_heads,
+                work.qkv, self.cos, self.sin, positions, slots, k, v, config.num_heads, config.num_kv_heads
             )
-            tree_attention(query, k_cache[i], v_cache[i], plan, scale, out=attended)
-            padded_mm(attended_2d, layer.out, work.delta)
-            rms_norm(delta, layer.post_norm, config.rms_eps, residual=residual, out=normed)
-            padded_mm(work.normed, layer.gate_up, work.gate_up)
-            swiglu(gate_up, out=activated)
-            padded_mm(work.activated, layer.down, work.delta)
+            tree_attention(work.query, k, v, plan, scale, out=work.attended)
+            padded_mm(work.padded_attended, layer.out, work.padded_delta)
+            rms_norm(work.delta, layer.post_norm, config.rms_eps, residual=work.residual, out=work.normed)
+            padded_mm(work.padded_normed, layer.gate_up, work.padded_gate_up)
+            swiglu(work.gate_up, out=work.activated)
+            padded_mm(work.padded_activated, layer.down, work.padded_delta)
             is_last = i + 1 == len(self.layers)
             norm = self.final_norm if is_last else self.layers[i + 1].input_norm
-            rms_norm(delta, norm, config.rms_eps, residual=residual, out=normed)
-        return work.normed
+            rms_norm(work.delta, norm, config.rms_eps, residual=work.residual, out=work.normed)
+        return work.padded_normed
 
-    def _workspace(self, rows: int) -> Workspace:
-        """Buffers with exactly `rows` rows, cut from one that is large enough."""
-        size = 1 << (rows - 1).bit_length()
+    def _views(self, rows: int) -> Views:
+        """Buffers with `rows` rows, cut from ones of the next power of two."""
+        size = 1 << (max(rows, MIN_ROWS) - 1).bit_length()
         if size not in self._workspaces:
             self._workspaces[size] = Workspace(self.config, size, self.dtype)
-        full = self._workspaces[size]
-        view = Workspace.__new__(Workspace)
-        view.rows = rows
-        for name, buffer in vars(full).items():
-            if name != "rows":
-                setattr(view, name, buffer[:rows])
-        return view
+        return self._workspaces[size].views(rows)
 
 
 def rope_tables(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:

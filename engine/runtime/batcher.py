@@ -23,17 +23,16 @@ class _Task:
 class Batcher:
     """Runs many searches over the same models.
 
-    `runners[0]` is the policy's; the others are verifiers'. A search is started as soon as the
-    policy's batch has room, and woken when the request that it awaits is done.
+    `runners[0]` is the policy's; the others are verifiers', as far as they are known (whatever
+    model a search waits for is run). A search is started as soon as the policy's batch has room,
+    and woken when the request that it awaits is done.
     """
 
     def __init__(self, runners: Sequence[Runner]):
         self.runners = list(runners)
         self._waited = [0] * len(self.runners)
 
-    def run(
-        self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int
-    ) -> Iterator[tuple[int, Any]]:
+    def run(self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int) -> Iterator[tuple[int, Any]]:
         """Yields (index, result) as searches end; `rows_each` is how many branches each may sample at once.
 
         An error in a search ends it alone: it is yielded in the place of its result. Searches that
@@ -46,11 +45,7 @@ class Batcher:
         is_exhausted = False
         try:
             while True:
-                while (
-                    not is_exhausted
-                    and len(waiting) < max_active
-                    and self._has_blocks(rows_each, bool(waiting))
-                ):
+                while not is_exhausted and len(waiting) < max_active and self._has_blocks(rows_each, bool(waiting)):
                     started = next(pending, None)
                     if started is None:
                         is_exhausted = True
@@ -78,13 +73,15 @@ class Batcher:
             return True, stop.value
         except Exception as error:
             return True, error
+        if task.waits_for.runner not in self.runners:  # the verifier is someone's own, over a model of ours
+            self.runners.append(task.waits_for.runner)
+            self._waited.append(0)
         return False, None
 
     def _has_blocks(self, rows_each: int, has_others: bool) -> bool:
         """Whether every model has some blocks for each branch of one more problem."""
         return not has_others or all(
-            runner.tree.num_free_blocks + runner.tree.num_cached_blocks >= 4 * rows_each
-            for runner in self.runners
+            runner.tree.num_free_blocks + runner.tree.num_cached_blocks >= 4 * rows_each for runner in self.runners
         )
 
     def tick(self) -> None:

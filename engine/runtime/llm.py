@@ -159,9 +159,7 @@ class LLM:
 
     # -- branches --------------------------------------------------------------------------
 
-    def open(
-        self, prompt: str | Sequence[int], *, ledger: Ledger | None = None, purpose: str = "prefilled"
-    ) -> Branch:
+    def open(self, prompt: str | Sequence[int], *, ledger: Ledger | None = None, purpose: str = "prefilled") -> Branch:
         """A branch that holds the prompt; its longest cached prefix is not computed again.
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, or more tokens than

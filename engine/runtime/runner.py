@@ -54,9 +54,7 @@ class Batch:
 
     decode: np.ndarray  # row indices
     pieces: list[Piece]
-    first_row: np.ndarray = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # of each branch, in the plan
+    first_row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # of each branch, in the plan
     last_row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
@@ -128,8 +126,7 @@ class Runner:
             last = last.origin
         if needed > self.tree.num_blocks:
             raise PoolTooSmall(
-                f"a branch of {tip.end + num_more} tokens needs {needed} KV blocks, "
-                f"the pool has {self.tree.num_blocks}"
+                f"a branch of {tip.end + num_more} tokens needs {needed} KV blocks, the pool has {self.tree.num_blocks}"
             )
 
     def cancel(self, job: SampleJob) -> None:
@@ -199,11 +196,15 @@ class Runner:
                     self.fail(rows.jobs[decode[0]].request, PoolTooSmall(str(error)))
 
     def _reserve_pieces(self, is_alone: bool) -> list[Piece]:
-        """What to feed in this tick, the oldest problem's first, within the chunk limit."""
+        """What to feed in this tick, the oldest problem's first, within the chunk limit.
+
+        A tip comes before those that start from it: each is then the end of one piece at most, and
+        none is fed as a part of another's piece only to be read again for its own logits.
+        """
         pieces: list[Piece] = []
         budget = self.max_chunk
         busy: set[Tip] = set()
-        for target in sorted(self.targets.values(), key=lambda target: target.tip.age):
+        for target in sorted(self.targets.values(), key=lambda target: (target.tip.age, target.tip.start)):
             if budget <= 0:
                 break
             if target.tip not in self.targets:
@@ -242,9 +243,7 @@ class Runner:
             error = PoolTooSmall(
                 f"a branch of {target.tip.end} tokens does not fit the {self.tree.num_blocks} KV blocks"
             )
-            for request in {self.rows.jobs[row].request for row in target.rows} | {
-                job.request for job in target.feeds
-            }:
+            for request in {self.rows.jobs[row].request for row in target.rows} | {job.request for job in target.feeds}:
                 self.fail(request, error)
         return piece if piece.tokens else None
 
@@ -252,9 +251,7 @@ class Runner:
         """Reserves slots for tokens of a tip; frees idle branches only if nothing else would go on."""
         while True:
             try:
-                self.tree.extend(
-                    np.array([tip.handle], np.int32), _ONE * len(tokens), np.array(tokens, np.int32)
-                )
+                self.tree.extend(np.array([tip.handle], np.int32), _ONE * len(tokens), np.array(tokens, np.int32))
                 return True
             except OutOfBlocks:
                 if not must_free or not free_some(self, busy=busy, may_suspend=True):
@@ -385,9 +382,7 @@ class Runner:
             pick = np.concatenate([np.arange(num_decode), np.array(expand, np.int64)])
             self._push(chosen, where[pick], logits if not read else logits[torch.from_numpy(pick)], hidden)
 
-    def _push(
-        self, chosen: np.ndarray, where: np.ndarray, logits: torch.Tensor, hidden: torch.Tensor
-    ) -> None:
+    def _push(self, chosen: np.ndarray, where: np.ndarray, logits: torch.Tensor, hidden: torch.Tensor) -> None:
         rows = self.rows
         tokens, logprobs = sample(
             logits,
@@ -461,9 +456,7 @@ class Runner:
         else:  # the first token failed: the branch stays where it stood
             self.store.release(tip)
         job.branch.job = None
-        job.request.results[job.index] = Sampled(
-            tuple(tokens), tuple(logprobs), finish, tuple(job.trunk_scores)
-        )
+        job.request.results[job.index] = Sampled(tuple(tokens), tuple(logprobs), finish, tuple(job.trunk_scores))
         job.request.num_left -= 1
         rows.remove(row)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from engine.accounting.ledger import Ledger
-from engine.search.keys import branch_key
+from engine.keys import branch_key
 from engine.search.protocols import Policy, PolicyBranch, Strategy, Verifier
 from engine.search.tree import OpenBranches, Trajectory, append_steps, is_judged
 from engine.search.vote import vote

@@ -15,6 +15,7 @@ al. 2024, section 5.2 and appendix E see short-cuts and idle repetition chosen b
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -35,15 +36,18 @@ _LINE = re.compile(r"(\d{1,3})((?:[+*-]\d{1,3})*)=(\d{1,3})")
 class ChainConfig:
     """Knobs of the generator.
 
-    Each problem first draws its own share of multiplications, uniform up to ``max_multiply``, so
-    that difficulty varies between problems and not only with depth.
+    Each problem first draws its own share of multiplications, uniform between ``min_multiply`` and
+    ``max_multiply``, so that difficulty varies between problems and not only with depth.
     """
 
     min_depth: int = 2  # operations
     max_depth: int = 10  # operations
     max_addend: int = 999  # of + and -
+    min_multiply: float = 0.0  # smallest share of multiplications
     max_multiply: float = 1.0  # largest share of multiplications
     multiplier_digits: tuple[float, ...] = (0.2, 0.5, 0.3)  # weights of 1, 2, 3 digits
+    # Only multipliers prime to 10, under which a wrong value stays wrong; others can wipe an error out.
+    keeps_errors: bool = True
     shortcut_rate: float = 0.02  # per line, in worked answers
     check_rate: float = 0.02  # per line, in worked answers
 
@@ -54,7 +58,7 @@ class ChainConfig:
             raise ValueError(f"max_addend must be 1..{MODULUS - 1}, got {self.max_addend}")
         if not 1 <= len(self.multiplier_digits) <= 3 or sum(self.multiplier_digits) <= 0:
             raise ValueError(f"multiplier_digits needs 1 to 3 weights, got {self.multiplier_digits}")
-        for name in ("max_multiply", "shortcut_rate", "check_rate"):
+        for name in ("min_multiply", "max_multiply", "shortcut_rate", "check_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be within 0..1, got {getattr(self, name)}")
 
@@ -113,15 +117,22 @@ def parse(text: str) -> ChainProblem:
 def draw_problem(rng: random.Random, config: ChainConfig) -> ChainProblem:
     """One problem of any split."""
     depth = rng.randint(config.min_depth, config.max_depth)
-    multiply = rng.random() * config.max_multiply
+    multiply = rng.uniform(config.min_multiply, config.max_multiply)
     operations = []
     for _ in range(depth):
         if rng.random() < multiply:
             (digits,) = rng.choices(range(1, len(config.multiplier_digits) + 1), config.multiplier_digits)
-            operations.append(("*", rng.randint(2 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)))
+            operations.append(("*", _draw_multiplier(rng, digits, config.keeps_errors)))
         else:
             operations.append((rng.choice("+-"), rng.randint(1, config.max_addend)))
     return ChainProblem(rng.randrange(MODULUS), tuple(operations))
+
+
+def _draw_multiplier(rng: random.Random, digits: int, keeps_errors: bool) -> int:
+    while True:
+        multiplier = rng.randint(2 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)
+        if not keeps_errors or math.gcd(multiplier, MODULUS) == 1:
+            return multiplier
 
 
 def problems(split: str, seed: int = 0, config: ChainConfig | None = None) -> Iterator[ChainProblem]:
@@ -196,5 +207,5 @@ def config_from_options(options: dict[str, str]) -> ChainConfig:
         if name == "multiplier_digits":
             values[name] = parts
         else:
-            values[name] = int(parts[0]) if known[name].type == "int" else parts[0]
+            values[name] = {"int": int, "bool": bool}.get(str(known[name].type), float)(parts[0])
     return ChainConfig(**values)  # type: ignore[arg-type]

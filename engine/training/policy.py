@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,10 @@ from engine.tasks.tokenizer import build_tokenizer
 from engine.training.arguments import training_arguments
 
 IGNORED = -100  # the label that transformers' loss skips
+
+
+# A little wider than the task itself: any multiplier, so that the policy meets round numbers too.
+TRAINING_MIX = chain.ChainConfig(keeps_errors=False)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class PolicyRecipe:
     tokens_per_step: int = 6144
     learning_rate: float = 2e-3
     seed: int = 0
-    data: chain.ChainConfig = field(default_factory=chain.ChainConfig)
+    data: chain.ChainConfig = TRAINING_MIX
 
     @property
     def num_steps(self) -> int:

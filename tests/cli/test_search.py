@@ -186,9 +186,7 @@ def test_interrupted_and_killed(ttc, models, tmp_path):
 def _stop(command: list[str], out: Path, *, after: int, with_signal: int) -> tuple[int, str]:
     """Starts a command, sends a signal once so many rows are on the disk; its exit status and stderr."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     while process.poll() is None and _num_rows(out) < after:
         time.sleep(0.005)
     assert process.poll() is None, process.stderr.read()

@@ -7,6 +7,7 @@ from ttc_kernels import _native
 from ttc_kernels.sample import cases, reference, sample
 
 ISAS = _native.supported_isas()
+WAYS = [{"isa": isa} for isa in ISAS] + [{"impl": "reference"}]
 SPREAD = 0x9E3779B97F4A7C15 - 2**64  # an odd number: multiples of it differ in all 64 bits
 FILTERS = [
     {},
@@ -205,20 +206,19 @@ def test_key_and_position_both_matter():
         assert 0 < (base == other).sum() < 60  # 1 in 40 by chance
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("vocab", [1, 5, 40, 300])
-def test_bad_rows_are_flagged_and_others_unchanged(vocab, temperature, impl, isa):
+def test_bad_rows_are_flagged_and_others_unchanged(vocab, temperature, way):
     logits = torch.randn(9, vocab, generator=torch.Generator().manual_seed(vocab))
     inputs = arguments(logits.clone(), temperature=temperature)
-    tokens, logprobs = sample(**inputs, impl=impl, isa=isa)
+    tokens, logprobs = sample(**inputs, **way)
     inputs["logits"][1, vocab // 2] = torch.nan
     inputs["logits"][4, vocab - 1] = torch.inf
     inputs["logits"][6] = -torch.inf
     inputs["logits"][8, 0] = torch.inf
     inputs["logits"][8, -1] = torch.nan
-    flagged, flagged_logprobs = sample(**inputs, impl=impl, isa=isa)
+    flagged, flagged_logprobs = sample(**inputs, **way)
     is_bad = torch.zeros(9, dtype=torch.bool)
     is_bad[[1, 4, 6, 8]] = True
     assert (flagged[is_bad] == -1).all()
@@ -227,26 +227,24 @@ def test_bad_rows_are_flagged_and_others_unchanged(vocab, temperature, impl, isa
     assert torch.equal(flagged_logprobs[~is_bad], logprobs[~is_bad])
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("impl", ["native", "reference"])
-def test_minus_infinity_is_never_drawn(impl, isa):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_minus_infinity_is_never_drawn(way):
     logits = torch.full((2000, 50), -torch.inf)
     logits[:, 17], logits[:, 42] = 0.0, -1.0
     for options in ({}, {"top_k": 5}, {"top_p": 0.999}, {"temperature": 0.0}, {"temperature": 50.0}):
-        tokens, logprobs = sample(**arguments(logits, **options), impl=impl, isa=isa)
+        tokens, logprobs = sample(**arguments(logits, **options), **way)
         assert set(tokens.tolist()) <= {17, 42}
         assert logprobs.isfinite().all()
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("impl", ["native", "reference"])
-def test_greedy_takes_the_first_of_equals(impl, isa):
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_greedy_takes_the_first_of_equals(way):
     logits = torch.zeros(4, 100)
     logits[0, [97, 30, 31]] = 5.0
     logits[1] = -2.0
     logits[2, 0] = -1.0
     logits[3], logits[3, 3], logits[3, 4] = -1.0, -0.0, 0.0
-    tokens, logprobs = sample(**arguments(logits, temperature=0.0, top_k=1, top_p=0.1), impl=impl, isa=isa)
+    tokens, logprobs = sample(**arguments(logits, temperature=0.0, top_k=1, top_p=0.1), **way)
     assert tokens.tolist() == [30, 0, 1, 3]
     exact = logits.double().log_softmax(-1).gather(1, tokens.long()[:, None])[:, 0]
     torch.testing.assert_close(logprobs.double(), exact, atol=1e-5, rtol=0)

@@ -8,6 +8,7 @@ from ttc_kernels.step_score import cases, fold, reference, step_score
 from ttc_kernels.testing import assert_within_budget
 
 ISAS = _native.supported_isas()
+WAYS = [{"isa": isa} for isa in ISAS] + [{"impl": "reference"}]
 
 
 def inputs_for(logits: list[float], slot: list[int], num_slots: int) -> dict:
@@ -85,19 +86,18 @@ def test_saturated_scores_pass(impl):
     assert step_score(**inputs, impl=impl).tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("num_labels", [1, 2])
-def test_nan_is_visible_and_stays_in_its_slot(num_labels, impl, isa):
+def test_nan_is_visible_and_stays_in_its_slot(num_labels, way):
     inputs = inputs_for([0.0, math.nan, 0.0, 0.0], [0, 1, 1, 2], 3)
     inputs.update(weight=torch.ones(num_labels, 1))
-    scores = step_score(**inputs, impl=impl, isa=isa)
+    scores = step_score(**inputs, **way)
     assert scores.isnan().tolist() == [False, True, False, False]
     state = inputs["state"]
     assert not state[[0, 2]].isnan().any()
     assert state[1].isnan().tolist() == [False, True, True, True]  # last is the later, sound score
     inputs["rows"], inputs["slot"] = torch.tensor([[1], [2]], dtype=torch.int32)
-    step_score(**inputs, impl=impl, isa=isa)
+    step_score(**inputs, **way)
     assert inputs["state"][2].isnan().all()
 
 

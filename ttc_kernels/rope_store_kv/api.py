@@ -42,8 +42,8 @@ def rope_store_kv(
     ):
         raise ValueError(
             "rope_store_kv: qkv must be (rows, (num_heads + 2 * num_kv_heads) * head_dim) and k_cache, "
-            f"v_cache (num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, {tuple(k_shape)}, "
-            f"{tuple(v_cache.shape)} for {num_heads} and {num_kv_heads} heads"
+            f"v_cache (num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, "
+            f"{tuple(k_shape)}, {tuple(v_cache.shape)} for {num_heads} and {num_kv_heads} heads"
         )
     is_bf16 = dtype is torch.bfloat16
     if not (is_bf16 or dtype is torch.float32) and impl != "reference":

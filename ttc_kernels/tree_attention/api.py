@@ -36,7 +36,8 @@ def tree_attention(
     if len(shape) != 3 or len(k_shape) != 4 or v_cache.shape != k_shape or shape[2] != k_shape[3]:
         raise ValueError(
             "tree_attention: q must be (rows, num_heads, head_dim) and k_cache, v_cache (num_blocks, "
-            f"num_kv_heads, block_size, head_dim), got {tuple(shape)}, {tuple(k_shape)}, {tuple(v_cache.shape)}"
+            f"num_kv_heads, block_size, head_dim), got {tuple(shape)}, {tuple(k_shape)}, "
+            f"{tuple(v_cache.shape)}"
         )
     if shape[1] % k_shape[1]:
         raise ValueError(
@@ -71,8 +72,8 @@ def tree_attention(
     ):
         raise ValueError(
             "tree_attention: the native kernel takes float32 or bfloat16 on a CPU, an even head_dim up to "
-            "256, block_size a multiple of 16, adjacent elements in q and v_cache, adjacent keys in k_cache, got "
-            f"q {_describe(q)}, k_cache {_describe(k_cache)}, v_cache {_describe(v_cache)}"
+            "256, block_size a multiple of 16, adjacent elements in q and v_cache, adjacent keys in k_cache, "
+            f"got q {_describe(q)}, k_cache {_describe(k_cache)}, v_cache {_describe(v_cache)}"
         )
     _native.tree_attention(
         q.data_ptr(),

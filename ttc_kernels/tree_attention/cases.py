@@ -15,7 +15,7 @@ from ttc_kernels.tree_attention.reference import visible_slots
 
 @dataclass(frozen=True)
 class Case:
-    """A tree of branches: level i forks every branch into levels[i][0], each fed levels[i][1] tokens or more."""
+    """A tree: level i forks every branch into levels[i][0], each fed levels[i][1] tokens or more."""
 
     num_heads: int
     num_kv_heads: int

@@ -1,0 +1,109 @@
+"""The figures of the home models that their model cards state.
+
+`python -m benchmarks.home --split validation` prints, and with `--json X` writes: greedy, pass@1,
+majority@16 and pass@16 accuracy, pass@1 by fifth of difficulty, and the share of wrong steps that
+the PRM ranks below the right ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.hardware import commit, hardware
+from engine import BestOfN, Engine, Majority, SearchResult
+from engine.engine import DEFAULT_SAMPLING
+from engine.tasks import take_problems
+from engine.types import GREEDY
+
+
+def fifths(values: Sequence[float]) -> list[float]:
+    """Means of the values' sorted fifths, the hardest first."""
+    ranked, size = sorted(values), len(values)
+    cuts = [round(i * size / 5) for i in range(6)]
+    return [sum(ranked[a:b]) / max(1, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def policy_figures(greedy: Sequence[SearchResult], sampled: Sequence[SearchResult]) -> dict:
+    """Accuracies of single answers, votes and any-of-n over the same problems."""
+    passed = [
+        sum(candidate.answer == result.problem.answer for candidate in result.candidates) / result.budget
+        for result in sampled
+    ]
+    count = len(sampled)
+    budget = sampled[0].budget
+    return {
+        "greedy": sum(bool(result.correct) for result in greedy) / count,
+        "pass@1": sum(passed) / count,
+        f"majority@{budget}": sum(bool(result.correct) for result in sampled) / count,
+        f"pass@{budget}": sum(share > 0 for share in passed) / count,
+        "pass@1 by fifth": fifths(passed),
+        "unfinished": sum(c.finish != "eos" for r in sampled for c in r.candidates) / (count * budget),
+    }
+
+
+def verifier_figures(engine: Engine, results: Sequence[SearchResult]) -> dict:
+    """How well step scores tell whether a step is the first wrong one of its answer (exact, by the task)."""
+    good: list[float] = []
+    first_wrong: list[float] = []
+    for result in results:
+        for candidate in result.candidates:
+            steps = candidate.text.splitlines(keepends=True)
+            wrong = engine.task.first_wrong_step(result.problem, steps)
+            end = len(candidate.scores) if wrong < 0 else wrong
+            good += candidate.scores[:end]
+            first_wrong += candidate.scores[end : end + 1]
+    return {
+        "accuracy": sum(bool(result.correct) for result in results) / len(results),
+        "right steps": len(good),
+        "first wrong steps": len(first_wrong),
+        "mean score of right steps": sum(good) / max(1, len(good)),
+        "mean score of first wrong steps": sum(first_wrong) / max(1, len(first_wrong)),
+        "step auc": _auc(good, first_wrong),
+    }
+
+
+def _auc(good: Sequence[float], bad: Sequence[float]) -> float:
+    """Probability that a right step is scored above a wrong one."""
+    ranked = sorted([(score, 1) for score in good] + [(score, 0) for score in bad])
+    ranks = sum(rank for rank, (_, is_good) in enumerate(ranked, start=1) if is_good)
+    return (ranks - len(good) * (len(good) + 1) / 2) / max(1, len(good) * len(bad))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--num-problems", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policy", default="home")
+    parser.add_argument("--prm")
+    parser.add_argument("--trunk-head")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    engine = Engine.load(options.policy, prm=options.prm, trunk_head=options.trunk_head)
+    problems = take_problems(engine.task, options.split, options.num_problems)
+    greedy = engine.search(problems, Majority(), 1, sampling=GREEDY)
+    sampled = engine.search(problems, Majority(), 16, seed=options.seed)
+    figures: dict = {
+        "split": options.split,
+        "problems": len(problems),
+        "temperature": DEFAULT_SAMPLING.temperature,
+        "policy": policy_figures(greedy, sampled),
+    }
+    judges = [("prm", engine.prm is not None), ("trunk", engine.policy.runner.score_head is not None)]
+    for name, is_there in judges:
+        if is_there:
+            results = engine.search(problems, BestOfN(), 16, seed=options.seed, verifier=name)
+            figures[name] = verifier_figures(engine, results)
+    figures |= {"hardware": hardware(), "commit": commit()}
+    print(json.dumps(figures, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""`ttc train` and `ttc rollouts`: recipes as options, and rollouts that can be killed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import typer
+
+from engine.cli.errors import run_app
+from engine.cli.recipes import with_recipe
+from engine.reports import ledger_path
+from engine.tasks.chain import ChainConfig
+from engine.training.policy import PolicyRecipe
+from engine.training.prm import PRMRecipe, read_stepwise
+from engine.training.rollouts import RolloutRecipe
+from tests.cli.conftest import assert_refused
+
+
+def parsed(recipe_class: type, arguments: list[str]) -> object:
+    """The recipe that a command with these arguments would run."""
+    recipes: list[object] = []
+
+    def run(recipe: object) -> None:
+        """A command that trains nothing."""
+        recipes.append(recipe)
+
+    app = typer.Typer(add_completion=False)
+    app.command()(with_recipe(recipe_class, run))
+    assert run_app(app, arguments, "train") == 0
+    return recipes[0]
+
+
+@pytest.mark.parametrize("recipe_class", [PolicyRecipe, PRMRecipe, RolloutRecipe])
+def test_every_field_of_a_recipe_is_an_option(recipe_class):
+    default = recipe_class()
+    assert parsed(recipe_class, []) == default
+    for field in dataclasses.fields(recipe_class):
+        value = getattr(default, field.name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        other = value / 2 if isinstance(value, float) else value + 1
+        flag = "--" + field.name.replace("_", "-")
+        assert parsed(recipe_class, [flag, str(other)]) == dataclasses.replace(default, **{field.name: other})
+
+
+def test_the_problems_of_a_policy_have_knobs():
+    recipe = parsed(PolicyRecipe, ["--data", "max_depth=6", "--data", "multiplier_digits=1,2"])
+    assert recipe.data == ChainConfig(max_depth=6, multiplier_digits=(1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "policy", "--num-layers", "many"], ["--num-layers", "'many'"]),
+        (["train", "policy", "--data", "depth"], ["--data needs name=value", "'depth'"]),
+        (["train", "policy", "--data", "colour=3"], ["no option 'colour'"]),
+        (["train", "policy", "--device", "abacus"], ["device", "'abacus'"]),
+        (["train", "prm", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
+        (["train", "prm", "--held-out", "2"], ["held_out", "got 2.0"]),
+        (["train", "poet"], ["'poet'"]),
+        (["rollouts", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
+        (["rollouts", "--num-rollouts", "0"], ["num_rollouts", "got 0"]),
+    ],
+    ids=lambda part: " ".join(part),
+)
+def test_bad_input(ttc, arguments, parts):
+    assert_refused(ttc(*arguments), *parts)
+
+
+@pytest.mark.parametrize("command", ["prm", "trunk-head"])
+def test_rollouts_that_are_missing_or_broken(ttc, models, tmp_path, command):
+    arguments = ["train", command, "--policy", models.policy, "--out", tmp_path / "model", "--work", tmp_path / "work"]
+    file = tmp_path / "rollouts.jsonl"
+    assert_refused(ttc(*arguments, "--rollouts", file), str(file))
+    file.write_text('{"prompt": "1;+1"}\n')
+    assert_refused(ttc(*arguments, "--rollouts", file), f"{file}, line 1", "completions")
+    assert not (tmp_path / "model").exists()
+
+
+def test_rollouts_go_on_where_they_stopped(ttc, models, tmp_path):
+    file = tmp_path / "rollouts.jsonl"
+    counts = ["--num-questions", 6, "--num-samples", 2, "--num-rollouts", 2]
+    arguments = ["rollouts", "--policy", models.policy, "--num-blocks", 1024, "--out", file, *counts]
+    assert ttc(*arguments).status == 0
+    written = file.read_bytes()
+    rows = read_stepwise(file)
+    assert all(len(row["labels"]) == len(row["token_ids"]) for row in rows)
+    assert len({row["prompt"] for row in rows}) > 3
+
+    lines = ledger_path(file).read_bytes().splitlines(keepends=True)
+    ledger_path(file).write_bytes(b"".join(lines[:4]) + lines[4][:30])
+    file.unlink()
+    outcome = ttc(*arguments, "--max-batch", 3)
+    assert outcome.status == 0, outcome.err
+    assert outcome.last_line.endswith(f"resumed 3: {file}")
+    assert file.read_bytes() == written
+    assert_refused(ttc(*arguments, "--temperature", 0.5), "temperature was 1.0, now 0.5")
+    assert ttc(*arguments, "--temperature", 0.5, "--overwrite").status == 0
+    assert file.read_bytes() != written

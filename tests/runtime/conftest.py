@@ -1,0 +1,3 @@
+from tests.runtime.builders import folders
+
+__all__ = ["folders"]

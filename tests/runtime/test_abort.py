@@ -1,0 +1,136 @@
+"""A search that is given up anywhere leaves nothing behind."""
+
+import pytest
+
+from engine.runtime import Batcher
+from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
+
+from .builders import PROBLEMS, assert_idle, fingerprint, load_engine, runners, searches
+
+STRATEGIES = [Majority(), BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=1), DVTS(width=2)]
+by_name = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+OPTIONS = {"max_tokens": 14, "seed": 2}
+
+
+def run_ticks(coroutine, num_ticks: int) -> int:
+    """Drives a search for so many forward passes; the number it took, which is less if it has ended."""
+    request = None
+    for tick in range(num_ticks):
+        while request is None or request.is_done:
+            try:
+                request = coroutine.send(None)
+            except StopIteration:
+                return tick
+        request.runner.tick()
+    return num_ticks
+
+
+@by_name
+@pytest.mark.parametrize("num_blocks", [64, 8], ids=["roomy", "tight"])
+def test_a_search_closed_after_any_forward(folders, strategy, num_blocks):
+    engine = load_engine(folders, num_blocks=num_blocks, max_chunk=8)
+    problem = PROBLEMS[3]
+
+    def start():
+        return next(searches(engine, [problem], strategy, 4, **OPTIONS))
+
+    num_ticks = run_ticks(start(), 10_000)
+    assert num_ticks > 10
+    for limit in range(num_ticks):
+        coroutine = start()
+        assert run_ticks(coroutine, limit) == limit
+        coroutine.close()
+        assert_idle(*runners(engine))
+    assert run_ticks(start(), 10_000) <= num_ticks + 2  # the prompt is cached, at the most
+
+
+@by_name
+def test_a_search_closed_at_any_await(folders, strategy):
+    """Also before the first forward, and when a request is done but not yet collected."""
+    engine = load_engine(folders)
+    for num_awaits in range(1, 100):
+        coroutine = next(searches(engine, PROBLEMS[:1], strategy, 4, **OPTIONS))
+        try:
+            for index in range(num_awaits):
+                request = coroutine.send(None)
+                if index + 1 < num_awaits:
+                    engine.prm.run(request) if request.runner is engine.prm.runner else engine.policy.run(request)
+        except StopIteration:
+            break
+        coroutine.close()
+        assert_idle(*runners(engine))
+    assert 2 <= num_awaits < 99
+    assert_idle(*runners(engine))
+
+
+def test_results_abandoned_after_any_problem(folders):
+    engine = load_engine(folders)
+    strategy = BeamSearch(width=2)
+    want = [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)]
+    for num_taken in range(len(PROBLEMS) + 1):
+        results = engine.search_iter(PROBLEMS, strategy, 4, **OPTIONS)
+        for _ in range(num_taken):
+            next(results)
+        results.close()
+        assert_idle(*runners(engine))
+    assert [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)] == want
+
+
+@pytest.mark.parametrize("fails_at", range(6))
+def test_a_verifier_that_raises_ends_the_search_and_nothing_else(folders, fails_at):
+    engine = load_engine(folders)
+    calls = []
+
+    def judge(prompt: str, steps: list[str]) -> float:
+        calls.append(prompt)
+        if len(calls) > fails_at:
+            raise RuntimeError("no verdict")
+        return 0.5
+
+    with pytest.raises(RuntimeError, match="no verdict"):
+        engine.search(PROBLEMS, BeamSearch(width=2), 4, verifier=judge, **OPTIONS)
+    assert_idle(*runners(engine))
+
+
+def test_an_error_ends_its_own_search_alone(folders):
+    """One prompt among five is over the context: its error comes in the place of its result."""
+    engine = load_engine(folders)
+    strategy = BestOfN()
+    want = [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)]
+    long = PROBLEMS[0].__class__("long", "1" * 2000, None)
+    coroutines = searches(engine, [*PROBLEMS[:2], long, *PROBLEMS[2:]], strategy, 4, **OPTIONS)
+    results = dict(Batcher(runners(engine)).run(coroutines, rows_each=4))
+    assert isinstance(results[2], ValueError)
+    assert "2000 tokens" in str(results[2])
+    assert [fingerprint(results[index]) for index in (0, 1, 3, 4, 5)] == want
+    assert_idle(*runners(engine))
+
+
+def test_a_verifier_that_the_batcher_was_not_told_of(folders):
+    """Its model is driven all the same: requests name their runner."""
+    engine = load_engine(folders)
+
+    class Wrapped:
+        def __init__(self, inner):
+            self.open, self.score = inner.open, inner.score
+
+    inner = engine.resolve_verifier("prm")
+    strategy = BeamSearch(width=2)
+    want = [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)]
+    got = engine.search(PROBLEMS, strategy, 4, verifier=Wrapped(inner), **OPTIONS)
+    assert [fingerprint(result) for result in got] == want
+    assert_idle(*runners(engine))
+
+
+def test_two_iterations_at_once(folders):
+    """Two consumers of one engine, taking turns."""
+    engine = load_engine(folders)
+    strategies = [BeamSearch(width=2), BestOfN()]
+    want = [[fingerprint(r) for r in engine.search(PROBLEMS, strategy, 4, **OPTIONS)] for strategy in strategies]
+    iterators = [engine.search_iter(PROBLEMS, strategy, 4, **OPTIONS) for strategy in strategies]
+    got = [{}, {}]
+    for _ in PROBLEMS:
+        for which, iterator in enumerate(iterators):
+            index, result = next(iterator)
+            got[which][index] = fingerprint(result)
+    assert [[found[index] for index in range(len(PROBLEMS))] for found in got] == want
