@@ -43,6 +43,7 @@ models: setup
 	$(BIN)/ttc train policy
 	$(BIN)/ttc rollouts
 	$(BIN)/ttc train prm
+	$(BIN)/ttc train trunk-head
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -8,6 +8,7 @@ the PRM ranks below the right ones.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def fifths(values: Sequence[float]) -> list[float]:
     """Means of the values' sorted fifths, the hardest first."""
     ranked, size = sorted(values), len(values)
     cuts = [round(i * size / 5) for i in range(6)]
-    return [sum(ranked[a:b]) / max(1, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [sum(ranked[a:b]) / max(1, b - a) for a, b in itertools.pairwise(cuts)]
 
 
 def policy_figures(greedy: Sequence[SearchResult], sampled: Sequence[SearchResult]) -> dict:
@@ -73,9 +74,7 @@ def _auc(good: Sequence[float], bad: Sequence[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num-problems", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)

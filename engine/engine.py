@@ -58,9 +58,7 @@ class Engine:
         folder = resolve_folder(policy)
         head = None
         if trunk_head is not None:
-            head = load_trunk_head(
-                resolve_folder(trunk_head, "trunk_head"), read_config(folder), resolve_dtype(dtype)
-            )
+            head = load_trunk_head(resolve_folder(trunk_head, "trunk_head"), read_config(folder), resolve_dtype(dtype))
         limits = {"dtype": dtype, "max_batch": max_batch, "num_blocks": num_blocks}
         llm = LLM.load(folder, trunk_head=head, **limits)
         verifier = None if prm is None else LLM.load(resolve_folder(prm, "prm"), **limits)
@@ -152,6 +150,4 @@ class Engine:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
         answer = row.get("answer")
-        return Problem(
-            str(row.get("id", index)), self.task.prompt(text), None if answer is None else str(answer)
-        )
+        return Problem(str(row.get("id", index)), self.task.prompt(text), None if answer is None else str(answer))

@@ -33,9 +33,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.Comple
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the working tree; what is compiled comes along, so that nothing is compiled again."""
     copy = tmp_path_factory.mktemp("copy") / "tree"
-    unwanted = shutil.ignore_patterns(
-        ".venv", ".git", "__pycache__", "out", "dist", "lib.*", "bdist.*", ".*_cache"
-    )
+    unwanted = shutil.ignore_patterns(".venv", ".git", "__pycache__", "out", "dist", "lib.*", "bdist.*", ".*_cache")
     shutil.copytree(ROOT, copy, ignore=unwanted)
     return copy
 

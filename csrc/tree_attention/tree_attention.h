@@ -33,9 +33,9 @@ struct AttentionTask {
     float* scratch;        // task_scratch_floats() floats, 64-byte aligned
 };
 
+// Static, both: the linker must not hand one instruction set's copy to another.
 static inline int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
-// Static: the linker must not hand one instruction set's copy to another.
 // Scratch layout of a task with P = rows * group packed queries:
 //   queries (head_dim, P16) | lane maxima (P, 16) | 1/sum (P16) | acc (P, padded_dim) | scores (max_units, P, 16)
 //   | cursor of each row (rows, as int32)

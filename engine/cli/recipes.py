@@ -21,7 +21,7 @@ from engine.reports.rows import Row
 from engine.runtime import LLM
 from engine.tasks.chain import ChainConfig, config_from_options
 from engine.training.policy import PolicyRecipe, train_policy
-from engine.training.prm import PRMRecipe, train_prm, train_trunk_head
+from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
 from engine.training.rollouts import RolloutRecipe, generate
 
 _ROLLOUTS = "out/rollouts.jsonl"
@@ -61,7 +61,7 @@ def run_prm(
 
 
 def run_trunk_head(
-    recipe: PRMRecipe,
+    recipe: TrunkHeadRecipe,
     rollouts: Rollouts = _ROLLOUTS,
     policy: Policy = "home",
     out: Out = str(HOME / "trunk_head"),
@@ -114,7 +114,7 @@ def run_rollouts(
 _COMMANDS = {
     "policy": (PolicyRecipe, run_policy),
     "prm": (PRMRecipe, run_prm),
-    "trunk-head": (PRMRecipe, run_trunk_head),
+    "trunk-head": (TrunkHeadRecipe, run_trunk_head),
     "rollouts": (RolloutRecipe, run_rollouts),
 }
 

@@ -157,9 +157,7 @@ class Decoder:
         rms_norm(work.residual, self.layers[0].input_norm, config.rms_eps, out=work.normed)
         for i, (layer, (k, v)) in enumerate(zip(self.layers, caches, strict=True)):
             padded_mm(work.padded_normed, layer.qkv, work.padded_qkv)
-            rope_store_kv(
-                work.qkv, self.cos, self.sin, positions, slots, k, v, config.num_heads, config.num_kv_heads
-            )
+            rope_store_kv(work.qkv, self.cos, self.sin, positions, slots, k, v, config.num_heads, config.num_kv_heads)
             tree_attention(work.query, k, v, plan, scale, out=work.attended)
             padded_mm(work.padded_attended, layer.out, work.padded_delta)
             rms_norm(work.delta, layer.post_norm, config.rms_eps, residual=work.residual, out=work.normed)

@@ -30,9 +30,7 @@ def _candidates(row: Row) -> list[Candidate]:
 
 def is_right(row: Row, answer: str | None) -> bool:
     """Whether an answer of this row is right: equal to the gold answer, or to a prediction graded right."""
-    return answer is not None and (
-        answer == row["answer"] or (bool(row["correct"]) and answer == row["pred"])
-    )
+    return answer is not None and (answer == row["answer"] or (bool(row["correct"]) and answer == row["pred"]))
 
 
 def accuracy_at(row: Row, rule: str, num_samples: int) -> float:

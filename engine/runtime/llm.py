@@ -210,6 +210,8 @@ class LLM:
         for index, branch in enumerate(branches):
             self.runner.submit_feed(FeedJob(request, index, branch, branch.tip))
         self.run(request)
+        if not request.logits:
+            return torch.empty(0, self.config.vocab_size)
         return torch.from_numpy(np.stack(request.logits))
 
     def run(self, request: Request) -> None:

@@ -46,7 +46,4 @@ class BeamSearch:
         """
         ranked = sorted(range(len(agg_scores)), key=lambda index: -agg_scores[index])
         num_kept = -(-num_slots // self.width)
-        return [
-            (index, min(self.width, num_slots - rank * self.width))
-            for rank, index in enumerate(ranked[:num_kept])
-        ]
+        return [(index, min(self.width, num_slots - rank * self.width)) for rank, index in enumerate(ranked[:num_kept])]

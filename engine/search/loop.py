@@ -50,9 +50,7 @@ async def run_search(
     """
     check_arguments(strategy, verifier, budget=budget, max_tokens=max_tokens, agg_strategy=agg_strategy)
     ledger = Ledger() if ledger is None else ledger
-    search = _Search(
-        problem, strategy, policy, verifier, seed, sampling, max_tokens, agg_strategy, extract, ledger
-    )
+    search = _Search(problem, strategy, policy, verifier, seed, sampling, max_tokens, agg_strategy, extract, ledger)
     try:
         await search.run(budget)
     finally:

@@ -59,9 +59,7 @@ class VerifierBranch(Protocol):
 class Verifier(Protocol):
     async def open(self, problem: Problem, *, ledger: Ledger) -> VerifierBranch: ...
 
-    async def score(
-        self, branches: Sequence[VerifierBranch], steps: Sequence[Sequence[Step]]
-    ) -> list[list[float]]:
+    async def score(self, branches: Sequence[VerifierBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """Appends the steps to each branch; one score in [0, 1] per step (NaN flags a numeric failure)."""
         ...
 

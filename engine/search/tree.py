@@ -68,9 +68,7 @@ def append_steps(tree: SearchTree, trajectory: Trajectory, steps: Sequence[Step]
     parent = trajectory.node
     for index, step in enumerate(steps):
         address = trajectory.address + (0,) * index
-        tree.nodes.append(
-            TreeNode(address, parent, step.text, num_tokens=len(step.token_ids), finish=step.finish)
-        )
+        tree.nodes.append(TreeNode(address, parent, step.text, num_tokens=len(step.token_ids), finish=step.finish))
         parent = len(tree.nodes) - 1
         trajectory.new_nodes.append(parent)
     for node in trajectory.new_nodes[:-1]:

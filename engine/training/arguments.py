@@ -8,9 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 
-def training_arguments(
-    work: Path, device: str, seed: int, learning_rate: float, **options
-) -> TrainingArguments:
+def training_arguments(work: Path, device: str, seed: int, learning_rate: float, **options) -> TrainingArguments:
     """Checkpoints every 500 steps into `work`, cosine decay, bf16 off the CPU; options go to transformers."""
     return TrainingArguments(
         output_dir=str(work),

@@ -102,9 +102,7 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
     """Trains and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`."""
     tokenizer = build_tokenizer()
     model = build_policy(recipe, tokenizer)
-    arguments = training_arguments(
-        work, device, recipe.seed, recipe.learning_rate, max_steps=recipe.num_steps
-    )
+    arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, max_steps=recipe.num_steps)
     trainer = Trainer(
         model=model,
         args=arguments,

@@ -46,6 +46,15 @@ class PRMRecipe:
             raise ValueError(f"num_epochs must be over 0, got {self.num_epochs}")
 
 
+@dataclass(frozen=True)
+class TrunkHeadRecipe(PRMRecipe):
+    """What `ttc train trunk-head` does: a linear head bears a larger rate, and needs fewer epochs."""
+
+    num_epochs: float = 2.0
+    learning_rate: float = 5e-3
+    dropout: float = 0.0
+
+
 def read_stepwise(path: Path) -> list[dict]:
     """Rows with `prompt`, `completions` and soft `labels`. Raises ValueError that names the line."""
     rows = []
@@ -58,9 +67,7 @@ def read_stepwise(path: Path) -> list[dict]:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not a stepwise row ({error}): {line[:80]!r}") from None
         if not good:
-            raise ValueError(
-                f"{path}, line {number}: needs one label within 0..1 per completion: {line[:80]!r}"
-            )
+            raise ValueError(f"{path}, line {number}: needs one label within 0..1 per completion: {line[:80]!r}")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no rows")
@@ -136,15 +143,16 @@ class StepTrainer(Trainer):
 class TrunkProbe(nn.Module):
     """A linear score on the hidden states of a frozen policy."""
 
-    def __init__(self, policy: Path):
+    def __init__(self, policy: Path, dropout: float = 0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.trunk = AutoModel.from_pretrained(policy).requires_grad_(False)
         self.score = nn.Linear(self.trunk.config.hidden_size, 1)
 
     def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             hidden = self.trunk(input_ids).last_hidden_state
-        return {"logits": self.score(hidden)}
+        return {"logits": self.score(self.dropout(hidden))}
 
 
 def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[list[dict], list[dict]]:
@@ -155,9 +163,7 @@ def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[l
     return [row for row in rows if row["prompt"] not in kept], [row for row in rows if row["prompt"] in kept]
 
 
-def train_prm(
-    rollouts: Path, policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
-) -> dict:
+def train_prm(rollouts: Path, policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu") -> dict:
     """Trains a `LlamaForTokenClassification` that starts from the policy; returns held-out figures."""
     torch.manual_seed(recipe.seed)
     model = LlamaForTokenClassification.from_pretrained(
@@ -176,7 +182,7 @@ def train_trunk_head(
 ) -> dict:
     """Trains a linear head on the policy's frozen trunk; returns held-out figures."""
     torch.manual_seed(recipe.seed)
-    model = TrunkProbe(policy)
+    model = TrunkProbe(policy, recipe.dropout)
     _, figures = _fit(model, rollouts, policy, work, recipe, shift=1, device=device)
     out.mkdir(parents=True, exist_ok=True)
     head = {f"score.{name}": tensor.detach().contiguous() for name, tensor in model.score.named_parameters()}
@@ -191,9 +197,7 @@ def _fit(
     train, held = split_questions(read_stepwise(rollouts), recipe.held_out, recipe.seed)
     if not train:
         raise ValueError(f"{rollouts} holds one question only: nothing is left to train on")
-    batches = [
-        StepBatches(rows, tokenizer, recipe.tokens_per_step, shift, recipe.seed) for rows in (train, held)
-    ]
+    batches = [StepBatches(rows, tokenizer, recipe.tokens_per_step, shift, recipe.seed) for rows in (train, held)]
     arguments: TrainingArguments = training_arguments(
         work, device, recipe.seed, recipe.learning_rate, num_train_epochs=recipe.num_epochs
     )

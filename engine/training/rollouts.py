@@ -21,7 +21,7 @@ from engine.types import Problem, Sampling, Step
 class RolloutRecipe:
     """How many questions, answers and rollouts; the default made the shipped PRM's data."""
 
-    num_questions: int = 5000  # of the training split
+    num_questions: int = 3000  # of the training split
     num_samples: int = 4  # answers per question
     num_rollouts: int = 8  # per step
     temperature: float = 1.0

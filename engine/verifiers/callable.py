@@ -58,9 +58,7 @@ class CallableVerifier:
     async def open(self, problem: Problem, *, ledger: Ledger) -> TextBranch:
         return TextBranch(problem)
 
-    async def score(
-        self, branches: Sequence[TextBranch], steps: Sequence[Sequence[Step]]
-    ) -> list[list[float]]:
+    async def score(self, branches: Sequence[TextBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         return [
             [self._score(branch.problem, branch.append(step)) for step in new_steps]
             for branch, new_steps in zip(branches, steps, strict=True)

@@ -27,12 +27,9 @@ class OracleVerifier:
     async def open(self, problem: Problem, *, ledger: Ledger) -> OracleBranch:
         return OracleBranch(problem)
 
-    async def score(
-        self, branches: Sequence[OracleBranch], steps: Sequence[Sequence[Step]]
-    ) -> list[list[float]]:
+    async def score(self, branches: Sequence[OracleBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         return [
-            [self._score(branch, step) for step in new_steps]
-            for branch, new_steps in zip(branches, steps, strict=True)
+            [self._score(branch, step) for step in new_steps] for branch, new_steps in zip(branches, steps, strict=True)
         ]
 
     def _score(self, branch: OracleBranch, step: Step) -> float:

@@ -24,14 +24,10 @@ class TrunkVerifier:
     async def open(self, problem: Problem, *, ledger: Ledger) -> TrunkBranch:
         return TrunkBranch()
 
-    async def score(
-        self, branches: Sequence[TrunkBranch], steps: Sequence[Sequence[Step]]
-    ) -> list[list[float]]:
+    async def score(self, branches: Sequence[TrunkBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """Raises ValueError for a step without a score: the policy has no trunk head."""
         for new_steps in steps:
             for step in new_steps:
                 if step.trunk_score is None:
-                    raise ValueError(
-                        f"the policy gave step {step.text[:40]!r} no trunk score: no trunk head is loaded"
-                    )
+                    raise ValueError(f"the policy gave step {step.text[:40]!r} no trunk score: no trunk head is loaded")
         return [[step.trunk_score for step in new_steps] for new_steps in steps]

@@ -160,33 +160,40 @@ def test_a_torn_ledger_gives_the_same_rows(ttc, models, tmp_path):
 def test_interrupted_and_killed(ttc, models, tmp_path):
     """Ctrl-C, then kill -9, then to the end: the rows of a run that nobody disturbed."""
     whole, out = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
-    more = ["--limit", 120, "--max-tokens", 64]
-    assert ttc(*small_search(models, whole), *more).status == 0
-    command = [sys.executable, "-m", "engine.cli", *map(str, [*small_search(models, out), *more, "--max-batch", 2])]
+    more = ["--strategy", "majority", "--limit", 60]
+    assert ttc(*small_search(models, whole, None), *more).status == 0
+    arguments = [*small_search(models, out, None), *more, "--max-batch", 2]
+    command = [sys.executable, "-m", "engine.cli", *map(str, arguments)]
 
     status, err = _stop(command, out, after=10, with_signal=signal.SIGINT)
     assert status == 130
     assert "Traceback" not in err
     num_interrupted = _num_rows(out)
-    assert f"interrupted: {num_interrupted} of 120 problems are done" in err
+    assert f"interrupted: {num_interrupted} of 60 problems are done" in err
     assert not out.exists()
 
     status, _ = _stop(command, out, after=num_interrupted + 10, with_signal=signal.SIGKILL)
     assert status == -signal.SIGKILL
     num_killed = _num_rows(out)
-    assert num_interrupted < num_killed < 120
+    assert num_interrupted < num_killed < 60
 
-    outcome = ttc(*small_search(models, out), *more)
+    outcome = ttc(*small_search(models, out, None), *more)
     assert outcome.status == 0
     assert outcome.last_line.endswith(f"resumed {num_killed}: {out}")
     assert comparable(read_rows(out)) == comparable(read_rows(whole))
-    assert _num_rows(out) == 120
+    assert _num_rows(out) == 60
 
 
 def _stop(command: list[str], out: Path, *, after: int, with_signal: int) -> tuple[int, str]:
     """Starts a command, sends a signal once so many rows are on the disk; its exit status and stderr."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits "ignored"
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     while process.poll() is None and _num_rows(out) < after:
         time.sleep(0.005)
     assert process.poll() is None, process.stderr.read()

@@ -24,18 +24,12 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
         raise ValueError(f"copy_blocks: pairs must be int32 (n, 2), got {tuple(pairs.shape)} {pairs.dtype}")
     written = pairs[:, 1].tolist()
     if len(set(written)) != len(written) or not set(written).isdisjoint(pairs[:, 0].tolist()):
-        raise ValueError(
-            f"copy_blocks: a block is written twice, or written and read, in pairs {pairs.tolist()}"
-        )
+        raise ValueError(f"copy_blocks: a block is written twice, or written and read, in pairs {pairs.tolist()}")
     for cache in caches:
         if cache.ndim < 2:
-            raise ValueError(
-                f"copy_blocks: a cache must be (num_layers, num_blocks, ...), got {tuple(cache.shape)}"
-            )
+            raise ValueError(f"copy_blocks: a cache must be (num_layers, num_blocks, ...), got {tuple(cache.shape)}")
         if pairs.numel() and not _are_within(pairs, cache.shape[1]):
-            raise ValueError(
-                f"copy_blocks: a pair in {pairs.tolist()} is outside the cache of {cache.shape[1]} blocks"
-            )
+            raise ValueError(f"copy_blocks: a pair in {pairs.tolist()} is outside the cache of {cache.shape[1]} blocks")
     if impl == "reference":
         reference.copy_blocks(caches, pairs)
         return

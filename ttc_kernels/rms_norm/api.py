@@ -29,22 +29,17 @@ def rms_norm(
         raise ValueError(f"rms_norm: impl must be 'auto', 'native' or 'reference', got {impl!r}")
     dtype, shape = x.dtype, x.shape
     if (dtype is not torch.float32 and dtype is not torch.bfloat16) or len(shape) != 2 or not x.is_cpu:
-        raise ValueError(
-            f"rms_norm: x must be (rows, hidden) float32 or bfloat16 on a CPU, got {_describe(x)}"
-        )
+        raise ValueError(f"rms_norm: x must be (rows, hidden) float32 or bfloat16 on a CPU, got {_describe(x)}")
     if out is None:
         out = torch.empty(shape, dtype=dtype)
     if weight.shape != shape[1:] or weight.dtype is not dtype or not weight.is_contiguous():
-        raise ValueError(
-            f"rms_norm: weight must be contiguous, ({shape[1]},) {dtype}, got {_describe(weight)}"
-        )
+        raise ValueError(f"rms_norm: weight must be contiguous, ({shape[1]},) {dtype}, got {_describe(weight)}")
     for name, other in (("x", x), ("residual", residual), ("out", out)):
         if other is None:
             continue
         if other.shape != shape or other.dtype is not dtype or other.stride(1) != 1:
             raise ValueError(
-                f"rms_norm: {name} must be {tuple(shape)} {dtype} with adjacent elements, "
-                f"got {_describe(other)}"
+                f"rms_norm: {name} must be {tuple(shape)} {dtype} with adjacent elements, got {_describe(other)}"
             )
     if impl == "reference":
         return reference.rms_norm(x, weight, eps, residual, out)

@@ -41,8 +41,7 @@ def sample(
         or not logits.is_cpu
     ):
         raise ValueError(
-            "sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, "
-            f"got {_describe(logits)}"
+            f"sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, got {_describe(logits)}"
         )
     rows = shape[:1]
     _check("keys", keys, rows, torch.int64)

@@ -52,9 +52,7 @@ class Case:
 def tiny() -> list[Case]:
     sizes = [(1, 1, 3, 1), (9, 5, 16, 2), (7, 12, 33, 2), (20, 30, 96, 3), (5, 6, 257, 1)]
     dtypes = (torch.float32, torch.bfloat16)
-    return [
-        Case(*size, dtype, has_bias, 4) for size in sizes for dtype in dtypes for has_bias in (False, True)
-    ]
+    return [Case(*size, dtype, has_bias, 4) for size in sizes for dtype in dtypes for has_bias in (False, True)]
 
 
 def full() -> list[Case]:

@@ -15,9 +15,7 @@ def fold(state_row: torch.Tensor, count: int, score: float) -> torch.Tensor:
     if count == 0:
         return score.repeat(4)
     _, least, product, mean = state_row
-    return torch.stack(
-        [score, torch.minimum(least, score), product * score, mean + (score - mean) / (count + 1)]
-    )
+    return torch.stack([score, torch.minimum(least, score), product * score, mean + (score - mean) / (count + 1)])
 
 
 def step_score(

@@ -40,9 +40,7 @@ def swiglu(
     if out is None:
         out = torch.empty((rows, size), dtype=dtype)
     elif out.shape != (rows, size) or out.dtype is not dtype or out.stride(1) != 1:
-        raise ValueError(
-            f"swiglu: out must be {(rows, size)} {dtype} with adjacent elements, got {_describe(out)}"
-        )
+        raise ValueError(f"swiglu: out must be {(rows, size)} {dtype} with adjacent elements, got {_describe(out)}")
     if impl == "reference":
         return reference.swiglu(gate_up, out)
     _native.swiglu(

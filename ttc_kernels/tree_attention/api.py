@@ -40,20 +40,15 @@ def tree_attention(
             f"{tuple(v_cache.shape)}"
         )
     if shape[1] % k_shape[1]:
-        raise ValueError(
-            f"tree_attention: num_heads {shape[1]} must be a multiple of num_kv_heads {k_shape[1]}"
-        )
+        raise ValueError(f"tree_attention: num_heads {shape[1]} must be a multiple of num_kv_heads {k_shape[1]}")
     if k_cache.dtype is not dtype or v_cache.dtype is not dtype:
         raise ValueError(
-            f"tree_attention: q, k_cache, v_cache must share a dtype, "
-            f"got {dtype}, {k_cache.dtype}, {v_cache.dtype}"
+            f"tree_attention: q, k_cache, v_cache must share a dtype, got {dtype}, {k_cache.dtype}, {v_cache.dtype}"
         )
     if out is None:
         out = torch.empty(shape, dtype=dtype, device=q.device)
     elif out.shape != shape or out.dtype is not dtype or not out.is_contiguous():
-        raise ValueError(
-            f"tree_attention: out must be {tuple(shape)} {dtype}, contiguous, got {_describe(out)}"
-        )
+        raise ValueError(f"tree_attention: out must be {tuple(shape)} {dtype}, contiguous, got {_describe(out)}")
     if impl == "reference":
         return reference.tree_attention(q, k_cache, v_cache, plan, scale, out)
     if impl != "auto" and impl != "native":

@@ -38,9 +38,7 @@ class Case:
             if fanout > 1:
                 handles = np.concatenate([tree.fork(handle, fanout) for handle in handles])
             counts = tokens + rng.integers(0, self.spread + 1, len(handles))
-            tree.extend(
-                handles, counts.astype(np.int32), rng.integers(0, 1000, counts.sum()).astype(np.int32)
-            )
+            tree.extend(handles, counts.astype(np.int32), rng.integers(0, 1000, counts.sum()).astype(np.int32))
         return tree.plan(handles, np.full(len(handles), self.num_queries, np.int32)), num_blocks
 
     def inputs(self, seed: int = 0) -> dict:
@@ -116,8 +114,6 @@ def full() -> list[Case]:
     cases = [Case(6, 2, 16, torch.float32, levels, spread=6) for levels in home]
     layouts = [(32, 32), (32, 8), (12, 2), (16, 1)]
     shared = ((1, 1024), (64, 16))
-    cases += [
-        Case(*layout, 128, dtype, shared) for layout in layouts for dtype in (torch.float32, torch.bfloat16)
-    ]
+    cases += [Case(*layout, 128, dtype, shared) for layout in layouts for dtype in (torch.float32, torch.bfloat16)]
     cases += [Case(12, 2, 128, dtype, ((1, 512),), 256) for dtype in (torch.float32, torch.bfloat16)]
     return cases
