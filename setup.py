@@ -99,7 +99,9 @@ class NinjaBuild(build_ext):
             raise CompileError(f"ninja exited with status {error.returncode}") from None
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(module, target)
+        fresh = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(module, fresh)
+        os.replace(fresh, target)  # a process that has the old module mapped keeps it
 
     def ninja_file(self, ext: Extension, folder: Path, module: Path) -> str:
         """The text of build.ninja: one object per source, one module."""

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
+    AutoConfig,
     AutoModel,
     LlamaForTokenClassification,
     PreTrainedTokenizerFast,
@@ -32,9 +33,12 @@ UNLABELLED = -1.0
 class PRMRecipe:
     """What `ttc train prm` does; the default is the shipped PRM."""
 
-    num_epochs: float = 3.0
-    tokens_per_step: int = 6144
-    learning_rate: float = 6e-4
+    # Layers on top of the policy's: they read what the policy would have said, which its own last
+    # layer has at a position only after all its attention, and compare it with what was said.
+    num_extra_layers: int = 2
+    num_epochs: float = 5.0
+    tokens_per_step: int = 2048
+    learning_rate: float = 1e-3
     dropout: float = 0.05  # on the head's input
     held_out: float = 0.1  # share of questions kept for evaluation
     seed: int = 0
@@ -42,6 +46,8 @@ class PRMRecipe:
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be within (0, 1), got {self.held_out}")
+        if self.num_extra_layers < 0:
+            raise ValueError(f"num_extra_layers must be at least 0, got {self.num_extra_layers}")
         if self.num_epochs <= 0:
             raise ValueError(f"num_epochs must be over 0, got {self.num_epochs}")
 
@@ -50,9 +56,16 @@ class PRMRecipe:
 class TrunkHeadRecipe(PRMRecipe):
     """What `ttc train trunk-head` does: a linear head bears a larger rate, and needs fewer epochs."""
 
+    num_extra_layers: int = 0
     num_epochs: float = 2.0
+    tokens_per_step: int = 6144
     learning_rate: float = 5e-3
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_extra_layers:
+            raise ValueError(f"a trunk head adds no layers, got num_extra_layers {self.num_extra_layers}")
 
 
 def read_stepwise(path: Path) -> list[dict]:
@@ -163,14 +176,26 @@ def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[l
     return [row for row in rows if row["prompt"] not in kept], [row for row in rows if row["prompt"] in kept]
 
 
+def build_prm(policy: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
+    """The policy with extra layers and a two-label head. The new layers add nothing to the residual
+    stream at first, so that training starts from what the policy knows."""
+    torch.manual_seed(recipe.seed)
+    config = AutoConfig.from_pretrained(policy)
+    num_layers = config.num_hidden_layers
+    config.num_hidden_layers += recipe.num_extra_layers
+    config.classifier_dropout = recipe.dropout
+    config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    model = LlamaForTokenClassification(config)
+    model.model.load_state_dict(AutoModel.from_pretrained(policy).state_dict(), strict=False)
+    for layer in model.model.layers[num_layers:]:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
+
+
 def train_prm(rollouts: Path, policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu") -> dict:
     """Trains a `LlamaForTokenClassification` that starts from the policy; returns held-out figures."""
-    torch.manual_seed(recipe.seed)
-    model = LlamaForTokenClassification.from_pretrained(
-        policy, num_labels=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}
-    )
-    model.config.classifier_dropout = recipe.dropout
-    model.dropout.p = recipe.dropout
+    model = build_prm(policy, recipe)
     tokenizer, figures = _fit(model, rollouts, policy, work, recipe, shift=0, device=device)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -75,7 +75,7 @@ def search(ttc, models: Models, tmp_path: Path):
 def small_search(models: Models, out: Path, verifier: str | None = "prm") -> list[object]:
     """The arguments of a search that takes a fraction of a second; `verifier` None loads none."""
     arguments: list[object] = ["search", "--policy", models.policy, "--out", out]
-    arguments += ["--limit", 4, "--budget", 8, "--max-tokens", 24, "--num-blocks", 512]
+    arguments += ["--limit", 4, "--budget", 8, "--max-tokens", 24, "--num-blocks", 16384]
     if verifier == "prm":
         arguments += ["--prm", models.prm]
     elif verifier == "trunk":

@@ -31,7 +31,7 @@ def comparable(rows: list[Row]) -> list[Row]:
 def test_fifty_rows_in_order(ttc, models, tmp_path):
     def run(out: str, *more: object) -> list[Row]:
         beam = ["--task", "chain", "--split", "test", "--strategy", "beam", "--beam-width", 4, "--seed", 0]
-        limits = ["--limit", 50, "--budget", 16, "--max-tokens", 24, "--num-blocks", 1024]
+        limits = ["--limit", 50, "--budget", 16, "--max-tokens", 24, "--num-blocks", 16384]
         arguments = ["search", *beam, *limits, "--policy", models.policy, "--prm", models.prm]
         outcome = ttc(*arguments, "--out", tmp_path / out, *more)
         assert outcome.status == 0, outcome.err

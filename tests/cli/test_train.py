@@ -81,7 +81,7 @@ def test_rollouts_that_are_missing_or_broken(ttc, models, tmp_path, command):
 def test_rollouts_go_on_where_they_stopped(ttc, models, tmp_path):
     file = tmp_path / "rollouts.jsonl"
     counts = ["--num-questions", 6, "--num-samples", 2, "--num-rollouts", 2]
-    arguments = ["rollouts", "--policy", models.policy, "--num-blocks", 1024, "--out", file, *counts]
+    arguments = ["rollouts", "--policy", models.policy, "--num-blocks", 16384, "--out", file, *counts]
     assert ttc(*arguments).status == 0
     written = file.read_bytes()
     rows = read_stepwise(file)
