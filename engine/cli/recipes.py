@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import MISSING, Field, asdict, fields, replace
 from pathlib import Path
 from typing import Annotated
 
+import transformers
 import typer
 from typer.core import TyperCommand
 
@@ -31,7 +32,7 @@ Out = Annotated[str, typer.Option(help="Folder of the trained model.")]
 Work = Annotated[str, typer.Option(help="Folder of the checkpoints that a stopped run goes on from.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Policy = Annotated[str, typer.Option(help="Hugging Face folder, or the shipped policy.")]
-Rollouts = Annotated[str, typer.Option(help="File that `ttc rollouts` wrote.")]
+Rollouts = Annotated[str, typer.Option(help="File that `ttc rollouts` wrote; several with commas between.")]
 
 
 def run_policy(
@@ -56,7 +57,7 @@ def run_prm(
 ) -> None:
     """Trains the step verifier from rollouts; it starts from the policy's weights."""
     _check_device(device)
-    figures = train_prm(Path(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
+    figures = train_prm(_files(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
     typer.echo(f"prm trained, {_shown(figures)}: {out}")
 
 
@@ -70,7 +71,7 @@ def run_trunk_head(
 ) -> None:
     """Trains a score head on the frozen trunk of the policy, from rollouts."""
     _check_device(device)
-    figures = train_trunk_head(Path(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
+    figures = train_trunk_head(_files(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
     typer.echo(f"trunk head trained, {_shown(figures)}: {out}")
 
 
@@ -121,6 +122,7 @@ _COMMANDS = {
 
 def build_command(name: str) -> TyperCommand:
     """The command of a name, one option per field of its recipe and those of its own."""
+    transformers.utils.logging.disable_progress_bar()  # stderr is for our own lines
     app = typer.Typer(add_completion=False)
     app.command(name)(with_recipe(*_COMMANDS[name]))
     return typer.main.get_command(app)
@@ -133,7 +135,7 @@ def with_recipe(recipe_class: type, run: Callable[..., None]) -> Callable[..., N
     def command(**values: object) -> None:
         chosen = {name: values.pop(name) for name in names}
         if "data" in chosen:
-            chosen["data"] = _parse_data(chosen["data"])
+            chosen["data"] = _changed(recipe_class().data, chosen["data"])
         run(recipe_class(**chosen), **values)
 
     hints = typing.get_type_hints(recipe_class)
@@ -154,15 +156,20 @@ def _parameter(field: Field, annotation: object) -> inspect.Parameter:
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _parse_data(pairs: list[str] | None) -> ChainConfig:
-    """Raises ValueError for what is no name=value pair."""
+def _changed(data: ChainConfig, pairs: list[str] | None) -> ChainConfig:
+    """`data` with some knobs set. Raises ValueError for what is no name=value pair of it."""
     options = {}
     for pair in pairs or ():
         name, sign, value = pair.partition("=")
         if not sign:
             raise ValueError(f"--data needs name=value, got {pair!r}")
         options[name] = value
-    return config_from_options(options)
+    typed = config_from_options(options)
+    return replace(data, **{name: getattr(typed, name) for name in options})
+
+
+def _files(names: str) -> list[Path]:
+    return [Path(name) for name in names.split(",")]
 
 
 def _check_device(device: str) -> None:

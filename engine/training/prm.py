@@ -36,8 +36,8 @@ class PRMRecipe:
     # Layers on top of the policy's: they read what the policy would have said, which its own last
     # layer has at a position only after all its attention, and compare it with what was said.
     num_extra_layers: int = 2
-    num_epochs: float = 5.0
-    tokens_per_step: int = 2048
+    num_epochs: float = 1.0
+    tokens_per_step: int = 3072
     learning_rate: float = 1e-3
     dropout: float = 0.05  # on the head's input
     held_out: float = 0.1  # share of questions kept for evaluation
@@ -57,7 +57,7 @@ class TrunkHeadRecipe(PRMRecipe):
     """What `ttc train trunk-head` does: a linear head bears a larger rate, and needs fewer epochs."""
 
     num_extra_layers: int = 0
-    num_epochs: float = 2.0
+    num_epochs: float = 1.0
     tokens_per_step: int = 6144
     learning_rate: float = 5e-3
     dropout: float = 0.0
@@ -193,7 +193,9 @@ def build_prm(policy: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
     return model
 
 
-def train_prm(rollouts: Path, policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu") -> dict:
+def train_prm(
+    rollouts: Sequence[Path], policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
+) -> dict:
     """Trains a `LlamaForTokenClassification` that starts from the policy; returns held-out figures."""
     model = build_prm(policy, recipe)
     tokenizer, figures = _fit(model, rollouts, policy, work, recipe, shift=0, device=device)
@@ -203,7 +205,7 @@ def train_prm(rollouts: Path, policy: Path, out: Path, work: Path, recipe: PRMRe
 
 
 def train_trunk_head(
-    rollouts: Path, policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
+    rollouts: Sequence[Path], policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
 ) -> dict:
     """Trains a linear head on the policy's frozen trunk; returns held-out figures."""
     torch.manual_seed(recipe.seed)
@@ -216,12 +218,13 @@ def train_trunk_head(
 
 
 def _fit(
-    model: nn.Module, rollouts: Path, policy: Path, work: Path, recipe: PRMRecipe, *, shift: int, device: str
+    model: nn.Module, rollouts: Sequence[Path], policy: Path, work: Path, recipe: PRMRecipe, *, shift: int, device: str
 ) -> tuple[PreTrainedTokenizerFast, dict]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(policy)
-    train, held = split_questions(read_stepwise(rollouts), recipe.held_out, recipe.seed)
+    rows = [row for path in rollouts for row in read_stepwise(path)]
+    train, held = split_questions(rows, recipe.held_out, recipe.seed)
     if not train:
-        raise ValueError(f"{rollouts} holds one question only: nothing is left to train on")
+        raise ValueError(f"{', '.join(map(str, rollouts))} holds one question only: nothing is left to train on")
     batches = [StepBatches(rows, tokenizer, recipe.tokens_per_step, shift, recipe.seed) for rows in (train, held)]
     arguments: TrainingArguments = training_arguments(
         work, device, recipe.seed, recipe.learning_rate, num_train_epochs=recipe.num_epochs

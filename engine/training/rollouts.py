@@ -23,15 +23,15 @@ class RolloutRecipe:
 
     num_questions: int = 3000  # of the training split
     num_samples: int = 4  # answers per question
-    num_rollouts: int = 8  # per step
+    num_rollouts: int = 8  # per step; 0 takes the answer's own end for the one rollout of all its steps
     temperature: float = 1.0
     seed: int = 0
     task: str = "chain"
 
     def __post_init__(self) -> None:
-        for name in ("num_questions", "num_samples", "num_rollouts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("num_questions", 1), ("num_samples", 1), ("num_rollouts", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         Sampling(self.temperature)  # raises for a bad one
 
 
@@ -77,6 +77,8 @@ async def _label(policy: ModelPolicy, task: Task, problem: Problem, recipe: Roll
     root.close()
     attempts = [_Attempt((index,), branch, [], []) for index, branch in enumerate(branches)]
     try:
+        if recipe.num_rollouts == 0:
+            await _finish(policy, task, problem, recipe, sampling, attempts)
         while live := [attempt for attempt in attempts if attempt.is_live]:
             await _advance(policy, task, problem, recipe, sampling, live)
     finally:
@@ -93,6 +95,27 @@ async def _label(policy: ModelPolicy, task: Task, problem: Problem, recipe: Roll
         for attempt in attempts
         if attempt.steps[-1].finish == "eos"
     ]
+
+
+async def _finish(
+    policy: ModelPolicy,
+    task: Task,
+    problem: Problem,
+    recipe: RolloutRecipe,
+    sampling: Sampling,
+    attempts: Sequence[_Attempt],
+) -> None:
+    """Samples every attempt to its end, which labels all of its steps."""
+    ends = await policy.extend(
+        [attempt.branch for attempt in attempts],
+        keys=[_key(recipe, problem, attempt, "answer") for attempt in attempts],
+        sampling=sampling,
+        stop_at_step=False,
+        max_tokens=task.max_tokens,
+    )
+    for attempt, steps in zip(attempts, ends, strict=True):
+        attempt.steps = steps
+        attempt.labels = [float(_is_right(task, problem, steps))] * len(steps)
 
 
 async def _advance(

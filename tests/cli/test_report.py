@@ -43,7 +43,7 @@ def test_bad_results(ttc, tmp_path, search):
     assert_refused(ttc("report", file), f"{file}, line 1", "'problem'")
     file.write_text("")
     assert_refused(ttc("report", file), f"no result row in {file}")
-    assert_refused(ttc("report"), "RESULTS")
+    assert_refused(ttc("report"), "results")
     search(out="good.jsonl")
     assert len(read_rows(tmp_path / "good.jsonl")) == 4
     assert_refused(ttc("report", tmp_path / "good.jsonl", "--out", tmp_path), str(tmp_path))

@@ -16,16 +16,7 @@ import pytest
 from engine.reports import ledger_path, read_rows
 from engine.reports.rows import FIELDS, Row
 from engine.tasks import get_task, take_problems
-from tests.cli.conftest import assert_refused, small_search
-
-
-def comparable(rows: list[Row]) -> list[Row]:
-    """Rows without what depends on which problems ran beside one another."""
-    rows = json.loads(json.dumps(rows))
-    for row in rows:
-        for part in row["ledger"].values():
-            del part["cached"], part["recomputed"]
-    return rows
+from tests.cli.conftest import assert_refused, comparable, small_search
 
 
 def test_fifty_rows_in_order(ttc, models, tmp_path):

@@ -10,7 +10,6 @@ import typer
 from engine.cli.errors import run_app
 from engine.cli.recipes import with_recipe
 from engine.reports import ledger_path
-from engine.tasks.chain import ChainConfig
 from engine.training.policy import PolicyRecipe
 from engine.training.prm import PRMRecipe, read_stepwise
 from engine.training.rollouts import RolloutRecipe
@@ -46,7 +45,8 @@ def test_every_field_of_a_recipe_is_an_option(recipe_class):
 
 def test_the_problems_of_a_policy_have_knobs():
     recipe = parsed(PolicyRecipe, ["--data", "max_depth=6", "--data", "multiplier_digits=1,2"])
-    assert recipe.data == ChainConfig(max_depth=6, multiplier_digits=(1.0, 2.0))
+    default = PolicyRecipe().data
+    assert recipe.data == dataclasses.replace(default, max_depth=6, multiplier_digits=(1.0, 2.0))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,7 @@ def test_the_problems_of_a_policy_have_knobs():
         (["train", "policy", "--device", "abacus"], ["device", "'abacus'"]),
         (["train", "prm", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["train", "prm", "--held-out", "2"], ["held_out", "got 2.0"]),
+        (["train", "trunk-head", "--num-extra-layers", "1"], ["adds no layers", "num_extra_layers 1"]),
         (["train", "poet"], ["'poet'"]),
         (["rollouts", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["rollouts", "--num-rollouts", "0"], ["num_rollouts", "got 0"]),
