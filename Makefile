@@ -41,10 +41,9 @@ demo: setup
 # The shipped models, from nothing; each step goes on where it was stopped.
 models: setup
 	$(BIN)/ttc train policy
-	$(BIN)/ttc rollouts --out out/rollouts.jsonl
-	$(BIN)/ttc rollouts --num-rollouts 0 --num-questions 4000 --num-samples 12 --temperature 1.3 --seed 7 --out out/outcomes.jsonl
-	$(BIN)/ttc train prm --rollouts out/outcomes.jsonl,out/rollouts.jsonl
-	$(BIN)/ttc train trunk-head --rollouts out/outcomes.jsonl,out/rollouts.jsonl
+	$(BIN)/ttc rollouts
+	$(BIN)/ttc train prm
+	$(BIN)/ttc train trunk-head
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

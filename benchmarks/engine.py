@@ -17,7 +17,8 @@ eager attention, chosen for each comparison by a timed trial after a warm-up.
   every answer had a prompt of its own.
 
 Our side starts every timed call with an empty prefix cache. Nothing is timed before both sides have been found
-to compute the same logits and scores.
+to compute the same logits and scores. `others_share` is the part of the machine that other processes took
+meanwhile: figures with more than a few percent there mean nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.beam import beam
-from benchmarks.hardware import commit, hardware, versions
+from benchmarks.hardware import Bystanders, commit, hardware, versions
 from benchmarks.sampling import best_of_n, cost_against_n, without_end_of_text
 from engine.model import resolve_folder
 
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(args.threads)
     policy, prm = resolve_folder(args.policy), resolve_folder(args.prm, "prm")
+    bystanders = Bystanders()
     report = {"hardware": hardware(), "versions": versions(), "commit": commit(), "settings": settings(args)}
     with tempfile.TemporaryDirectory() as folder:
         endless = without_end_of_text(policy, Path(folder))
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report["best_of_n"] = {"speedup": next(iter(by_dtype.values()))["speedup"], **by_dtype}
         report["beam"] = beam(policy, prm, args)
         report["cost"] = cost_against_n(endless, args)
+    report["hardware"]["others_share"] = bystanders.share()
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -89,6 +92,8 @@ def show(report: dict, console: Console) -> None:
         f"{machine['cpu']}, {machine['num_threads']} threads, {machine['instruction_set']}; "
         f"commit {report['commit']}; " + ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     )
+    if machine["others_share"] is not None and machine["others_share"] > 0.05:
+        console.print(f"Not to be trusted: other processes took {machine['others_share']:.0%} of the machine.")
     table = Table("tokens per second", "transformers", "ours", "speed-up", "ours, batched", "speed-up")
     sections = {f"best-of-N, {key}": value for key, value in report["best_of_n"].items() if key != "speedup"}
     for name, figures in {**sections, "beam search": report["beam"]}.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +24,6 @@ def hardware() -> dict[str, object]:
         "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "instruction_set": _native.supported_isas()[-1],
-        "load_before": round(os.getloadavg()[0], 2),  # of the last minute: well above 0, something else ran too
     }
 
 
@@ -43,6 +44,33 @@ def commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def busy_seconds() -> float | None:
+    """Seconds that all cores together have worked since the machine started; None where it is not known."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, fields)
+    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+class Bystanders:
+    """Watches how much of the machine other processes take, from its making on: a busy machine times nothing."""
+
+    def __init__(self, busy_seconds: Callable[[], float | None] = busy_seconds) -> None:
+        self._busy_seconds = busy_seconds
+        self._start = (time.perf_counter(), busy_seconds(), time.process_time())
+
+    def share(self) -> float | None:
+        """The share of all cores, in 0..1, that others have used; None where it is not known."""
+        before, busy_before, own_before = self._start
+        busy = self._busy_seconds()
+        if busy is None or busy_before is None:
+            return None
+        others = busy - busy_before - (time.process_time() - own_before)
+        return max(0.0, others / (time.perf_counter() - before) / os.cpu_count())
 
 
 def _cpu_name() -> str:

@@ -33,12 +33,10 @@ UNLABELLED = -1.0
 class PRMRecipe:
     """What `ttc train prm` does; the default is the shipped PRM."""
 
-    # Layers on top of the policy's: they read what the policy would have said, which its own last
-    # layer has at a position only after all its attention, and compare it with what was said.
-    num_extra_layers: int = 2
-    num_epochs: float = 1.0
-    tokens_per_step: int = 3072
-    learning_rate: float = 1e-3
+    num_extra_layers: int = 0  # on top of the policy's; they add nothing before training
+    num_epochs: float = 3.0
+    tokens_per_step: int = 6144
+    learning_rate: float = 6e-4
     dropout: float = 0.05  # on the head's input
     held_out: float = 0.1  # share of questions kept for evaluation
     seed: int = 0
@@ -57,7 +55,7 @@ class TrunkHeadRecipe(PRMRecipe):
     """What `ttc train trunk-head` does: a linear head bears a larger rate, and needs fewer epochs."""
 
     num_extra_layers: int = 0
-    num_epochs: float = 1.0
+    num_epochs: float = 2.0
     tokens_per_step: int = 6144
     learning_rate: float = 5e-3
     dropout: float = 0.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from benchmarks import plain
 from benchmarks.agreement import check_logits
 from benchmarks.engine import main
+from benchmarks.hardware import Bystanders
 from engine import LLM, BeamSearch
 from tests.tiny import tiny_policy, tiny_prm
 
@@ -49,7 +52,10 @@ def test_sharing_saves_the_prompt_of_every_answer_but_one(report):
     few, many = report["cost"]
     assert (few["num_answers"], many["num_answers"]) == (2, 4)
     assert many["kv_bytes_unshared"] == 2 * few["kv_bytes_unshared"]
-    assert many["kv_bytes"] - few["kv_bytes"] < few["kv_bytes"] < few["kv_bytes_unshared"]
+    for row in report["cost"]:
+        assert 0 < row["kv_bytes"] < row["kv_bytes_unshared"]
+    growth = many["kv_bytes"] - few["kv_bytes"]
+    assert 0 < growth < many["kv_bytes_unshared"] - few["kv_bytes_unshared"]
 
 
 def test_what_does_not_agree_is_not_timed(tmp_path: Path):
@@ -104,3 +110,16 @@ def test_the_plain_pipeline_counts_what_it_samples(tmp_path: Path):
     result = search([5, 6, 7, 3])
     assert result.num_rounds == 1
     assert result.num_tokens == sum(len(beam.token_ids) - 4 for beam in result.ended) > 6
+
+
+@pytest.mark.parametrize("others", [0.0, 0.5])
+def test_own_work_is_not_counted_as_that_of_others(others: float):
+    bystanders = Bystanders(
+        lambda: time.process_time() + others * os.cpu_count() * time.perf_counter(),
+    )
+    sum(range(300_000))
+    assert bystanders.share() == pytest.approx(others, abs=0.05)
+
+
+def test_a_machine_that_does_not_count_is_not_judged():
+    assert Bystanders(lambda: None).share() is None

@@ -58,9 +58,7 @@ def beam_tree(depth: int, num_beams: int, width: int, seed: int = 0) -> SearchTr
                 is_last = level + 1 == depth
                 score, address = rng.random(), (*nodes[parent].address, number)
                 finish = "eos" if is_last else "step"
-                nodes.append(
-                    TreeNode(address, parent, f"{level}+{number}=<{level}>\n", score, score, 8, finish)
-                )
+                nodes.append(TreeNode(address, parent, f"{level}+{number}=<{level}>\n", score, score, 8, finish))
                 children.append(len(nodes) - 1)
         parents = sorted(children, key=lambda index: -nodes[index].score)[: max(1, num_beams // width)]
         for index in parents:
@@ -70,9 +68,7 @@ def beam_tree(depth: int, num_beams: int, width: int, seed: int = 0) -> SearchTr
     return SearchTree(nodes, best=parents[0])
 
 
-def beam_result(
-    depth: int = 4, num_beams: int = 8, width: int = 4, seed: int = 0, **fields: object
-) -> SearchResult:
+def beam_result(depth: int = 4, num_beams: int = 8, width: int = 4, seed: int = 0, **fields: object) -> SearchResult:
     tree = beam_tree(depth, num_beams, width, seed)
     finals = [index for index, node in enumerate(tree.nodes) if node.status == "final"]
     candidates = []

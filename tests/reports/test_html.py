@@ -23,9 +23,7 @@ class Checker(HTMLParser):
     def handle_starttag(self, tag, attributes):
         if tag not in _VOID:
             self.open.append(tag)
-        self.outside += [
-            (tag, name) for name, _ in attributes if name in ("src", "href", "srcset", "data", "onclick")
-        ]
+        self.outside += [(tag, name) for name, _ in attributes if name in ("src", "href", "srcset", "data", "onclick")]
         self.outside += [(tag, "")] if tag in ("script", "link", "iframe", "img") else []
 
     def handle_endtag(self, tag):
@@ -61,9 +59,7 @@ def sample_rows():
 
 def test_the_page_is_whole_and_needs_nothing_outside(tmp_path):
     out = tmp_path / "deep" / "report.html"
-    write_report(
-        sample_rows(), out, title="Demo & more", seconds={"beam": 2.5}, facts={"hardware": "2 <cores>"}
-    )
+    write_report(sample_rows(), out, title="Demo & more", seconds={"beam": 2.5}, facts={"hardware": "2 <cores>"})
     page = out.read_text(encoding="utf-8")
     text = checked(page)
     for expected in (
@@ -140,9 +136,7 @@ def test_examples_start_with_what_search_rescues():
 
 def test_examples_show_one_problem_under_every_strategy():
     rows = [
-        beam_row(seed=n) | {"id": f"b{n}", "strategy": name}
-        for n in range(3)
-        for name in ("beam", "dvts", "lookahead")
+        beam_row(seed=n) | {"id": f"b{n}", "strategy": name} for n in range(3) for name in ("beam", "dvts", "lookahead")
     ]
     examples = choose_examples(rows)
     same = [example.row["strategy"] for example in examples if example.row["id"] == examples[0].row["id"]]

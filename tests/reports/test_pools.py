@@ -39,9 +39,7 @@ def test_an_answer_that_the_grader_accepts_is_right_though_spelt_otherwise():
 
 
 def test_curves_have_measured_and_derived_points():
-    pools = [
-        make_pool(["2", "3", "2", "2"], [0.5] * 4, problem=f"p{n}", strategy="majority") for n in range(5)
-    ]
+    pools = [make_pool(["2", "3", "2", "2"], [0.5] * 4, problem=f"p{n}", strategy="majority") for n in range(5)]
     beams = [make_row(f"p{n}", strategy="beam", budget=4, correct=n > 0) for n in range(5)]
     curves = accuracy_curves(pools + beams)
     line = [(point.budget, point.accuracy, point.is_measured) for point in curves["majority"]]

@@ -25,9 +25,7 @@ def test_a_search_makes_a_row_that_reads_back_and_is_drawn(strategy):
     assert parse_row(row_line(row)) == row
     assert len(row["completions"]) == len(result.candidates) > 0
     finals = [node for node in row["tree"] if node["status"] == "final"]
-    assert sorted(node["answer"] or "" for node in finals) == sorted(
-        answer or "" for answer in row["answers"]
-    )
+    assert sorted(node["answer"] or "" for node in finals) == sorted(answer or "" for answer in row["answers"])
     (best,) = [node for node in row["tree"] if node.get("best")]
     assert best["answer"] == row["pred"]
     page = report_html([row])

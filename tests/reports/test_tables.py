@@ -115,9 +115,7 @@ def test_comparisons_are_paired_and_say_when_beam_is_below():
     below = found["beam", "best-of-n"]
     assert below.points == pytest.approx(-10)
     assert below.low < -10 < below.high <= 0
-    assert str(below).startswith(
-        "At budget 1 beam is not above but 10.0 points below best-of-n (95 % interval -2"
-    )
+    assert str(below).startswith("At budget 1 beam is not above but 10.0 points below best-of-n (95 % interval -2")
     assert "best-of-n is 20.0 points above single" in str(found["best-of-n", "single"])
 
 
@@ -130,9 +128,7 @@ def test_other_problems_and_budgets_are_not_compared():
 
 def test_the_terminal_table_fits_80_columns():
     rows = [
-        row
-        for name in ("single", "majority", "best-of-n", "beam", "lookahead")
-        for row in rows_of(name, [True] * 500)
+        row for name in ("single", "majority", "best-of-n", "beam", "lookahead") for row in rows_of(name, [True] * 500)
     ]
     for row in rows:
         row["budget"] = 16

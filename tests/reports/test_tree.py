@@ -67,8 +67,7 @@ def test_nothing_is_gathered_where_it_fits():
 def test_a_chain_deeper_than_the_stack_is_drawn():
     nodes = [{"parent": None, "status": "root", "score": None, "text": "", "tokens": 0, "finish": None}]
     nodes += [
-        {"parent": n, "status": "kept", "score": None, "text": "x", "tokens": 1, "finish": "step"}
-        for n in range(1200)
+        {"parent": n, "status": "kept", "score": None, "text": "x", "tokens": 1, "finish": "step"} for n in range(1200)
     ]
     assert len(drawn(nodes)[1]) == 1201
 

@@ -84,9 +84,7 @@ class FakePolicy(Fake):
         self.draw = draw
         self.extends: list[dict] = []
 
-    async def extend(
-        self, branches, *, keys, sampling, stop_at_step, max_tokens, purpose="generated", priorities=None
-    ):
+    async def extend(self, branches, *, keys, sampling, stop_at_step, max_tokens, purpose="generated", priorities=None):
         self.extends.append(
             {"num_branches": len(branches), "purpose": purpose, "max_tokens": list(max_tokens)}
             | {"keys": list(keys), "priorities": priorities, "sampling": sampling, "num_open": self.num_open}

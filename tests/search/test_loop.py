@@ -197,9 +197,7 @@ def test_majority_counts_without_a_verifier():
     assert result.tree.nodes[result.tree.best].address == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("agg_strategy", "answer"), [("last", "1"), ("min", "2"), ("prod", "3"), ("mean", "4")]
-)
+@pytest.mark.parametrize(("agg_strategy", "answer"), [("last", "1"), ("min", "2"), ("prod", "3"), ("mean", "4")])
 def test_the_vote_sees_the_aggregation(agg_strategy, answer):
     script = {(0,): "a\nb\n1", (1,): "c\nd\n2", (2,): "3", (3,): "e\nf\n4"}
     scores = {"a\n": 0.1, "a\nb\n": 0.1, "a\nb\n1": 0.95}  # min 0.1, prod 0.01, mean 0.38
@@ -309,9 +307,7 @@ def test_dvts_groups_do_not_compete():
 def test_a_dvts_group_that_ended_gives_its_slots_to_nobody():
     script = {(0,): "1", (1,): "2", (2,): "c\n", (3,): "d\n", (3, 0): "3", (3, 1): "4"}
     policy = FakePolicy(scripted_draw(script))
-    search(
-        DVTS(width=2), 4, judge={"1": 0, "2": 0, "c\n": 0.1, "d\n": 0.2, "d\n3": 0, "d\n4": 0}, policy=policy
-    )
+    search(DVTS(width=2), 4, judge={"1": 0, "2": 0, "c\n": 0.1, "d\n": 0.2, "d\n3": 0, "d\n4": 0}, policy=policy)
     assert [call["num_branches"] for call in policy.extends] == [4, 2]
 
 
@@ -374,9 +370,7 @@ def test_keys_follow_the_addresses():
 def test_sampling_reaches_the_policy_and_the_given_ledger_pays():
     policy, sampling, ledger = FakePolicy(scripted_draw(BEAM_SCRIPT)), Sampling(temperature=0.7), Ledger()
     ledger.add("generated", 100)
-    result = search(
-        BeamSearch(width=2), 4, judge=BEAM_SCORES, policy=policy, sampling=sampling, ledger=ledger
-    )
+    result = search(BeamSearch(width=2), 4, judge=BEAM_SCORES, policy=policy, sampling=sampling, ledger=ledger)
     assert [call["sampling"] for call in policy.extends] == [sampling, sampling]
     assert result.ledger is ledger
     assert ledger.tokens["generated"] == 116

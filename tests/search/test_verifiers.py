@@ -107,9 +107,7 @@ def test_the_oracle_is_exact():
     branch = drive(oracle.open(Problem("c", problem.text), ledger=Ledger()))
     assert drive(oracle.score([branch], [steps("473+38=511\n")])) == [[1.0]]
     right, wrong = branch.fork(2)
-    assert drive(
-        oracle.score([right, wrong], [steps("511*27=797\n"), steps("511*27=798\n", "797-12=785")])
-    ) == [
+    assert drive(oracle.score([right, wrong], [steps("511*27=797\n"), steps("511*27=798\n", "797-12=785")])) == [
         [1.0],
         [0.0, 0.0],
     ]
@@ -134,9 +132,7 @@ def test_search_against_the_oracle_solves_what_a_vote_does_not():
     problem = chain.parse("473;+38;*27;-12;+9")
     lines = [
         f"{value}{sign}{operand}={after}"
-        for value, (sign, operand), after in zip(
-            problem.values, problem.operations, problem.values[1:], strict=False
-        )
+        for value, (sign, operand), after in zip(problem.values, problem.operations, problem.values[1:], strict=False)
     ]
 
     def draw(key, text, new_text):

@@ -61,9 +61,7 @@ def assert_agrees(inputs: dict, isa: str) -> int:
         perturbed = z + reference.gumbel(inputs["keys"], inputs["positions"], z.shape[1])
         both = perturbed.gather(1, torch.stack([tokens, expected], 1).long())[differs]
         assert (both[:, 0] - both[:, 1]).abs().max() < 1e-5
-    torch.testing.assert_close(
-        logprobs[~differs], expected_logprobs[~differs], atol=1e-5, rtol=0, equal_nan=True
-    )
+    torch.testing.assert_close(logprobs[~differs], expected_logprobs[~differs], atol=1e-5, rtol=0, equal_nan=True)
     return int(differs.sum())
 
 

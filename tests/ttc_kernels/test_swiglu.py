@@ -19,9 +19,7 @@ def test_error_budget(case, isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_large_and_special_gates(isa):
-    gate = torch.tensor(
-        [0.0, 1e-30, 20.0, -20.0, 80.0, -80.0, 100.0, -100.0, 3e38, -3e38, torch.inf, torch.nan]
-    )
+    gate = torch.tensor([0.0, 1e-30, 20.0, -20.0, 80.0, -80.0, 100.0, -100.0, 3e38, -3e38, torch.inf, torch.nan])
     out = swiglu(torch.cat([gate, torch.ones(12)])[None], isa=isa)[0].double()
     exact = torch.nn.functional.silu(gate.double())
     torch.testing.assert_close(out, exact, rtol=1e-6, atol=1e-37, equal_nan=True)
@@ -32,9 +30,7 @@ def test_relative_accuracy_over_the_whole_range(isa):
     gate = torch.linspace(-80, 80, 20_001)
     out = swiglu(torch.cat([gate, torch.ones(20_001)])[None], isa=isa)[0].double()
     exact = torch.nn.functional.silu(gate.double())
-    limit = (
-        6e-6 if isa == "portable" else 5e-7
-    )  # the portable path has no fused product to recover a rounding with
+    limit = 6e-6 if isa == "portable" else 5e-7  # the portable path has no fused product to recover a rounding with
     assert ((out - exact).abs() <= limit * exact.abs()).all()
 
 
