@@ -79,9 +79,9 @@ def sample_answers(llm: LLM, prompts: list[list[int]], num_answers: int, num_new
 
 
 def cost_against_n(folder: Path, args: argparse.Namespace) -> list[dict[str, float]]:
-    """Time and KV memory of best-of-N on one prompt, our side alone, float32."""
+    """Time and KV memory of best-of-N on one prompt, the longest of 16, our side alone, float32."""
     llm = LLM.load(folder)
-    (prompt,) = take_prompts(llm, 1)
+    prompt = max(take_prompts(llm, 16), key=len)  # one under a block would have nothing to share
     rows = []
     for num_answers in (int(number) for number in args.cost.split(",")):
         sample = partial(sample_answers, llm, [prompt], num_answers)

@@ -5,10 +5,14 @@
 >>> results = engine.search(["473;+38;*27"], BeamSearch(width=4), budget=16)
 """
 
-from engine.engine import Engine
-from engine.runtime import LLM, Branch, PoolTooSmall
-from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
-from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, Step
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.runtime import LLM, Branch, PoolTooSmall
+    from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
+    from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, Step
 
 __all__ = [
     "DVTS",
@@ -27,3 +31,19 @@ __all__ = [
     "SearchTree",
     "Step",
 ]
+
+_HOMES = {
+    "engine.engine": ("Engine",),
+    "engine.runtime": ("LLM", "Branch", "PoolTooSmall"),
+    "engine.search": ("DVTS", "BeamSearch", "BestOfN", "Lookahead", "Majority"),
+    "engine.types": ("Candidate", "Problem", "Sampling", "SearchResult", "SearchTree", "Step"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first asked for: torch takes seconds, and `ttc --help` needs none of it."""
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

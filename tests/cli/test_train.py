@@ -61,12 +61,14 @@ def test_the_problems_of_a_policy_have_knobs():
         (["train", "trunk-head", "--num-extra-layers", "1"], ["adds no layers", "num_extra_layers 1"]),
         (["train", "poet"], ["'poet'"]),
         (["rollouts", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
-        (["rollouts", "--num-rollouts", "0"], ["num_rollouts", "got 0"]),
+        (["rollouts", "--num-rollouts", "-1"], ["num_rollouts", "got -1"]),
     ],
     ids=lambda part: " ".join(part),
 )
-def test_bad_input(ttc, arguments, parts):
-    assert_refused(ttc(*arguments), *parts)
+def test_bad_input(ttc, tmp_path, monkeypatch, arguments, parts):
+    monkeypatch.chdir(tmp_path)  # and --out: should one be accepted, it must not write over the shipped models
+    assert_refused(ttc(*arguments, "--out", tmp_path / "model"), *parts)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["prm", "trunk-head"])
