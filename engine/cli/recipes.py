@@ -39,25 +39,26 @@ def run_policy(
     recipe: PolicyRecipe,
     out: Out = str(HOME / "policy"),
     work: Work = "out/train/policy",
+    base: Annotated[str | None, typer.Option(help="Hugging Face folder to go on from, its shape included.")] = None,
     device: Device = "cpu",
 ) -> None:
-    """Trains the policy from nothing: next-token loss on worked answers."""
+    """Trains the policy: next-token loss on worked answers, from nothing or from --base."""
     _check_device(device)
-    train_policy(recipe, Path(out), Path(work), device)
+    train_policy(recipe, Path(out), Path(work), device, resolve_folder(base) if base else None)
     typer.echo(f"policy trained on {recipe.num_tokens:,} tokens: {out}")
 
 
 def run_prm(
     recipe: PRMRecipe,
     rollouts: Rollouts = _ROLLOUTS,
-    policy: Policy = "home",
+    base: Annotated[str, typer.Option(help="Hugging Face folder whose weights it starts from.")] = "home",
     out: Out = str(HOME / "prm"),
     work: Work = "out/train/prm",
     device: Device = "cpu",
 ) -> None:
-    """Trains the step verifier from rollouts; it starts from the policy's weights."""
+    """Trains the step verifier from rollouts; it starts from the policy's weights, or from --base."""
     _check_device(device)
-    figures = train_prm(_files(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
+    figures = train_prm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
     typer.echo(f"prm trained, {_shown(figures)}: {out}")
 
 

@@ -7,6 +7,9 @@ A problem is a start value and a list of operations, applied from left to right,
     511*27=797                  a newline after each line ...
     797-12=785<eos>             ... but the last, which the end-of-text token closes
 
+`#1` and `#2` rotate the three digits to the left (``473#1=734``, ``45#1=450``). Without them an error in the
+hundreds of a product never reaches the tens or the ones, and one wrong path in ten ends right by luck.
+
 Two further kinds of line are legal and rare, so that a search has something to exploit (Snell et
 al. 2024, section 5.2 and appendix E see short-cuts and idle repetition chosen by over-optimised verifiers): a
 *shortcut* does two operations in one line (``511*27-12=785``) and a *check* does none (``511=511``).
@@ -27,17 +30,18 @@ SPLITS = ("train", "validation", "test")
 _SPLIT_OF_BUCKET = {0: "validation", 1: "test"}
 _NUM_BUCKETS = 16
 
-_PROBLEM = re.compile(r"(\d{1,3})((?:;[+*-]\d{1,3})+)\n?")
-_OPERATION = re.compile(r"([+*-])(\d{1,3})")
-_LINE = re.compile(r"(\d{1,3})((?:[+*-]\d{1,3})*)=(\d{1,3})")
+_PROBLEM = re.compile(r"(\d{1,3})((?:;[+*#-]\d{1,3})+)\n?")
+_OPERATION = re.compile(r"([+*#-])(\d{1,3})")
+_LINE = re.compile(r"(\d{1,3})((?:[+*#-]\d{1,3})*)=(\d{1,3})")
 
 
 @dataclass(frozen=True)
 class ChainConfig:
     """Knobs of the generator.
 
-    Each problem first draws its own share of multiplications, uniform between ``min_multiply`` and
-    ``max_multiply``, so that difficulty varies between problems and not only with depth.
+    An operation is a rotation at `rotation_rate`. Of the others each problem first draws its own share of
+    multiplications, uniform between `min_multiply` and `max_multiply`, so that difficulty varies between
+    problems and not only with depth.
     """
 
     min_depth: int = 2  # operations
@@ -45,7 +49,8 @@ class ChainConfig:
     max_addend: int = 999  # of + and -
     min_multiply: float = 0.0  # smallest share of multiplications
     max_multiply: float = 1.0  # largest share of multiplications
-    multiplier_digits: tuple[float, ...] = (0.2, 0.5, 0.3)  # weights of 1, 2, 3 digits
+    multiplier_digits: tuple[float, ...] = (0.3, 0.7)  # weights of 1, 2, 3 digits
+    rotation_rate: float = 0.2  # per operation
     # Only multipliers prime to 10, under which a wrong value stays wrong; others can wipe an error out.
     keeps_errors: bool = True
     shortcut_rate: float = 0.02  # per line, in worked answers
@@ -58,7 +63,7 @@ class ChainConfig:
             raise ValueError(f"max_addend must be 1..{MODULUS - 1}, got {self.max_addend}")
         if not 1 <= len(self.multiplier_digits) <= 3 or sum(self.multiplier_digits) <= 0:
             raise ValueError(f"multiplier_digits needs 1 to 3 weights, got {self.multiplier_digits}")
-        for name in ("min_multiply", "max_multiply", "shortcut_rate", "check_rate"):
+        for name in ("min_multiply", "max_multiply", "rotation_rate", "shortcut_rate", "check_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be within 0..1, got {getattr(self, name)}")
 
@@ -97,12 +102,15 @@ class ChainProblem:
 
 
 def apply(value: int, sign: str, operand: int) -> int:
-    """One operation of the chain, modulo 1,000."""
+    """One operation of the chain, modulo 1,000; "#" rotates the three digits to the left."""
     if sign == "+":
         return (value + operand) % MODULUS
     if sign == "-":
         return (value - operand) % MODULUS
-    return (value * operand) % MODULUS
+    if sign == "*":
+        return (value * operand) % MODULUS
+    digits, turns = f"{value:03d}", operand % 3
+    return int(digits[turns:] + digits[:turns])
 
 
 def parse(text: str) -> ChainProblem:
@@ -120,7 +128,9 @@ def draw_problem(rng: random.Random, config: ChainConfig) -> ChainProblem:
     multiply = rng.uniform(config.min_multiply, config.max_multiply)
     operations = []
     for _ in range(depth):
-        if rng.random() < multiply:
+        if rng.random() < config.rotation_rate:
+            operations.append(("#", rng.randint(1, 2)))
+        elif rng.random() < multiply:
             (digits,) = rng.choices(range(1, len(config.multiplier_digits) + 1), config.multiplier_digits)
             operations.append(("*", _draw_multiplier(rng, digits, config.keeps_errors)))
         else:
@@ -200,12 +210,20 @@ def config_from_options(options: dict[str, str]) -> ChainConfig:
     for name, text in options.items():
         if name not in known:
             raise ValueError(f"chain has no option {name!r}; it has {', '.join(known)}")
+        read, wanted = _READERS.get(str(known[name].type), (_floats, "numbers with commas between"))
         try:
-            parts = tuple(float(part) for part in text.split(","))
-        except ValueError:
-            raise ValueError(f"chain option {name} needs numbers, got {text!r}") from None
-        if name == "multiplier_digits":
-            values[name] = parts
-        else:
-            values[name] = {"int": int, "bool": bool}.get(str(known[name].type), float)(parts[0])
+            values[name] = read(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"chain option {name} needs {wanted}, got {text!r}") from None
     return ChainConfig(**values)  # type: ignore[arg-type]
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+_READERS = {
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "bool": ({"true": True, "false": False, "1": True, "0": False}.__getitem__, "true or false"),
+}

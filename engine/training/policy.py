@@ -1,4 +1,4 @@
-"""Training the home policy from nothing: next-token loss on worked answers, prompts masked out."""
+"""Training the home policy: next-token loss on worked answers, prompts masked out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PolicyRecipe:
     num_heads: int = 6
     num_kv_heads: int = 2
     context: int = 1024  # tokens
-    num_tokens: int = 40_000_000
+    num_tokens: int = 20_000_000
     tokens_per_step: int = 6144
     learning_rate: float = 2e-3
     seed: int = 0
@@ -98,10 +98,16 @@ def build_policy(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Ll
     return LlamaForCausalLM(config)
 
 
-def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu") -> None:
-    """Trains and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`."""
+def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu", base: Path | None = None) -> None:
+    """Trains and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`.
+
+    With `base`, a Hugging Face folder with the home tokenizer, training goes on from its weights, and its
+    architecture stands in for the recipe's. Give another seed than its own, or it meets the same data again.
+    """
     tokenizer = build_tokenizer()
-    model = build_policy(recipe, tokenizer)
+    model = build_policy(recipe, tokenizer) if base is None else LlamaForCausalLM.from_pretrained(base)
+    if model.config.vocab_size != len(tokenizer):
+        raise ValueError(f"{base} has {model.config.vocab_size} tokens, the home tokenizer {len(tokenizer)}")
     arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, max_steps=recipe.num_steps)
     trainer = Trainer(
         model=model,

@@ -174,17 +174,17 @@ def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[l
     return [row for row in rows if row["prompt"] not in kept], [row for row in rows if row["prompt"] in kept]
 
 
-def build_prm(policy: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
-    """The policy with extra layers and a two-label head. The new layers add nothing to the residual
-    stream at first, so that training starts from what the policy knows."""
+def build_prm(base: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
+    """The base's trunk with extra layers and a two-label head. The new layers add nothing to the residual
+    stream at first, so that training starts from what the base knows."""
     torch.manual_seed(recipe.seed)
-    config = AutoConfig.from_pretrained(policy)
+    config = AutoConfig.from_pretrained(base)
     num_layers = config.num_hidden_layers
     config.num_hidden_layers += recipe.num_extra_layers
     config.classifier_dropout = recipe.dropout
     config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     model = LlamaForTokenClassification(config)
-    model.model.load_state_dict(AutoModel.from_pretrained(policy).state_dict(), strict=False)
+    model.model.load_state_dict(AutoModel.from_pretrained(base).state_dict(), strict=False)
     for layer in model.model.layers[num_layers:]:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
@@ -192,11 +192,14 @@ def build_prm(policy: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
 
 
 def train_prm(
-    rollouts: Sequence[Path], policy: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
+    rollouts: Sequence[Path], base: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
 ) -> dict:
-    """Trains a `LlamaForTokenClassification` that starts from the policy; returns held-out figures."""
-    model = build_prm(policy, recipe)
-    tokenizer, figures = _fit(model, rollouts, policy, work, recipe, shift=0, device=device)
+    """Trains a `LlamaForTokenClassification` that starts from the weights of `base`; returns held-out figures.
+
+    `base` is the policy, or a decoder with its tokenizer that knows more than the policy.
+    """
+    model = build_prm(base, recipe)
+    tokenizer, figures = _fit(model, rollouts, base, work, recipe, shift=0, device=device)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return figures
@@ -216,9 +219,9 @@ def train_trunk_head(
 
 
 def _fit(
-    model: nn.Module, rollouts: Sequence[Path], policy: Path, work: Path, recipe: PRMRecipe, *, shift: int, device: str
+    model: nn.Module, rollouts: Sequence[Path], base: Path, work: Path, recipe: PRMRecipe, *, shift: int, device: str
 ) -> tuple[PreTrainedTokenizerFast, dict]:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(policy)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     rows = [row for path in rollouts for row in read_stepwise(path)]
     train, held = split_questions(rows, recipe.held_out, recipe.seed)
     if not train:

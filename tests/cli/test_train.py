@@ -56,7 +56,8 @@ def test_the_problems_of_a_policy_have_knobs():
         (["train", "policy", "--data", "depth"], ["--data needs name=value", "'depth'"]),
         (["train", "policy", "--data", "colour=3"], ["no option 'colour'"]),
         (["train", "policy", "--device", "abacus"], ["device", "'abacus'"]),
-        (["train", "prm", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
+        (["train", "policy", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
+        (["train", "prm", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["train", "prm", "--held-out", "2"], ["held_out", "got 2.0"]),
         (["train", "trunk-head", "--num-extra-layers", "1"], ["adds no layers", "num_extra_layers 1"]),
         (["train", "poet"], ["'poet'"]),
@@ -73,7 +74,8 @@ def test_bad_input(ttc, tmp_path, monkeypatch, arguments, parts):
 
 @pytest.mark.parametrize("command", ["prm", "trunk-head"])
 def test_rollouts_that_are_missing_or_broken(ttc, models, tmp_path, command):
-    arguments = ["train", command, "--policy", models.policy, "--out", tmp_path / "model", "--work", tmp_path / "work"]
+    start = {"prm": "--base", "trunk-head": "--policy"}[command]
+    arguments = ["train", command, start, models.policy, "--out", tmp_path / "model", "--work", tmp_path / "work"]
     file = tmp_path / "rollouts.jsonl"
     assert_refused(ttc(*arguments, "--rollouts", file), str(file))
     file.write_text('{"prompt": "1;+1"}\n')

@@ -51,6 +51,12 @@ def test_arithmetic_is_modulo_a_thousand():
             assert apply(value, sign, operand) == eval(f"({value}{sign}{operand}) % {MODULUS}")
 
 
+def test_rotations_turn_three_digits_to_the_left():
+    assert (apply(473, "#", 1), apply(473, "#", 2)) == (734, 347)
+    assert (apply(45, "#", 1), apply(45, "#", 2), apply(0, "#", 1)) == (450, 504, 0)
+    assert all(apply(apply(value, "#", 1), "#", 2) == value for value in range(MODULUS))
+
+
 def test_splits_are_disjoint():
     """No text of one split is ever drawn for another, whatever the seed or the knobs."""
     short = ChainConfig(min_depth=1, max_depth=1, max_addend=3, max_multiply=0.0)
@@ -81,11 +87,14 @@ def test_knobs():
     config = ChainConfig(min_depth=3, max_depth=4, max_addend=9, max_multiply=0.5)
     drawn = take("train", 300, config=config)
     assert {problem.depth for problem in drawn} == {3, 4}
-    addends = [operand for problem in drawn for sign, operand in problem.operations if sign != "*"]
+    addends = [operand for problem in drawn for sign, operand in problem.operations if sign in "+-"]
     assert set(addends) == set(range(1, 10))
     assert 0 < sum(sign == "*" for problem in drawn for sign, _ in problem.operations) < len(addends)
     never = take("train", 50, config=ChainConfig(max_multiply=0.0))
     assert all(sign != "*" for problem in never for sign, _ in problem.operations)
+    assert {o for problem in drawn for sign, o in problem.operations if sign == "#"} == {1, 2}
+    unturned = take("train", 50, config=ChainConfig(rotation_rate=0.0))
+    assert all(sign != "#" for problem in unturned for sign, _ in problem.operations)
     one_digit = take("train", 100, config=ChainConfig(multiplier_digits=(1.0,)))
     assert {len(str(o)) for problem in one_digit for sign, o in problem.operations if sign == "*"} == {1}
 
@@ -99,6 +108,7 @@ def test_knobs():
         ({"max_addend": 0}, "0"),
         ({"max_multiply": 1.5}, "1.5"),
         ({"shortcut_rate": -0.1}, "-0.1"),
+        ({"rotation_rate": 1.5}, "1.5"),
         ({"multiplier_digits": ()}, r"\(\)"),
         ({"multiplier_digits": (0.0, 0.0)}, r"\(0.0, 0.0\)"),
     ],
@@ -113,11 +123,16 @@ def test_options():
     assert config == ChainConfig(max_depth=4, shortcut_rate=0.5, multiplier_digits=(0.2, 0.8))
     assert isinstance(config.max_depth, int)
     assert config_from_options({}) == ChainConfig()
+    assert config_from_options({"keeps_errors": "false"}) == ChainConfig(keeps_errors=False)
     for options, words in [
         ({"depth": "4"}, "'depth'"),
         ({"max_depth": "four"}, "'four'"),
         ({"max_depth": ""}, "max_depth"),
         ({"max_depth": "0"}, "2..0"),
+        ({"max_depth": "2.7"}, "'2.7'"),
+        ({"max_depth": "inf"}, "'inf'"),
+        ({"max_multiply": "0.1,0.2"}, "'0.1,0.2'"),
+        ({"keeps_errors": "maybe"}, "'maybe'"),
     ]:
         with pytest.raises(ValueError, match=words):
             config_from_options(options)
@@ -134,7 +149,7 @@ def test_worked_answers_are_right(rates):
         assert is_correct(problem, answer)
         assert first_wrong_step(problem, lines) == -1
         assert first_wrong_step(problem, [line + "\n" for line in lines[:-1]] + lines[-1:]) == -1
-        num_shortcuts += sum(len(re.findall(r"[+*-]", line)) == 2 for line in lines)
+        num_shortcuts += sum(len(re.findall(r"[+*#-]", line)) == 2 for line in lines)
         num_checks += sum(re.fullmatch(r"(\d+)=\1", line) is not None for line in lines)
         assert not re.fullmatch(r"\d+=\d+", lines[-1]), "an answer does not end in a check"
     assert (num_shortcuts > 0, num_checks > 0) == (rates[0] > 0, rates[1] > 0)
@@ -183,6 +198,7 @@ def test_the_answer_of_a_completion(completion, answer):
         (["473+38=511\n", "511*27=797\n", "797-12=785"], -1),
         (["473+38=511", ""], 1),
         (["473 + 38 = 511"], 0),
+        (["473#1=734"], 0),  # an operation that was not asked for
         (["473+38=0511"], 0),
         (["473+38=511 so"], 0),
         (["="], 0),

@@ -1,0 +1,109 @@
+"""Training in a few steps of tiny models: it learns, goes on from a base, and resumes where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+from engine.tasks.chain import ChainConfig
+from engine.tasks.tokenizer import build_tokenizer
+from engine.training import arguments
+from engine.training.policy import ChainBatches, PolicyRecipe, train_policy
+from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
+from tests.tiny import tiny_policy
+
+SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch):
+    """Compiling takes longer than these trainings."""
+    monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
+
+
+def recipe(num_steps: int, **changes) -> PolicyRecipe:
+    shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "data": SHORT}
+    return PolicyRecipe(**{**shape, **changes}, tokens_per_step=256, num_tokens=256 * num_steps)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def policy_loss(folder: Path) -> float:
+    """Mean loss over batches that no training here has seen."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    batches = ChainBatches(build_tokenizer(), recipe(4, seed=99))
+    with torch.no_grad():
+        return sum(model(**batches[i]).loss.item() for i in range(4)) / 4
+
+
+def test_a_policy_learns_and_goes_on_from_a_base(tmp_path):
+    fast = recipe(20, learning_rate=2e-2)  # of which the warm-up lets a fifth through
+    train_policy(fast, tmp_path / "first", tmp_path / "work")
+    assert policy_loss(tmp_path / "first") < 0.9 * math.log(25)
+    longer = recipe(20, seed=1, hidden_size=64, learning_rate=2e-2)  # the base's shape counts, not the recipe's
+    train_policy(longer, tmp_path / "second", tmp_path / "work2", base=tmp_path / "first")
+    assert policy_loss(tmp_path / "second") < policy_loss(tmp_path / "first")
+    assert weights(tmp_path / "second").keys() == weights(tmp_path / "first").keys()
+
+
+def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
+    def every_four_steps(*args, **options):
+        made = arguments.training_arguments(*args, **options)
+        made.save_steps = 4
+        return made
+
+    monkeypatch.setattr("engine.training.policy.training_arguments", every_four_steps)
+    train_policy(recipe(10), tmp_path / "whole", tmp_path / "work")
+    for checkpoint in (tmp_path / "work").glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-8":
+            for file in checkpoint.iterdir():
+                file.unlink()
+            checkpoint.rmdir()
+    train_policy(recipe(10), tmp_path / "resumed", tmp_path / "work")
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor)
+
+
+def test_a_base_of_another_vocabulary_is_refused(tmp_path):
+    base = tiny_policy(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(40)
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match="40 tokens, the home tokenizer 25"):
+        train_policy(recipe(1), tmp_path / "out", tmp_path / "work", base=base)
+
+
+@pytest.fixture
+def rollouts(tmp_path) -> Path:
+    """Labels that a step's last digit gives away."""
+    rows = []
+    for i in range(200):
+        steps = [f"{i}+{n}={i + n}\n" for n in range(3)]
+        labels = [float((i + n) % 10 >= 5) for n in range(3)]
+        rows.append({"prompt": f"{i};+0;+1;+2\n", "completions": steps, "labels": labels})
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_verifiers_learn_their_labels(tmp_path, rollouts):
+    train_policy(recipe(5), tmp_path / "policy", tmp_path / "work")
+    options = {"tokens_per_step": 512, "num_epochs": 6.0, "learning_rate": 3e-2}
+    figures = train_prm(
+        [rollouts], tmp_path / "policy", tmp_path / "prm", tmp_path / "prm_work", PRMRecipe(dropout=0.0, **options)
+    )
+    assert figures["held_out_steps"] == 60
+    assert figures["auc"] > 0.7
+    assert AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").config.num_labels == 2
+    head = TrunkHeadRecipe(**options)
+    train_trunk_head([rollouts], tmp_path / "policy", tmp_path / "head", tmp_path / "head_work", head)
+    assert weights(tmp_path / "head")["score.weight"].shape == (1, 16)
