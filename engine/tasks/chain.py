@@ -48,8 +48,8 @@ class ChainConfig:
     max_depth: int = 10  # operations
     max_addend: int = 999  # of + and -
     min_multiply: float = 0.0  # smallest share of multiplications
-    max_multiply: float = 1.0  # largest share of multiplications
-    multiplier_digits: tuple[float, ...] = (0.3, 0.7)  # weights of 1, 2, 3 digits
+    max_multiply: float = 0.7  # largest share of multiplications
+    multiplier_digits: tuple[float, ...] = (0.7, 0.3)  # weights of 1, 2, 3 digits
     rotation_rate: float = 0.2  # per operation
     # Only multipliers prime to 10, under which a wrong value stays wrong; others can wipe an error out.
     keeps_errors: bool = True

@@ -17,8 +17,8 @@ from engine.training.arguments import training_arguments
 IGNORED = -100  # the label that transformers' loss skips
 
 
-# A little wider than the task itself: any multiplier, so that the policy meets round numbers too.
-TRAINING_MIX = chain.ChainConfig(keeps_errors=False)
+# Harder than the task itself, and any multiplier, so that the policy meets round numbers too.
+TRAINING_MIX = chain.ChainConfig(max_multiply=1.0, multiplier_digits=(0.3, 0.7), keeps_errors=False)
 
 
 @dataclass(frozen=True)
