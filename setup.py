@@ -41,12 +41,14 @@ COMPILE_FLAGS = [
 # two pools of spinning threads in one process ruin both. `-z now` turns a missing symbol into an ImportError
 # instead of a crash at the first parallel region.
 LINK_FLAGS = ["-shared", "-Wl,-z,now"]
+AVX512_FLAGS = [
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # the AVX-512 headers of gcc 12 trip these
+]
 ISA_FLAGS = {
     "_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
-        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # the AVX-512 headers of gcc 12 trip these
-    ],
+    "_avx512": AVX512_FLAGS,
+    "_avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 
 RULES = """\
@@ -63,7 +65,7 @@ rule link
 
 
 def isa_flags(source: Path) -> list[str]:
-    """Extra flags of `*_avx2.cpp` and `*_avx512.cpp`, which compile to nothing elsewhere than on x86-64."""
+    """Extra flags of the files that ISA_FLAGS names, which compile to nothing elsewhere than on x86-64."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return []
     return next((flags for suffix, flags in ISA_FLAGS.items() if source.stem.endswith(suffix)), [])

@@ -9,6 +9,7 @@ void bind_rms_norm(pybind11::module_& m);
 void bind_swiglu(pybind11::module_& m);
 void bind_sample(pybind11::module_& m);
 void bind_step_score(pybind11::module_& m);
+void bind_decoder(pybind11::module_& m);
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "KV tree, attention plan and CPU kernels";
@@ -20,4 +21,5 @@ PYBIND11_MODULE(_native, m) {
     bind_swiglu(m);
     bind_sample(m);
     bind_step_score(m);
+    bind_decoder(m);
 }

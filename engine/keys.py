@@ -13,5 +13,5 @@ def branch_key(seed: int, problem_id: str, address: Sequence[int]) -> int:
     A branch's address never depends on how many siblings it has, so raising a budget keeps the
     samples of a smaller one.
     """
-    name = json.dumps([seed, problem_id, list(address)])
+    name = f"[{seed}, {json.dumps(problem_id)}, {list(address)}]"  # the three as one JSON list
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -13,6 +13,7 @@ OPS = (
     "swiglu",
     "sample",
     "step_score",
+    "decoder",
 )
 
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "common/silu.h"
 #include "common/simd.h"
 #include "rms_norm/rms_norm.h"
 
@@ -11,15 +12,6 @@ namespace TTC_ISA {
 namespace {
 
 using V = Simd::V;
-
-// The value that storing as T and loading again gives.
-inline V round_as(const float*, V v) { return v; }
-inline V round_as(const bf16*, V v) {
-    typedef uint32_t Bits __attribute__((vector_size(sizeof(V))));
-    const Bits bits = (Bits)v;
-    const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;  // to nearest, ties to even
-    return v == v ? (V)rounded : v;
-}
 
 // The normed row before its norm is known: x, or x + residual, which is stored as the new residual.
 template <typename T>

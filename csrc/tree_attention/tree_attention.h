@@ -1,15 +1,48 @@
-// Tree attention on a CPU: what the dispatcher hands to the kernel of one instruction set.
+// Tree attention on a CPU: the calls other C++ may use, and what they hand to the kernel of one instruction set.
+//
+// A forward makes one schedule of its plan and runs it once per layer:
+//   make_schedule(items, blocks, shape, max_threads, schedule);
+//   for each layer: run_schedule(call, shape, schedule, isa);
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
+
+#include "../common/cpu.h"
 
 namespace ttc {
 
 // Keys are worked on in units of 16, counted from each node's start.
 constexpr int kUnit = 16;
 
-// One call of the op; strides in elements.
+// What a plan and the cache measure; the same for every layer of a forward.
+struct AttentionShape {
+    int rows, num_heads, num_kv_heads, head_dim;
+    int block_size;         // tokens, a multiple of kUnit
+    int num_items;          // rows of the plan's items
+    int64_t num_blocks;     // of one layer's cache
+    int64_t num_block_ids;  // length of the plan's blocks
+};
+
+// How a plan's work is cut into tasks.  Refers to no memory of the plan; its vectors keep theirs when it is made
+// again.  Only make_schedule writes it; any number of threads may read it.
+struct AttentionSchedule {
+    std::vector<int32_t> units;        // per row: units of 16 keys on its path
+    std::vector<int32_t> group_start;  // per row group: where its items begin in group_items
+    std::vector<int32_t> group_items;
+    std::vector<int32_t> fill;
+    std::vector<int32_t> lone_start;   // per row group: where its lone units begin in lone_units
+    std::vector<int32_t> lone_units;   // units that one row of the group reads, in order: block * units + unit
+    int max_units = 0;
+    int64_t total_units = 0;
+    int rows_per_group = 0, num_groups = 0;
+    int heads_per_task = 1;  // KV heads
+    int num_tasks = 0;    // any order, any threads: a task writes its own part of out and nothing else
+    int num_threads = 1;  // what run_schedule uses
+};
+
+// One call of the op, that is one layer; strides in elements.
 struct AttentionCall {
     const void* q;      // (rows, num_heads, head_dim)
     const void* k;      // (num_blocks, num_kv_heads, head_dim, block_size), block_size innermost
@@ -23,12 +56,17 @@ struct AttentionCall {
     bool is_bf16;
 };
 
-// One task: all query heads of one KV head, rows [row_lo, row_hi).
+// How many units ahead of its use a lone unit is fetched; each group's list ends in as many repeats.
+constexpr int kAhead = 6;
+
+// One task: rows [row_lo, row_hi), all query heads of the KV heads [head_lo, head_hi), one KV head after the other.
 struct AttentionTask {
     const int32_t* items;  // indices of the items that touch these rows, in order
     int num_items;
     int row_lo, row_hi;
-    int kv_head;
+    int head_lo, head_hi;
+    const int32_t* lone_units;  // num_lone + kAhead of them, none at all where num_lone is 0
+    int num_lone;
     int max_units;         // the longest row of the task, in units
     float* scratch;        // task_scratch_floats() floats, 64-byte aligned
 };
@@ -37,13 +75,28 @@ struct AttentionTask {
 static inline int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
 // Scratch layout of a task with P = rows * group packed queries:
-//   queries (head_dim, P16) | lane maxima (P, 16) | 1/sum (P16) | acc (P, padded_dim) | scores (max_units, P, 16)
+//   queries (P, padded_dim) | lane maxima (P, 16) | 1/sum (P16) | acc (P, padded_dim) | scores (max_units, P, 16)
 //   | cursor of each row (rows, as int32)
 static inline size_t task_scratch_floats(int rows, int group, int head_dim, int max_units) {
     const size_t packed = size_t(rows) * group, packed16 = (packed + 15) / 16 * 16;
-    return packed16 * head_dim + packed * 16 + packed16 + packed * padded_dim(head_dim) +
-           packed * 16 * size_t(max_units) + size_t(rows) + 64;
+    return 2 * packed * padded_dim(head_dim) + packed * 16 + packed16 + packed * 16 * size_t(max_units) +
+           size_t(rows) + 64;
 }
+
+// Cuts the plan into tasks for at most max_threads threads (1 where the work is too small to share).
+// items is (num_items, 5), blocks (num_block_ids,).  Throws std::invalid_argument for a plan that points outside
+// the rows or the cache, and for heads or a block size that the kernel does not have.
+void make_schedule(const int32_t* items, const int32_t* blocks, const AttentionShape& shape, int max_threads,
+                   AttentionSchedule& schedule);
+
+// Attention of one layer, in a parallel region of its own; call.items and call.blocks are the schedule's plan.
+// The bits of a row do not depend on the schedule.  Throws std::bad_alloc.
+void run_schedule(const AttentionCall& call, const AttentionShape& shape, const AttentionSchedule& schedule, Isa isa);
+
+// One task of [0, schedule.num_tasks), for callers with a parallel region of their own.  Never throws; false: out
+// of memory, the task was not run.
+bool run_schedule_task(const AttentionCall& call, const AttentionShape& shape, const AttentionSchedule& schedule,
+                       int task, Isa isa) noexcept;
 
 void run_attention_portable(const AttentionCall& call, const AttentionTask& task);
 void run_attention_avx2(const AttentionCall& call, const AttentionTask& task);

@@ -25,10 +25,20 @@ constexpr int kMaxRowsQk = W == 16 ? 12 : W == 8 ? 6 : 3;
 constexpr int kUnitsQk = W == 16 ? 2 : 1;
 constexpr int kMaxRowsPv = W == 4 ? 3 : 6;
 constexpr int kVecsPv = W == 8 ? 2 : 4;
+constexpr int kLine = 64;  // bytes of a cache line
 constexpr int kChunk = 8;  // units that stay in the cache while the queries pass over them
 
 inline int min_int(int a, int b) { return a < b ? a : b; }
 inline int max_int(int a, int b) { return a > b ? a : b; }
+
+// Keeps what was loaded in its register: the compiler would rather read it again at each use, and a core loads one
+// wide vector a cycle while it multiplies another.
+inline __attribute__((always_inline)) V in_register(V v) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(v));
+#endif
+    return v;
+}
 
 // A run of units of one node: where its keys and values are, and how many keys of the last unit count.
 template <class T>
@@ -39,48 +49,75 @@ struct Run {
     int units_per_block;
     int first, last;            // units [first, last) of the node
     int keys_in_last;           // 1..16
+    const int32_t* ahead;       // of lone units: what to fetch while units[first] is worked on, and so on
 };
 
 template <class T>
+inline const T* keys_at(const Run<T>& run, int block, int unit) {
+    return run.base + block * run.block_stride + unit * kUnit;
+}
+
+template <class T>
+inline const T* values_at(const Run<T>& run, int block, int unit) {
+    return run.base + block * run.block_stride + int64_t(unit) * kUnit * run.inner_stride;
+}
+
+template <class T>
 inline const T* unit_keys(const Run<T>& run, int u) {
-    if (run.units_per_block == 1) return run.base + run.blocks[u] * run.block_stride;
-    const int b = u / run.units_per_block;
-    return run.base + run.blocks[b] * run.block_stride + (u - b * run.units_per_block) * kUnit;
+    if (run.units_per_block == 1) return keys_at(run, run.blocks[u], 0);
+    return keys_at(run, run.blocks[u / run.units_per_block], u % run.units_per_block);
 }
 
 template <class T>
 inline const T* unit_values(const Run<T>& run, int u) {
-    if (run.units_per_block == 1) return run.base + run.blocks[u] * run.block_stride;
-    const int b = u / run.units_per_block;
-    return run.base + run.blocks[b] * run.block_stride + int64_t(u - b * run.units_per_block) * kUnit * run.inner_stride;
+    if (run.units_per_block == 1) return values_at(run, run.blocks[u], 0);
+    return values_at(run, run.blocks[u / run.units_per_block], u % run.units_per_block);
 }
 
-// Scores of R queries against N neighbouring units.
+template <class T>
+inline const T* lone_keys(const Run<T>& run, int unit) {
+    if (run.units_per_block == 1) return keys_at(run, unit, 0);
+    return keys_at(run, unit / run.units_per_block, unit % run.units_per_block);
+}
+
+template <class T>
+inline const T* lone_values(const Run<T>& run, int unit) {
+    if (run.units_per_block == 1) return values_at(run, unit, 0);
+    return values_at(run, unit / run.units_per_block, unit % run.units_per_block);
+}
+
+// Scores of R queries against N neighbouring units; `ahead` are the units that are fetched meanwhile.
 template <class T, int R, int N>
 inline __attribute__((always_inline)) void score_units(const float* q, int64_t q_stride, int head_dim,
-                                                       const T* const* keys, int64_t k_dim, float* scores,
-                                                       int64_t unit_stride, float* maxima, int keys_in_last) {
+                                                       const T* const* keys, const T* const* ahead, int64_t k_dim,
+                                                       float* scores, int64_t unit_stride, float* maxima,
+                                                       int keys_in_last) {
     V acc[R][N * kVecs];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < N * kVecs; ++c) acc[r][c] = Simd::zero();
     for (int d = 0; d < head_dim; ++d) {
         V k[N * kVecs];
-        for (int c = 0; c < N * kVecs; ++c) k[c] = Simd::load(keys[c / kVecs] + d * k_dim + (c % kVecs) * W);
+        for (int c = 0; c < N * kVecs; ++c)
+            k[c] = in_register(Simd::load(keys[c / kVecs] + d * k_dim + (c % kVecs) * W));
+        for (int n = 0; n < N; ++n) __builtin_prefetch(ahead[n] + d * k_dim);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const V x = Simd::set1(q[d * q_stride + r]);
+            const V x = Simd::set1(q[r * q_stride + d]);
             for (int c = 0; c < N * kVecs; ++c) acc[r][c] = Simd::fma(x, k[c], acc[r][c]);
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < N * kVecs; ++c) {
-            const int lane = (c % kVecs) * W;
-            V s = acc[r][c];
-            if (c / kVecs == N - 1 && keys_in_last < kUnit)
-                s = Simd::keep_first(s, max_int(0, min_int(W, keys_in_last - lane)), kNegInf);
-            Simd::store(scores + (c / kVecs) * unit_stride + r * kUnit + lane, s);
-            Simd::store(maxima + r * kUnit + lane, Simd::max(s, Simd::load(maxima + r * kUnit + lane)));
+        for (int lane = 0; lane < kUnit; lane += W) {
+            V m = Simd::load(maxima + r * kUnit + lane);
+            for (int n = 0; n < N; ++n) {
+                V s = acc[r][n * kVecs + lane / W];
+                if (n == N - 1 && keys_in_last < kUnit)
+                    s = Simd::keep_first(s, max_int(0, min_int(W, keys_in_last - lane)), kNegInf);
+                Simd::store(scores + n * unit_stride + r * kUnit + lane, s);
+                m = Simd::max(s, m);
+            }
+            Simd::store(maxima + r * kUnit + lane, m);
         }
     }
 }
@@ -92,14 +129,18 @@ template <class T, int R>
 void score_rows(const float* q, int64_t q_stride, int head_dim, const Run<T>& run, float* scores,
                 int64_t unit_stride, float* maxima) {
     int u = run.first;
+    const int32_t* next = run.ahead;
     for (; kUnitsQk == 2 && u + 2 <= run.last; u += 2, scores += 2 * unit_stride) {
         const T* keys[2] = {unit_keys(run, u), unit_keys(run, u + 1)};
-        score_units<T, R, kUnitsQk>(q, q_stride, head_dim, keys, run.inner_stride, scores, unit_stride, maxima,
+        const T* ahead[2] = {next ? lone_keys(run, next[0]) : keys[0], next ? lone_keys(run, next[1]) : keys[1]};
+        if (next) next += 2;
+        score_units<T, R, kUnitsQk>(q, q_stride, head_dim, keys, ahead, run.inner_stride, scores, unit_stride, maxima,
                                     u + 2 == run.last ? run.keys_in_last : kUnit);
     }
     for (; u < run.last; ++u, scores += unit_stride) {
         const T* keys[1] = {unit_keys(run, u)};
-        score_units<T, R, 1>(q, q_stride, head_dim, keys, run.inner_stride, scores, unit_stride, maxima,
+        const T* ahead[1] = {next ? lone_keys(run, *next++) : keys[0]};
+        score_units<T, R, 1>(q, q_stride, head_dim, keys, ahead, run.inner_stride, scores, unit_stride, maxima,
                              u + 1 == run.last ? run.keys_in_last : kUnit);
     }
 }
@@ -111,12 +152,16 @@ inline __attribute__((always_inline)) void weigh_values(float* acc, int64_t acc_
     V a[R][C];
     for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) a[r][c] = Simd::load(acc + r * acc_stride + dim + c * W);
+    const int32_t* next = run.ahead;
     for (int u = run.first; u < run.last; ++u, p += unit_stride) {
         const T* row = unit_values(run, u) + dim;
+        const int64_t ahead = next ? lone_values(run, *next++) + dim - row : 0;
         const int num_keys = u + 1 == run.last ? run.keys_in_last : kUnit;
         for (int j = 0; j < num_keys; ++j, row += run.inner_stride) {
             V v[C];
-            for (int c = 0; c < C; ++c) v[c] = TAIL ? Simd::load_tail(row + c * W, tail) : Simd::load(row + c * W);
+            for (int c = 0; c < C; c += kLine / int(sizeof(T)) / W) __builtin_prefetch(row + ahead + c * W);
+            for (int c = 0; c < C; ++c)
+                v[c] = in_register(TAIL ? Simd::load_tail(row + c * W, tail) : Simd::load(row + c * W));
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const V x = Simd::set1(p[r * kUnit + j]);
@@ -174,40 +219,53 @@ template <class T>
 struct Task {
     const ttc::AttentionCall& call;
     const ttc::AttentionTask& task;
-    int rows, packed, packed16, acc_stride;
+    int rows, packed, stride;  // stride: of a query, and of its result
+    int kv_head = 0;
     float *queries, *maxima, *inverse, *acc, *scores;
     int32_t* cursor;  // per row: units written so far
 
     Task(const ttc::AttentionCall& c, const ttc::AttentionTask& t) : call(c), task(t) {
         rows = t.row_hi - t.row_lo;
         packed = rows * c.group;
-        packed16 = (packed + 15) / 16 * 16;
-        acc_stride = ttc::padded_dim(c.head_dim);
+        stride = ttc::padded_dim(c.head_dim);
         queries = t.scratch;
-        maxima = queries + int64_t(packed16) * c.head_dim;
+        maxima = queries + int64_t(packed) * stride;
         inverse = maxima + int64_t(packed) * kUnit;
-        acc = inverse + packed16;
-        scores = acc + int64_t(packed) * acc_stride;
+        acc = inverse + (packed + 15) / 16 * 16;
+        scores = acc + int64_t(packed) * stride;
         cursor = reinterpret_cast<int32_t*>(scores + int64_t(task.max_units) * packed * kUnit);
     }
 
     int64_t unit_stride() const { return int64_t(packed) * kUnit; }
     float* score_at(int unit, int query) const { return scores + unit * unit_stride() + int64_t(query) * kUnit; }
 
-    // Queries, transposed to (head_dim, packed) and multiplied by scale * log2(e), so that 2^score is the softmax's.
+    // Queries times scale * log2(e), so that 2^score is the softmax's.
     void load_queries() {
-        const float factor = call.scale * 1.4426950408889634f;
+        const V factor = Simd::set1(call.scale * 1.4426950408889634f);
+        float* dst = queries;
         for (int r = 0; r < rows; ++r) {
-            for (int g = 0; g < call.group; ++g) {
-                const T* src = static_cast<const T*>(call.q) + int64_t(task.row_lo + r) * call.q_row +
-                               int64_t(task.kv_head * call.group + g) * call.q_head;
-                float* dst = queries + r * call.group + g;
-                for (int d = 0; d < call.head_dim; ++d, dst += packed16) *dst = ttc::to_float(src[d]) * factor;
+            const T* src = static_cast<const T*>(call.q) + int64_t(task.row_lo + r) * call.q_row +
+                           int64_t(kv_head * call.group) * call.q_head;
+            for (int g = 0; g < call.group; ++g, dst += stride, src += call.q_head) {
+                int d = 0;
+                for (; d + W <= call.head_dim; d += W) Simd::store(dst + d, Simd::mul(Simd::load(src + d), factor));
+                if (d < call.head_dim)
+                    Simd::store(dst + d, Simd::mul(Simd::load_tail(src + d, call.head_dim - d), factor));
             }
         }
         const V neg = Simd::set1(kNegInf);
         for (int64_t i = 0; i < int64_t(packed) * kUnit; i += W) Simd::store(maxima + i, neg);
-        for (int64_t i = 0; i < int64_t(packed) * acc_stride; i += W) Simd::store(acc + i, Simd::zero());
+        for (int64_t i = 0; i < int64_t(packed) * stride; i += W) Simd::store(acc + i, Simd::zero());
+    }
+
+    // One run of units for n queries, as many as the registers hold; `unit` is the run's first in their scores.
+    template <bool SCORES>
+    void block_of_rows(const Run<T>& run, int q, int n, int unit) {
+        if constexpr (SCORES)
+            score_fn<T>(n)(queries + int64_t(q) * stride, stride, call.head_dim, run, score_at(unit, q),
+                           unit_stride(), maxima + int64_t(q) * kUnit);
+        else
+            weigh_fn<T>(n)(acc + int64_t(q) * stride, stride, run, call.head_dim, score_at(unit, q), unit_stride());
     }
 
     // One run of units for rows [lo, hi), whose cursors are equal: chunk by chunk, register block by register block.
@@ -215,24 +273,19 @@ struct Task {
     void do_run(Run<T> run, int lo, int hi) {
         const int q0 = lo * call.group, q1 = hi * call.group;
         const int max_rows = SCORES ? kMaxRowsQk : kMaxRowsPv;
+        if (q1 - q0 <= max_rows) {
+            block_of_rows<SCORES>(run, q0, q1 - q0, cursor[lo]);
+            return;
+        }
         const int num = (q1 - q0 + max_rows - 1) / max_rows;
         const int even = (q1 - q0 + num - 1) / num;
         const int stop = run.last, keys_in_last = run.keys_in_last;
-        const int chunk = num == 1 ? stop - run.first : kChunk;
         int unit = cursor[lo];
-        for (int u = run.first; u < stop; u += chunk) {
+        for (int u = run.first; u < stop; u += kChunk) {
             run.first = u;
-            run.last = min_int(stop, u + chunk);
+            run.last = min_int(stop, u + kChunk);
             run.keys_in_last = run.last == stop ? keys_in_last : kUnit;
-            for (int q = q0; q < q1; q += even) {
-                const int n = min_int(even, q1 - q);
-                if constexpr (SCORES)
-                    score_fn<T>(n)(queries + q, packed16, call.head_dim, run, score_at(unit, q), unit_stride(),
-                                   maxima + int64_t(q) * kUnit);
-                else
-                    weigh_fn<T>(n)(acc + int64_t(q) * acc_stride, acc_stride, run, call.head_dim,
-                                   score_at(unit, q), unit_stride());
-            }
+            for (int q = q0; q < q1; q += even) block_of_rows<SCORES>(run, q, min_int(even, q1 - q), unit);
             unit += run.last - run.first;
         }
     }
@@ -252,31 +305,54 @@ struct Task {
         }
     }
 
+    // Where this KV head's keys (values) lie; the node's own fields come with each item.
+    template <bool SCORES>
+    Run<T> cache_of_head() const {
+        Run<T> run;
+        run.base = SCORES ? static_cast<const T*>(call.k) + kv_head * call.k_head
+                          : static_cast<const T*>(call.v) + kv_head * call.v_head;
+        run.block_stride = SCORES ? call.k_block : call.v_block;
+        run.inner_stride = SCORES ? call.k_dim : call.v_token;
+        run.units_per_block = call.block_size / kUnit;
+        run.ahead = nullptr;
+        return run;
+    }
+
+    // The first lone units; the others are fetched on the way, each while another is worked on.
+    template <bool SCORES>
+    void fetch_first() const {
+        const Run<T> run = cache_of_head<SCORES>();
+        const int num_lines = SCORES ? call.head_dim : kUnit;
+        for (int i = 0; i < min_int(task.num_lone, ttc::kAhead); ++i) {
+            const T* unit = SCORES ? lone_keys(run, task.lone_units[i]) : lone_values(run, task.lone_units[i]);
+            for (int n = 0; n < num_lines; ++n) __builtin_prefetch(unit + n * run.inner_stride);
+        }
+    }
+
     template <bool SCORES>
     void walk() {
         for (int r = 0; r < rows; ++r) cursor[r] = 0;
+        Run<T> run = cache_of_head<SCORES>();
+        const int32_t* ahead = task.lone_units + ttc::kAhead;
         for (int i = 0; i < task.num_items; ++i) {
             const int32_t* item = call.items + int64_t(task.items[i]) * 5;
             const int lo = max_int(item[0] - task.row_lo, 0), hi = min_int(item[1] - task.row_lo, rows);
-            Run<T> run;
-            if (SCORES) {
-                run.base = static_cast<const T*>(call.k) + task.kv_head * call.k_head;
-                run.block_stride = call.k_block;
-                run.inner_stride = call.k_dim;
-            } else {
-                run.base = static_cast<const T*>(call.v) + task.kv_head * call.v_head;
-                run.block_stride = call.v_block;
-                run.inner_stride = call.v_token;
-            }
             run.blocks = call.blocks + item[2];
-            run.units_per_block = call.block_size / kUnit;
+            // Of a causal item row r sees only the keys up to its own limit.
+            const int first_limit = item[4] ? item[3] - (item[1] - 1 - (task.row_lo + lo)) : item[3];
+            if (hi - lo == 1) {
+                run.ahead = ahead;
+                do_rows<SCORES>(run, 0, first_limit, lo, hi);
+                run.ahead = nullptr;
+                ahead += max_int(0, first_limit + kUnit - 1) / kUnit;
+                continue;
+            }
             if (!item[4]) {
                 do_rows<SCORES>(run, 0, item[3], lo, hi);
                 continue;
             }
-            // Causal: row r ends at its own limit.  The whole units that all rows see go together, the rest alone.
-            const int first_limit = item[3] - (item[1] - 1 - (task.row_lo + lo));
-            const int common = hi - lo == 1 ? 0 : max_int(0, first_limit) / kUnit;
+            // The whole units that all rows see go together, the rest alone.
+            const int common = max_int(0, first_limit) / kUnit;
             if (common) do_rows<SCORES>(run, 0, common * kUnit, lo, hi);
             for (int r = lo; r < hi; ++r) do_rows<SCORES>(run, common, first_limit + (r - lo), r, r + 1);
         }
@@ -285,24 +361,40 @@ struct Task {
     // Scores become weights; a query without a single key (no such row in a plan of ours) gets zeros.
     void exponentials() {
         for (int r = 0; r < rows; ++r) {
-            const int units = cursor[r];
-            for (int q = r * call.group; q < (r + 1) * call.group; ++q) {
-                V m = Simd::load(maxima + int64_t(q) * kUnit);
-                for (int c = 1; c < kVecs; ++c) m = Simd::max(m, Simd::load(maxima + int64_t(q) * kUnit + c * W));
-                m = Simd::set1(Simd::hmax(m));
-                V sum[kVecs];
-                for (int c = 0; c < kVecs; ++c) sum[c] = Simd::zero();
-                float* s = score_at(0, q);
-                for (int u = 0; u < units; ++u, s += unit_stride()) {
-                    for (int c = 0; c < kVecs; ++c) {
-                        const V p = Simd::exp2_neg(Simd::sub(Simd::load(s + c * W), m));
-                        Simd::store(s + c * W, p);
-                        sum[c] = Simd::add(sum[c], p);
-                    }
+            const int stop = (r + 1) * call.group;
+            int q = r * call.group;
+            for (; q + 4 <= stop; q += 4) weights_of<4>(q, cursor[r]);
+            if (stop - q == 3) weights_of<3>(q, cursor[r]);
+            if (stop - q == 2) weights_of<2>(q, cursor[r]);
+            if (stop - q == 1) weights_of<1>(q, cursor[r]);
+        }
+    }
+
+    // N queries of one row, side by side: each alone would wait for its own chain of instructions.
+    template <int N>
+    void weights_of(int q, int units) {
+        V top[N], sum[N][kVecs];
+        for (int n = 0; n < N; ++n) {
+            const float* m = maxima + int64_t(q + n) * kUnit;
+            top[n] = Simd::load(m);
+            for (int c = 1; c < kVecs; ++c) top[n] = Simd::max(top[n], Simd::load(m + c * W));
+            for (int c = 0; c < kVecs; ++c) sum[n][c] = Simd::zero();
+        }
+        for (int n = 0; n < N; ++n) top[n] = Simd::set1(Simd::hmax(top[n]));
+        float* s = score_at(0, q);
+        for (int u = 0; u < units; ++u, s += unit_stride()) {
+            for (int n = 0; n < N; ++n) {
+                for (int c = 0; c < kVecs; ++c) {
+                    float* at = s + n * kUnit + c * W;
+                    const V p = Simd::exp2_neg(Simd::sub(Simd::load(at), top[n]));
+                    Simd::store(at, p);
+                    sum[n][c] = Simd::add(sum[n][c], p);
                 }
-                for (int c = 1; c < kVecs; ++c) sum[0] = Simd::add(sum[0], sum[c]);
-                inverse[q] = units ? 1.0f / Simd::hsum(sum[0]) : 0.0f;
             }
+        }
+        for (int n = 0; n < N; ++n) {
+            for (int c = 1; c < kVecs; ++c) sum[n][0] = Simd::add(sum[n][0], sum[n][c]);
+            inverse[q + n] = units ? 1.0f / Simd::hsum(sum[n][0]) : 0.0f;
         }
     }
 
@@ -311,8 +403,8 @@ struct Task {
             for (int g = 0; g < call.group; ++g) {
                 const int q = r * call.group + g;
                 T* dst = static_cast<T*>(call.out) +
-                         (int64_t(task.row_lo + r) * call.num_heads + task.kv_head * call.group + g) * call.head_dim;
-                const float* src = acc + int64_t(q) * acc_stride;
+                         (int64_t(task.row_lo + r) * call.num_heads + kv_head * call.group + g) * call.head_dim;
+                const float* src = acc + int64_t(q) * stride;
                 const V factor = Simd::set1(inverse[q]);
                 int d = 0;
                 for (; d + W <= call.head_dim; d += W) Simd::store(dst + d, Simd::mul(Simd::load(src + d), factor));
@@ -323,11 +415,15 @@ struct Task {
     }
 
     void run_all() {
-        load_queries();
-        walk<true>();
-        exponentials();
-        walk<false>();
-        store_out();
+        for (kv_head = task.head_lo; kv_head < task.head_hi; ++kv_head) {
+            fetch_first<true>();
+            load_queries();
+            walk<true>();
+            fetch_first<false>();
+            exponentials();
+            walk<false>();
+            store_out();
+        }
     }
 };
 

@@ -9,7 +9,9 @@ import torch
 
 from engine.model.config import ModelConfig
 from engine.model.loader import read_tensors, take
-from engine.model.transformer import MIN_ROWS, padded_mm
+from engine.model.transformer import MAX_PACKED_WEIGHTS
+from engine.model.unpacked import linear
+from ttc_kernels.decoder import PackedLinear
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,23 @@ class ScoreHead:
 
 
 class LMHead:
-    """Logits in float32 of chosen rows."""
+    """Logits in float32 of chosen rows. As for the trunk, the model's size alone says who computes them."""
 
-    def __init__(self, config: ModelConfig, tensors: dict[str, torch.Tensor]):
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: dict[str, torch.Tensor],
+        max_packed_weights: int = MAX_PACKED_WEIGHTS,
+    ):
         name = "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
         self.weight = take(tensors, name, (config.vocab_size, config.hidden_size))
+        self._packed = PackedLinear(self.weight) if self.weight.numel() <= max_packed_weights else None
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(len(rows), vocabulary) float32 of `hidden[rows]`; the product is padded to 16 rows."""
-        num = rows.shape[0]
-        padded = max(num, MIN_ROWS)
-        picked = hidden.new_zeros(padded, hidden.shape[1])
-        torch.index_select(hidden, 0, rows, out=picked[:num])
-        out = hidden.new_empty(padded, self.weight.shape[0])
-        padded_mm(picked, self.weight, out)
-        return out[:num].float()
+        """(len(rows), vocabulary) float32 of `hidden[rows]`; `rows` is int64."""
+        if self._packed is not None:
+            return self._packed.forward(hidden, rows)
+        return linear(hidden, self.weight, rows)
 
 
 def classification_head(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> ScoreHead:

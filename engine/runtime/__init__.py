@@ -1,7 +1,8 @@
 """Running models: live branches, batches over all problems, suspension when KV runs out."""
 
 from engine.runtime.batcher import Batcher
-from engine.runtime.llm import LLM, Branch
+from engine.runtime.branch import Branch
+from engine.runtime.llm import LLM
 from engine.runtime.memory import PoolTooSmall
 from engine.runtime.policy import ModelPolicy
 from engine.runtime.requests import Sampled

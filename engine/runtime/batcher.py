@@ -94,7 +94,7 @@ class Batcher:
             if not runner.has_work:
                 continue
             self._waited[i] += 1
-            is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.num_feed_tokens >= _MIN_FEED_TOKENS
+            is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.feeding.num_tokens >= _MIN_FEED_TOKENS
             if is_due or not has_policy_work:
                 runner.tick()
                 self._waited[i] = 0

@@ -22,66 +22,11 @@ from engine.model import (
     resolve_dtype,
     resolve_folder,
 )
+from engine.runtime.branch import Branch
 from engine.runtime.kv import KVPool
 from engine.runtime.requests import FeedJob, FeedRequest, Request, Sampled, SampleJob, SampleRequest
 from engine.runtime.runner import Runner
-from engine.runtime.tips import Tip
 from engine.types import Sampling
-
-
-class Branch:
-    """A live sequence. Its KV is shared with every branch that was forked from the same prefix."""
-
-    def __init__(self, llm: LLM, tip: Tip, ledger: Ledger, address: tuple[int, ...] = ()):
-        self.llm = llm
-        self.tip = tip
-        self.ledger = ledger
-        self.address = address  # which child of which child of the opened branch
-        self.job: SampleJob | FeedJob | None = None  # what is being done to it
-        self.num_forks = 0
-        self.is_open = True
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The prompt and everything after it."""
-        return self.tip.token_ids()
-
-    @property
-    def num_tokens(self) -> int:
-        return self.tip.end
-
-    @property
-    def text(self) -> str:
-        return self.llm.decode(self.token_ids)
-
-    def fork(self, num_branches: int) -> list[Branch]:
-        """O(1) each: the children stand where this branch stands, and it stays open."""
-        self._check_free()
-        if num_branches < 1:
-            raise ValueError(f"a branch is forked into at least 1, got {num_branches}")
-        first, self.num_forks = self.num_forks, self.num_forks + num_branches
-        store = self.llm.runner.store
-        return [
-            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i))
-            for i in range(num_branches)
-        ]
-
-    def close(self) -> None:
-        """Frees what only this branch holds. Raises ValueError the second time."""
-        if not self.is_open:
-            raise ValueError(f"branch {self.address} is closed already")
-        self.is_open = False
-        if isinstance(self.job, SampleJob):
-            self.llm.runner.cancel(self.job)
-        elif isinstance(self.job, FeedJob):
-            self.llm.runner.cancel_feed(self.job)
-        self.llm.runner.store.release(self.tip)
-
-    def _check_free(self) -> None:
-        if not self.is_open:
-            raise ValueError(f"branch {self.address} is closed")
-        if self.job is not None:
-            raise ValueError(f"branch {self.address} is being extended")
 
 
 class LLM:
@@ -95,7 +40,7 @@ class LLM:
         self._ages = itertools.count()
         self._rules: dict[tuple[str, ...], int] = {}
         self._token_texts: list[str] | None = None
-        runner.eos_mask[list(self.config.eos_token_ids)] = True
+        runner.stops.set_eos(list(self.config.eos_token_ids))
 
     @classmethod
     def load(
@@ -153,8 +98,7 @@ class LLM:
         """The runner's number for "stop at these texts, and at end of text"."""
         key = tuple(stop)
         if key not in self._rules:
-            self.runner.stop_rules.append(self.token_mask(key))
-            self._rules[key] = len(self.runner.stop_rules) - 1
+            self._rules[key] = self.runner.stops.add(self.token_mask(key))
         return self._rules[key]
 
     # -- branches --------------------------------------------------------------------------
@@ -190,7 +134,8 @@ class LLM:
 
         The draws depend on `seed`, the branch's prompt and its address alone.
         """
-        keys = [branch_key(seed, self.decode(branch.token_ids), branch.address) for branch in branches]
+        prompts = {tip: self.decode(tip.token_ids()) for tip in {branch.tip for branch in branches}}
+        keys = [branch_key(seed, prompts[branch.tip], branch.address) for branch in branches]
         request = self.sample(branches, keys, sampling or Sampling(), stop, max_tokens)
         self.run(request)
         return request.results
@@ -212,7 +157,7 @@ class LLM:
         self.run(request)
         if not request.logits:
             return torch.empty(0, self.config.vocab_size)
-        return torch.from_numpy(np.stack(request.logits))
+        return torch.stack(request.logits)
 
     def run(self, request: Request) -> None:
         """Ticks until the request is done; raises its error."""
@@ -241,12 +186,7 @@ class LLM:
         if self.runner.lm_head is None:
             raise ValueError(f"the model at {self.folder} has no LM head to sample from")
         self._check_branches(branches)
-        limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else list(max_tokens)
-        for index, branch in enumerate(branches):
-            if limits[index] < 1:
-                raise ValueError(f"max_tokens must be at least 1, got {limits[index]}")
-            limits[index] = min(limits[index], self.config.context - branch.num_tokens)
-            self.runner.check_fit(branch.tip, limits[index])
+        limits = self._limits(branches, max_tokens)
         request = SampleRequest(
             self.runner,
             len(branches),
@@ -256,18 +196,28 @@ class LLM:
             purpose=purpose,
             results=[None] * len(branches),
         )
-        for index, branch in enumerate(branches):
-            if limits[index] < 1:  # the context is full: nothing can be sampled
+        for index, (branch, limit, key) in enumerate(zip(branches, limits, keys, strict=True)):
+            if limit < 1:  # the context is full: nothing can be sampled
                 request.results[index] = Sampled((), (), "length", ())
                 request.num_left -= 1
                 continue
-            key = int(np.uint64(keys[index]).astype(np.int64))
+            tip = branch.tip
             priority = 0.0 if priorities is None else priorities[index]
-            branch.tip.priority = max(branch.tip.priority, priority)
-            self.runner.submit_sample(
-                SampleJob(request, index, branch, key, limits[index], priority, branch.tip.age, branch.tip)
-            )
+            tip.priority = max(tip.priority, priority)
+            signed_key = key - (1 << 64) if key >> 63 else key
+            self.runner.submit_sample(SampleJob(request, index, branch, signed_key, limit, priority, tip.age, tip))
         return request
+
+    def _limits(self, branches: Sequence[Branch], max_tokens: int | Sequence[int]) -> list[int]:
+        """How many tokens each branch may be extended by: less where the context ends."""
+        limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else max_tokens
+        if limits and min(limits) < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {min(limits)}")
+        context = self.config.context
+        limits = [min(limit, context - branch.num_tokens) for limit, branch in zip(limits, branches, strict=True)]
+        for branch, limit in zip(branches, limits, strict=True):
+            self.runner.check_fit(branch.tip, limit)
+        return limits
 
     def append(
         self,
@@ -291,27 +241,28 @@ class LLM:
             self.runner.check_fit(branch.tip, len(new))
         scores = [[math.nan] * len(at) for at in score_at] if score_at is not None else [[] for _ in branches]
         request = FeedRequest(self.runner, len(branches), scores=scores)
+        store = self.runner.store
         for index, (branch, new) in enumerate(zip(branches, tokens, strict=True)):
             if not len(new):
                 request.num_left -= 1
                 continue
             old = branch.tip
-            store = self.runner.store
-            branch.tip = store.new(old, list(new), ledger=branch.ledger, purpose=purpose, age=old.age)
+            branch.tip = tip = store.new(old, list(new), ledger=branch.ledger, purpose=purpose, age=old.age)
             store.release(old)
-            positions = [branch.tip.start + at for at in score_at[index]] if score_at is not None else ()
-            self.runner.submit_feed(FeedJob(request, index, branch, branch.tip, positions))
+            positions = [tip.start + at for at in score_at[index]] if score_at is not None else ()
+            self.runner.submit_feed(FeedJob(request, index, branch, tip, positions))
         return request
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            if not 0 <= token < self.config.vocab_size:
-                raise ValueError(f"tokens must be within 0..{self.config.vocab_size - 1}, got {token}")
+        size = self.config.vocab_size
+        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < size:
+            token = next(token for token in tokens if not 0 <= token < size)
+            raise ValueError(f"tokens must be within 0..{size - 1}, got {token}")
 
     def _check_branches(self, branches: Sequence[Branch]) -> None:
         """Raises ValueError for a branch that is closed, busy, named twice, or another model's."""
         for branch in branches:
-            branch._check_free()
+            branch.check_free()
             if branch.llm is not self:
                 raise ValueError(f"branch {branch.address} belongs to the model at {branch.llm.folder}")
         if len(set(branches)) < len(branches):

@@ -23,14 +23,14 @@ def free_some(runner: Runner, busy: Set[Tip], may_suspend: bool) -> bool:
     the oldest problem's own, so that the oldest always ends. Only leaves are dropped, never an
     ancestor that a resident branch shares.
     """
-    rows_of = {runner.rows.tips[row]: row for row in range(runner.rows.max_rows) if runner.rows.is_decoding[row]}
-    leaves = [tip for tip in runner.store.leaves() if tip not in busy and (may_suspend or tip not in rows_of)]
+    jobs = {job.partial: job for job in runner.decoding.rows.decoding_jobs()}
+    leaves = [tip for tip in runner.store.leaves() if tip not in busy and (may_suspend or tip not in jobs)]
     if not leaves:
         return False
     oldest = min(tip.age for tip in runner.store.resident)
     victim = min(leaves, key=lambda tip: (not tip.is_finished, tip.age == oldest, tip.priority, -tip.age, -tip.start))
-    if victim in rows_of:
-        runner.suspend(rows_of[victim])
+    if victim in jobs:
+        runner.suspend(jobs[victim])
     else:
         runner.store.drop(victim)
     return True

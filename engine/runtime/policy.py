@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from engine.accounting import Ledger
 from engine.runtime.llm import LLM, Branch
 from engine.runtime.requests import Sampled
@@ -16,9 +18,10 @@ class ModelPolicy:
     def __init__(self, llm: LLM, delimiter: str = "\n"):
         self.llm = llm
         self.delimiter = delimiter
-        self.is_delimiter = llm.token_mask([delimiter])
+        mask = llm.token_mask([delimiter])
+        self.delimiters = frozenset(np.flatnonzero(mask).tolist())  # token ids
         if llm.runner.score_head is not None:
-            llm.runner.score_mask = self.is_delimiter | llm.runner.eos_mask
+            llm.runner.stops.score_at(mask)
 
     async def open(self, prompt: str, *, ledger: Ledger) -> Branch:
         return self.llm.open(prompt, ledger=ledger)
@@ -42,7 +45,7 @@ class ModelPolicy:
     def split(self, sampled: Sampled) -> list[Step]:
         """The steps of an extension, by token position. Only the last can be unfinished."""
         tokens, steps, start, scores = sampled.token_ids, [], 0, iter(sampled.trunk_scores)
-        ends = [i + 1 for i, token in enumerate(tokens) if self.is_delimiter[token]]
+        ends = [end for end, token in enumerate(tokens, start=1) if token in self.delimiters]
         if not ends or ends[-1] < len(tokens) or sampled.finish in ("length", "error"):
             ends = [end for end in ends if end < len(tokens)] + [len(tokens)]
         for end in ends:

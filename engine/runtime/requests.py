@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 from engine.runtime.tips import Tip
 from engine.types import Sampling
@@ -35,7 +35,7 @@ class Request:
             raise self.error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """The tokens that an extension drew, before they are split into steps."""
 
@@ -45,7 +45,7 @@ class Sampled:
     trunk_scores: tuple[float, ...]  # one per sampled delimiter or end of text, if a trunk head is loaded
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class SampleJob:
     """One branch of a SampleRequest: from its tip's logits until a stop token or the limit."""
 
@@ -59,7 +59,8 @@ class SampleJob:
     # The tip whose last logits the next token is drawn from: the branch's own, and after a
     # suspension the half-made one, which then goes on in place.
     source: Tip
-    partial: Tip | None = None
+    partial: Tip | None = None  # what is being sampled; None until the source has been fed
+    row: int = -1  # in the decode table, while it has one
     logprobs: list[float] = field(default_factory=list)
     trunk_scores: list[float] = field(default_factory=list)
 
@@ -75,7 +76,7 @@ class SampleRequest(Request):
     results: list[Sampled | None] = field(default_factory=list)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class FeedJob:
     """A tip to be fed whole; `score_at` are absolute positions whose rows go through the score head."""
 
@@ -92,4 +93,4 @@ class FeedRequest(Request):
 
     wants_logits: bool = False
     scores: list[list[float]] = field(default_factory=list)
-    logits: list[np.ndarray | None] = field(default_factory=list)  # (vocabulary,) float32 each
+    logits: list[torch.Tensor | None] = field(default_factory=list)  # (vocabulary,) float32 each

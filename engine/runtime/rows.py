@@ -2,41 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 
 from engine.runtime.requests import SampleJob
-from engine.runtime.tips import Tip
 
-_COLUMNS = {
-    "is_decoding": np.bool_,  # has a handle of its own and a pending token to feed
-    "is_starting": np.bool_,  # waits for the logits of its source tip
-    "handle": np.int32,
-    "pending": np.int32,  # last sampled token, not yet fed
-    "key": np.int64,
-    "position": np.int32,  # of the token to be sampled next
-    "temperature": np.float32,
-    "top_k": np.int32,
-    "top_p": np.float32,
-    "min_p": np.float32,
-    "count": np.int32,  # tokens sampled in this extension
-    "max_count": np.int32,
-    "rule": np.int32,  # stop rule
-    "billed": np.int32,  # tokens of this extension whose feeding is on the bill
-}
+# Columns of one type share an array, so that they are gathered in one go.
+_INTS = (  # int32
+    "handle",
+    "pending",  # last sampled token, not yet fed
+    "position",  # of the token to be sampled next
+    "top_k",
+    "count",  # tokens sampled in this extension
+    "max_count",
+    "rule",  # stop rule
+    "billed",  # tokens of this extension whose feeding is on the bill
+)
+_FLOATS = ("temperature", "top_p", "min_p")  # float32
+
+
+@dataclass
+class Active:
+    """The n decoding rows side by side, so that a tick gathers nothing; lives until their set changes."""
+
+    slots: np.ndarray  # (n,) int64
+    handles: np.ndarray  # (n,) int32
+    ones: np.ndarray  # (n,) int32: tokens of each row in a forward
+    indices: np.ndarray  # (n,) int64: 0 .. n - 1
+    where: torch.Tensor  # the same memory
+    rules: np.ndarray  # (n,) int32
+    sampling: tuple[torch.Tensor, ...]  # the arguments of `sample` after the logits
+    positions: np.ndarray  # (n,) int32, the memory of sampling[1]
+    pending: np.ndarray  # (n,) int32
+    at: np.ndarray  # (n,) int64: where the next token goes in the flat table
+    num_left: int  # tokens until the first row, or the table, is full
 
 
 class Rows:
-    """Columns are arrays of length `max_rows`; `tokens` is (max_rows, capacity)."""
+    """Columns are arrays of length `max_rows`; `tokens` and `logprobs` are (capacity, max_rows), so that what
+    a tick writes lies together.
+
+    While rows are `active`, what a tick changes (pending, position, count) is kept there and not in the
+    columns; every other call writes it back first.
+    """
 
     def __init__(self, max_rows: int):
         self.max_rows = max_rows
-        for name, dtype in _COLUMNS.items():
-            setattr(self, name, np.zeros(max_rows, dtype))
-        self.tokens = np.zeros((max_rows, 64), np.int32)
-        self.logprobs = np.zeros((max_rows, 64), np.float32)
+        self._ints = np.zeros((len(_INTS), max_rows), np.int32)
+        self._floats = np.zeros((len(_FLOATS), max_rows), np.float32)
+        self.handle, self.pending, self.position, self.top_k, self.count, self.max_count, self.rule, self.billed = (
+            self._ints
+        )
+        self.temperature, self.top_p, self.min_p = self._floats
+        self.key = np.zeros(max_rows, np.int64)
+        # Has a handle of its own and a pending token to feed; otherwise a row waits for its source's logits.
+        self.is_decoding = np.zeros(max_rows, bool)
+        self.tokens = np.zeros((64, max_rows), np.int32)
+        self.logprobs = np.zeros((64, max_rows), np.float32)
         self.jobs: list[SampleJob | None] = [None] * max_rows
-        self.tips: list[Tip | None] = [None] * max_rows  # the tip that each decoding row is making
         self._free = list(range(max_rows))[::-1]
+        self._decoding = np.zeros(0, np.int64)  # slots, in the order of the last plan as far as it is known
+        self._active: Active | None = None
 
     @property
     def num_free(self) -> int:
@@ -46,45 +75,132 @@ class Rows:
     def num_used(self) -> int:
         return self.max_rows - len(self._free)
 
-    def add(self, job: SampleJob) -> int:
-        """Takes a slot for a job, which then waits for its source's logits."""
-        row = self._free.pop()
-        sampling, done = job.request.sampling, job.partial.tokens if job.partial else []
-        self.jobs[row] = job
-        self.is_starting[row], self.is_decoding[row] = True, False
-        self.key[row] = job.key
-        self.position[row] = job.source.end
-        self.temperature[row], self.top_k[row] = sampling.temperature, sampling.top_k
-        self.top_p[row], self.min_p[row] = sampling.top_p, sampling.min_p
-        self.count[row], self.max_count[row] = len(done), job.max_tokens
-        self.rule[row] = job.request.stop_rule
-        self.billed[row] = len(done)
-        self._reserve(len(done) + 1)
-        self.tokens[row, : len(done)] = done
-        self.logprobs[row, : len(done)] = job.logprobs
-        return row
+    @property
+    def num_decoding(self) -> int:
+        return len(self._decoding)
 
-    def remove(self, row: int) -> None:
-        """Gives a slot back."""
-        self.is_starting[row] = self.is_decoding[row] = False
-        self.jobs[row] = self.tips[row] = None
-        self._free.append(row)
+    def decoding_jobs(self) -> list[SampleJob]:
+        return [self.jobs[slot] for slot in self._decoding.tolist()]
 
-    def push(self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    def add(self, jobs: Sequence[SampleJob]) -> None:
+        """Takes a slot for each job, which then waits for its source's logits."""
+        slots = [self._free.pop() for _ in jobs]
+        samplings = [job.request.sampling for job in jobs]
+        counts = [len(job.partial.tokens) if job.partial else 0 for job in jobs]
+        self.key[slots] = [job.key for job in jobs]
+        self.position[slots] = [job.source.end for job in jobs]
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            getattr(self, name)[slots] = [getattr(sampling, name) for sampling in samplings]
+        self.count[slots] = self.billed[slots] = counts
+        self.max_count[slots] = [job.max_tokens for job in jobs]
+        self.rule[slots] = [job.request.stop_rule for job in jobs]
+        for slot, job, count in zip(slots, jobs, counts, strict=True):
+            self.jobs[slot], job.row = job, slot
+            if count:
+                self._reserve(count)
+                self.tokens[:count, slot] = job.partial.tokens
+                self.logprobs[:count, slot] = job.logprobs
+
+    def start(self, slots: Sequence[int], handles: Sequence[int]) -> None:
+        """Gives waiting rows their handles; they decode from now on."""
+        self.settle()
+        self.handle[slots] = handles
+        self.is_decoding[slots] = True
+        self._decoding = np.concatenate([self._decoding, np.array(slots, np.int64)])
+
+    def remove(self, slots: Sequence[int]) -> None:
+        """Gives slots back."""
+        self.settle()
+        for slot in slots:
+            self.jobs[slot].row = -1
+            self.jobs[slot] = None
+        self._free += slots
+        self.is_decoding[slots] = False
+        self._decoding = self._decoding[self.is_decoding[self._decoding]]
+
+    def active(self) -> Active:
+        """The decoding rows. Raises AssertionError if there is none."""
+        if self._active is None:
+            self._active = self._gather()
+        return self._active
+
+    def reorder(self, order: np.ndarray) -> Active:
+        """Puts the decoding rows into the order of a plan, which the next plan then keeps."""
+        self.settle()
+        self._decoding = self._decoding[order]
+        return self.active()
+
+    def _gather(self) -> Active:
+        slots = self._decoding
+        assert len(slots), "no row is decoding"
+        counts = self.count[slots]
+        highest = int(counts.max())
+        self._reserve(highest + 1)
+        indices = np.arange(len(slots))
+        ints = dict(zip(_INTS, self._ints.take(slots, axis=1), strict=True))
+        return Active(
+            slots=slots,
+            handles=ints["handle"],
+            ones=np.ones(len(slots), np.int32),
+            indices=indices,
+            where=torch.from_numpy(indices),
+            rules=ints["rule"],
+            sampling=self._sampling(slots, ints),
+            positions=ints["position"],
+            pending=ints["pending"],
+            at=counts * np.int64(self.max_rows) + slots,
+            num_left=min(int((ints["max_count"] - counts).min()), len(self.tokens) - highest),
+        )
+
+    def _sampling(self, slots: np.ndarray, ints: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+        """How the next token of each row is drawn; the positions share memory with those in `ints`."""
+        temperature, top_p, min_p = self._floats.take(slots, axis=1)
+        columns = (self.key[slots], ints["position"], temperature, ints["top_k"], top_p, min_p)
+        return tuple(map(torch.from_numpy, columns))
+
+    def settle(self) -> None:
+        """Writes what is kept in `active` back into the columns."""
+        active, self._active = self._active, None
+        if active is not None:
+            self.pending[active.slots] = active.pending
+            self.position[active.slots] = active.positions
+            self.count[active.slots] = active.at // self.max_rows
+
+    def push_active(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """Appends one sampled token to each active row; keeps `tokens`, which must not change."""
+        active = self._active
+        self.tokens.reshape(-1)[active.at] = tokens
+        self.logprobs.reshape(-1)[active.at] = logprobs
+        active.pending = tokens
+        active.at += self.max_rows
+        active.positions += 1
+        active.num_left -= 1
+
+    def push(self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Appends one sampled token to each of the rows."""
-        counts = self.count[rows]
+        self.settle()
+        counts = self.count[slots]
         self._reserve(int(counts.max(initial=0)) + 1)
-        self.tokens[rows, counts] = tokens
-        self.logprobs[rows, counts] = logprobs
-        self.pending[rows] = tokens
-        self.count[rows] = counts + 1
-        self.position[rows] += 1
+        self.tokens[counts, slots] = tokens
+        self.logprobs[counts, slots] = logprobs
+        self.pending[slots] = tokens
+        self.count[slots] = counts + 1
+        self.position[slots] += 1
 
-    def sampled(self, row: int) -> list[int]:
-        """Tokens of the extension so far."""
-        return self.tokens[row, : self.count[row]].tolist()
+    def sampling(self, slots: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """How the next token of each row is drawn: the arguments of `sample` after the logits."""
+        self.settle()
+        return self._sampling(slots, dict(zip(_INTS, self._ints.take(slots, axis=1), strict=True)))
+
+    def sampled(self, slots: Sequence[int]) -> list[tuple[list[int], list[float]]]:
+        """Tokens of each row's extension so far, and their log-probabilities."""
+        self.settle()
+        counts = self.count[slots].tolist()
+        width = max(counts)
+        tokens, logprobs = self.tokens[:width, slots].T.tolist(), self.logprobs[:width, slots].T.tolist()
+        return [(t[:count], p[:count]) for t, p, count in zip(tokens, logprobs, counts, strict=True)]
 
     def _reserve(self, capacity: int) -> None:
-        while self.tokens.shape[1] < capacity:
-            self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)], axis=1)
-            self.logprobs = np.concatenate([self.logprobs, np.zeros_like(self.logprobs)], axis=1)
+        while len(self.tokens) < capacity:
+            self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)])
+            self.logprobs = np.concatenate([self.logprobs, np.zeros_like(self.logprobs)])

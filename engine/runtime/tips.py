@@ -7,6 +7,7 @@ falls exactly between tips, so a re-computed path has the cuts, and the bits, of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.accounting import Ledger
@@ -14,7 +15,7 @@ from engine.accounting import Ledger
 NOT_RESIDENT = -1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Tip:
     """`tokens` after `origin`; the first `num_fed` of them have KV in the tree under `handle`.
 
@@ -25,6 +26,7 @@ class Tip:
     origin: Tip | None
     tokens: list[int]
     start: int  # position of tokens[0] in the branch
+    num_blocks_before: int  # KV blocks of all its origins
     ledger: Ledger
     purpose: str  # who pays for feeding these tokens
     is_counted: bool = False  # the tokens themselves are on the bill already (they were sampled)
@@ -48,6 +50,11 @@ class Tip:
     def end(self) -> int:
         """Position after the last token."""
         return self.start + len(self.tokens)
+
+    def set_fed(self, num_fed: int) -> None:
+        """Records that so many of its tokens have KV."""
+        self.num_fed = num_fed
+        self.max_fed = max(self.max_fed, num_fed)
 
     def chain(self) -> list[Tip]:
         """The tips whose tokens must be fed for this one to be fed, the earliest first."""
@@ -73,18 +80,24 @@ class TipStore:
 
     def __init__(self, tree):
         self.tree = tree
+        self.block_size = tree.block_size
         self.resident: set[Tip] = set()
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """KV blocks of a run of tokens."""
+        return -(-num_tokens // self.block_size)
 
     def acquire(self, tip: Tip) -> Tip:
         tip.num_users += 1
         return tip
 
     def new(self, origin: Tip | None, tokens: list[int], **fields) -> Tip:
-        """A tip with one user; it keeps its origin alive."""
-        start = origin.end if origin is not None else 0
-        if origin is not None:
-            self.acquire(origin)
-        return self.acquire(Tip(origin, tokens, start, **fields))
+        """A tip with one user; it keeps its origin alive, whose tokens do not change any more."""
+        if origin is None:
+            return Tip(None, tokens, 0, 0, num_users=1, **fields)
+        origin.num_users += 1
+        num_blocks = origin.num_blocks_before + self.num_blocks(len(origin.tokens))
+        return Tip(origin, tokens, origin.end, num_blocks, num_users=1, **fields)
 
     def release(self, tip: Tip | None) -> None:
         """Takes one user away; a tip without users frees its KV (a prompt's stays cached)."""
@@ -105,17 +118,21 @@ class TipStore:
             tip.handle, num_cached = self.tree.open(tip.tokens[:-1])
         else:
             assert tip.origin.is_fed
-            (tip.handle,) = self.tree.fork(tip.origin.handle, 1)
+            (tip.handle,) = self.tree.fork(tip.origin.handle, 1).tolist()
         tip.num_fed = num_cached
         self.resident.add(tip)
         return num_cached
 
-    def adopt(self, tip: Tip, handle: int, num_fed: int) -> None:
-        """Records a handle that the runner made."""
-        tip.handle = handle
-        tip.num_fed = num_fed
-        tip.max_fed = max(tip.max_fed, num_fed)
-        self.resident.add(tip)
+    def fork_all(self, tips: Sequence[Tip]) -> None:
+        """Gives tips without one a handle each, with one call for those that start at the same place."""
+        siblings: dict[Tip, list[Tip]] = {}
+        for tip in tips:
+            siblings.setdefault(tip.origin, []).append(tip)
+        for origin, group in siblings.items():
+            assert origin.is_fed
+            for tip, handle in zip(group, self.tree.fork(origin.handle, len(group)).tolist(), strict=True):
+                tip.handle, tip.num_fed = handle, 0
+            self.resident.update(group)
 
     def drop(self, tip: Tip) -> None:
         """Suspends a tip: its KV is freed, its tokens are kept."""

@@ -1,11 +1,12 @@
 """Searches over the answers of a policy, against a verifier."""
 
 from engine.keys import branch_key
+from engine.search.arguments import MAX_BUDGET, check_arguments
 from engine.search.beam import BeamSearch
 from engine.search.best_of_n import BestOfN, Majority
 from engine.search.dvts import DVTS
 from engine.search.lookahead import Lookahead
-from engine.search.loop import MAX_BUDGET, check_arguments, run_search
+from engine.search.loop import run_search
 from engine.search.protocols import Policy, PolicyBranch, Strategy, Verifier, VerifierBranch
 from engine.search.vote import VOTES, vote
 

@@ -9,13 +9,13 @@ from itertools import groupby
 
 from engine.accounting.ledger import Ledger
 from engine.keys import branch_key
-from engine.search.protocols import Policy, PolicyBranch, Strategy, Verifier
-from engine.search.tree import OpenBranches, Trajectory, append_steps, is_judged
+from engine.search.arguments import check_arguments
+from engine.search.protocols import Policy, Strategy, Verifier
+from engine.search.rollouts import LookAhead
+from engine.search.tree import OpenBranches, Trajectory, append_steps
 from engine.search.vote import vote
-from engine.types import GREEDY, Candidate, Problem, Sampling, SearchResult, SearchTree, Step, TreeNode
-from engine.verifiers.aggregate import aggregate, check_agg_strategy
-
-MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
+from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, TreeNode
+from engine.verifiers.aggregate import aggregate
 
 Extract = Callable[[str], str | None]
 Grade = Callable[[str, str], bool | None]
@@ -71,20 +71,6 @@ async def run_search(
     )
 
 
-def check_arguments(
-    strategy: Strategy, verifier: Verifier | None, *, budget: int, max_tokens: int, agg_strategy: str
-) -> None:
-    """Raises ValueError, with the value received, for what `run_search` cannot run."""
-    if not 1 <= budget <= MAX_BUDGET:
-        raise ValueError(f"budget must be 1..{MAX_BUDGET} generations, got {budget}")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-    check_agg_strategy(agg_strategy)
-    strategy.groups(budget)
-    if strategy.is_scored and verifier is None:
-        raise ValueError(f"strategy {strategy.name!r} needs a verifier, got None")
-
-
 def _is_correct(answer: str | None, gold: str | None, grade: Grade | None) -> bool | None:
     """None where there is no gold answer, or where the grader cannot tell."""
     if gold is None:
@@ -97,20 +83,6 @@ def _is_correct(answer: str | None, gold: str | None, grade: Grade | None) -> bo
         return grade(answer, gold)
     except Exception:  # a grader reads what a model wrote; its failure is a verdict of its own
         return None
-
-
-@dataclass
-class _Rollout:
-    """The greedy continuation that shows where a trajectory leads."""
-
-    of: Trajectory
-    policy: PolicyBranch
-    num_tokens: int  # of the completion, the rollout included
-    steps: list[Step] = field(default_factory=list)
-
-    @property
-    def is_live(self) -> bool:
-        return not self.steps or self.steps[-1].finish == "step"
 
 
 @dataclass
@@ -208,58 +180,11 @@ class _Search:
         for child, new_scores in zip(judged, scores, strict=True):
             child.new_scores = list(new_scores)
         if self.strategy.lookahead:
-            await self.look_ahead(
-                [child for child in judged if child.finish == "step" and math.isfinite(child.new_scores[-1])]
-            )
+            ahead = LookAhead(self.policy, self.verifier, self.branches, self.problem.id, self.seed, self.max_tokens)
+            going = [child for child in judged if child.finish == "step" and math.isfinite(child.new_scores[-1])]
+            await ahead.rescore(going, self.strategy.lookahead)
         for child in judged:
             self.record(child)
-
-    async def look_ahead(self, children: Sequence[Trajectory]) -> None:
-        """Puts in the place of each child's score the score at the end of its greedy rollout.
-
-        Rollouts run on forks, which are closed; their steps never join the answer. One that the
-        limit cuts off is scored at its last finished step.
-        """
-        rollouts = []
-        for child in children:
-            (branch,) = self.branches.fork(child.policy, 1)
-            rollouts.append(_Rollout(child, branch, child.num_tokens))
-        for _ in range(self.strategy.lookahead):
-            await self.extend_greedily(
-                [r for r in rollouts if r.is_live and r.num_tokens < self.max_tokens],
-            )
-        judged, forks = [], []
-        for rollout in rollouts:
-            self.branches.close(rollout.policy)
-            if rollout.steps[-1].finish == "error":
-                rollout.of.new_scores[-1] = math.nan
-            elif any(map(is_judged, rollout.steps)):
-                judged.append(rollout)
-                forks += self.branches.fork(rollout.of.verifier, 1)
-        if not judged:
-            return
-        steps = [[step for step in rollout.steps if is_judged(step)] for rollout in judged]
-        scores = await self.verifier.score(forks, steps)
-        for rollout, branch, new_scores in zip(judged, forks, scores, strict=True):
-            self.branches.close(branch)
-            rollout.of.new_scores[-1] = new_scores[-1]
-
-    async def extend_greedily(self, rollouts: Sequence[_Rollout]) -> None:
-        """One more step on each rollout."""
-        if not rollouts:
-            return
-        steps = await self.policy.extend(
-            [rollout.policy for rollout in rollouts],
-            keys=[branch_key(self.seed, self.problem.id, rollout.of.address) for rollout in rollouts],
-            sampling=GREEDY,
-            stop_at_step=True,
-            max_tokens=[self.max_tokens - rollout.num_tokens for rollout in rollouts],
-            purpose="lookahead",
-            priorities=[rollout.of.agg_score for rollout in rollouts],
-        )
-        for rollout, new_steps in zip(rollouts, steps, strict=True):
-            rollout.steps += new_steps
-            rollout.num_tokens += sum(len(step.token_ids) for step in new_steps)
 
     def record(self, child: Trajectory) -> None:
         """Writes the new scores down; one that is not finite turns the child into an error."""

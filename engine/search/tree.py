@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from engine.search.protocols import PolicyBranch, VerifierBranch
@@ -22,7 +22,7 @@ def is_judged(step: Step) -> bool:
     return step.finish == "step" or (step.finish == "eos" and step.text != "")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Trajectory:
     """A path from the root: what it says so far, what it scored, and its branches while it lives."""
 
@@ -34,10 +34,10 @@ class Trajectory:
     num_tokens: int = 0
     scores: tuple[float, ...] = ()
     agg_score: float = 0.0  # of `scores`
-    new_steps: list[Step] = field(default_factory=list)  # of the latest round
-    new_nodes: list[int] = field(default_factory=list)  # one per new step
-    judged: list[tuple[int, Step]] = field(default_factory=list)  # of the new ones, as (node, step)
-    new_scores: list[float] = field(default_factory=list)  # one per judged step
+    new_steps: Sequence[Step] = ()  # of the latest round
+    new_nodes: Sequence[int] = ()  # one per new step
+    judged: Sequence[tuple[int, Step]] = ()  # of the new ones, as (node, step)
+    new_scores: list[float] | None = None  # one per judged step, once there are any
     policy: PolicyBranch | None = None
     verifier: VerifierBranch | None = None
 
@@ -65,18 +65,19 @@ class Trajectory:
 def append_steps(tree: SearchTree, trajectory: Trajectory, steps: Sequence[Step]) -> None:
     """Adds the new steps of a trajectory to the tree as a chain of nodes."""
     assert steps, "a policy returns at least one step per branch"
-    parent = trajectory.node
-    for index, step in enumerate(steps):
-        address = trajectory.address + (0,) * index
-        tree.nodes.append(TreeNode(address, parent, step.text, num_tokens=len(step.token_ids), finish=step.finish))
-        parent = len(tree.nodes) - 1
-        trajectory.new_nodes.append(parent)
-    for node in trajectory.new_nodes[:-1]:
-        tree.nodes[node].status = "kept"
+    nodes, parent, address = tree.nodes, trajectory.node, trajectory.address
+    first = len(nodes)
+    for step in steps:
+        if len(nodes) > first:
+            nodes[-1].status = "kept"
+            address += (0,)
+        num_tokens = len(step.token_ids)
+        nodes.append(TreeNode(address, parent, step.text, num_tokens=num_tokens, finish=step.finish))
+        parent = len(nodes) - 1
+        trajectory.text += step.text
+        trajectory.num_tokens += num_tokens
     trajectory.address, trajectory.node = address, parent
-    trajectory.new_steps = list(steps)
-    trajectory.text += "".join(step.text for step in steps)
-    trajectory.num_tokens += sum(len(step.token_ids) for step in steps)
+    trajectory.new_steps, trajectory.new_nodes = steps, range(first, len(nodes))
     trajectory.finish = steps[-1].finish
 
 
@@ -92,7 +93,9 @@ class OpenBranches:
 
     def fork(self, branch: Branch, num_branches: int) -> list[Branch]:
         """`num_branches` children; the branch itself stays open."""
-        return [self.add(child) for child in branch.fork(num_branches)]
+        children = branch.fork(num_branches)
+        self._open.update((id(child), child) for child in children)
+        return children
 
     def close(self, branch: PolicyBranch | VerifierBranch) -> None:
         del self._open[id(branch)]  # first: a close that raises is not tried again

@@ -100,19 +100,19 @@ def test_trunk_scores_are_read_and_missing_ones_refused():
 
 
 def test_the_oracle_is_exact():
-    problem = chain.parse("473;+38;*27;-12")
+    problem = chain.parse("12;+8;*27;-12")
     oracle = OracleVerifier.from_first_wrong_step(
         lambda problem, texts: chain.first_wrong_step(chain.parse(problem.prompt), texts)
     )
     branch = drive(oracle.open(Problem("c", problem.text), ledger=Ledger()))
-    assert drive(oracle.score([branch], [steps("473+38=511\n")])) == [[1.0]]
+    assert drive(oracle.score([branch], [steps("12+8=20\n")])) == [[1.0]]
     right, wrong = branch.fork(2)
-    assert drive(oracle.score([right, wrong], [steps("511*27=797\n"), steps("511*27=798\n", "797-12=785")])) == [
+    assert drive(oracle.score([right, wrong], [steps("20*27=540\n"), steps("20*27=541\n", "540-12=528")])) == [
         [1.0],
         [0.0, 0.0],
     ]
     (child,) = wrong.fork(1)
-    assert drive(oracle.score([child, right], [steps("1=1\n"), steps("797-12=785")])) == [[0.0], [1.0]]
+    assert drive(oracle.score([child, right], [steps("1=1\n"), steps("540-12=528")])) == [[0.0], [1.0]]
 
 
 def test_the_oracle_takes_any_judgement_and_does_not_ask_after_a_wrong_step():

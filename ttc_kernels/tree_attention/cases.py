@@ -109,9 +109,10 @@ def tiny() -> list[Case]:
 
 
 def full() -> list[Case]:
-    """The home model's decode, and a 1K prompt shared by 64 branches in four layouts of heads."""
+    """The home model's decode in beams and in 256 samples of one prompt; 1K tokens shared by 64 branches."""
     home = (((1, 60), (16, 15), (4, 20), (1, 20), (4, 15)), ((1, 60), (64, 15), (4, 20), (4, 20)))
     cases = [Case(6, 2, 16, torch.float32, levels, spread=6) for levels in home]
+    cases += [Case(6, 2, 16, dtype, ((1, 40), (256, 20)), spread=80) for dtype in (torch.float32, torch.bfloat16)]
     layouts = [(32, 32), (32, 8), (12, 2), (16, 1)]
     shared = ((1, 1024), (64, 16))
     cases += [Case(*layout, 128, dtype, shared) for layout in layouts for dtype in (torch.float32, torch.bfloat16)]

@@ -1,0 +1,6 @@
+#include "common/cpu.h"
+
+#if TTC_X86
+#define TTC_ISA avx512bf16
+#include "decoder/decoder_kernel.h"
+#endif

@@ -1,0 +1,44 @@
+// Weights in the order that the micro-kernel reads them.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "../common/bf16.h"
+#include "decoder.h"
+
+namespace ttc {
+
+// Zero-filled memory that starts on a cache line.
+class Aligned {
+  public:
+    Aligned() = default;
+    explicit Aligned(size_t bytes);
+    void* get() const { return data_.get(); }
+
+  private:
+    struct Free {
+        void operator()(void* p) const { std::free(p); }
+    };
+    std::unique_ptr<void, Free> data_;
+};
+
+// `matrix` points into `memory`.
+struct OwnedMatrix {
+    Aligned memory;
+    PackedMatrix matrix;
+};
+
+// weight: (num_out, num_in) contiguous, of float or bf16.
+OwnedMatrix pack_matrix(const void* weight, bool is_bf16, int64_t num_out, int64_t num_in,
+                        const DecoderKernels& kernels);
+
+// gate_up: (2 * intermediate, hidden), gate first.  Each panel holds the same outputs of both, gate first.
+OwnedMatrix pack_gate_up(const void* gate_up, bool is_bf16, int64_t intermediate, int64_t hidden,
+                         const DecoderKernels& kernels);
+
+// A norm's weight in float, padded_width(size) long.
+Aligned pack_norm(const void* weight, bool is_bf16, int64_t size);
+
+}  // namespace ttc

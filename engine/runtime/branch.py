@@ -1,0 +1,69 @@
+"""A live sequence of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.accounting import Ledger
+from engine.runtime.requests import FeedJob, SampleJob
+from engine.runtime.tips import Tip
+
+if TYPE_CHECKING:
+    from engine.runtime.llm import LLM
+
+
+class Branch:
+    """A live sequence. Its KV is shared with every branch that was forked from the same prefix."""
+
+    def __init__(self, llm: LLM, tip: Tip, ledger: Ledger, address: tuple[int, ...] = ()):
+        self.llm = llm
+        self.tip = tip
+        self.ledger = ledger
+        self.address = address  # which child of which child of the opened branch
+        self.job: SampleJob | FeedJob | None = None  # what is being done to it
+        self.num_forks = 0
+        self.is_open = True
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The prompt and everything after it."""
+        return self.tip.token_ids()
+
+    @property
+    def num_tokens(self) -> int:
+        tip = self.tip
+        return tip.start + len(tip.tokens)
+
+    @property
+    def text(self) -> str:
+        return self.llm.decode(self.token_ids)
+
+    def fork(self, num_branches: int) -> list[Branch]:
+        """O(1) each: the children stand where this branch stands, and it stays open."""
+        self.check_free()
+        if num_branches < 1:
+            raise ValueError(f"a branch is forked into at least 1, got {num_branches}")
+        first, self.num_forks = self.num_forks, self.num_forks + num_branches
+        store = self.llm.runner.store
+        return [
+            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i))
+            for i in range(num_branches)
+        ]
+
+    def close(self) -> None:
+        """Frees what only this branch holds. Raises ValueError the second time."""
+        if not self.is_open:
+            raise ValueError(f"branch {self.address} is closed already")
+        self.is_open = False
+        if isinstance(self.job, SampleJob):
+            self.llm.runner.cancel(self.job)
+        elif isinstance(self.job, FeedJob):
+            self.llm.runner.cancel_feed(self.job)
+        self.llm.runner.store.release(self.tip)
+
+    def check_free(self) -> None:
+        """Raises ValueError for a branch that is closed or busy."""
+        if not self.is_open:
+            raise ValueError(f"branch {self.address} is closed")
+        if self.job is not None:
+            raise ValueError(f"branch {self.address} is being extended")

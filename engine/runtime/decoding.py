@@ -1,0 +1,101 @@
+"""The branches that are being sampled: from a source tip's logits to finished extensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.accounting import ModelShape, forward_flops
+from engine.runtime.requests import Sampled, SampleJob
+from engine.runtime.rows import Rows
+from engine.runtime.stops import StopRules
+from engine.runtime.tips import TipStore
+
+
+class Decoding:
+    """The decode table with its stop rules. A row's job makes its `partial` tip."""
+
+    def __init__(self, store: TipStore, shape: ModelShape, max_rows: int, vocab_size: int):
+        self.store, self.shape = store, shape
+        self.rows = Rows(max_rows)
+        self.stops = StopRules(vocab_size)
+
+    def start(self, jobs: Sequence[SampleJob]) -> None:
+        """Gives every waiting row a branch of the tree: a fork of its source, or its own half-made one."""
+        fresh = [job for job in jobs if job.partial is None]
+        for job in fresh:
+            job.partial = self.store.new(
+                job.source,
+                [],
+                ledger=job.branch.ledger,
+                purpose=job.request.purpose,
+                is_counted=True,
+                priority=job.priority,
+                age=job.age,
+            )
+        self.store.fork_all([job.partial for job in fresh])
+        self.rows.start([job.row for job in jobs], [job.partial.handle for job in jobs])
+
+    def push(self, slots: np.ndarray | None, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """One sampled token for each of the slots, by default for all active rows; finishes what it completes."""
+        rows = self.rows
+        if slots is None:
+            active = rows.active()
+            slots = active.slots
+            rows.push_active(tokens, logprobs)
+            is_end = self.stops.ends(active.rules, tokens)
+            if active.num_left > 0 and not np.count_nonzero(is_end):
+                return
+            rows.settle()
+        else:
+            rows.push(slots, tokens, logprobs)
+            is_end = self.stops.ends(rows.rule[slots], tokens)
+        which = np.flatnonzero(is_end | (rows.count[slots] >= rows.max_count[slots]))
+        if len(which):
+            finish = [self.stops.finish(tokens[i], is_end[i]) for i in which]
+            self._finish(slots[which].tolist(), finish)
+
+    def _finish(self, slots: list[int], finish: Sequence[str]) -> None:
+        """Hands finished extensions to their requests; the branches now stand at the new tips."""
+        rows, store = self.rows, self.store
+        self._bill(slots)
+        sampled = rows.sampled(slots)
+        jobs = [rows.jobs[slot] for slot in slots]
+        rows.remove(slots)
+        for job, (tokens, logprobs), how in zip(jobs, sampled, finish, strict=True):
+            tip, branch, request = job.partial, job.branch, job.request
+            tip.set_fed(len(tokens) - 1)
+            if how == "error":
+                del tokens[-1], logprobs[-1]
+            tip.ledger.add(tip.purpose, len(tokens))
+            tip.tokens, tip.is_finished = tokens, how in ("eos", "error")
+            if tokens:
+                store.release(branch.tip)
+                branch.tip = tip
+            else:  # the first token failed: the branch stays where it stood
+                store.release(tip)
+            branch.job = None
+            request.results[job.index] = Sampled(tuple(tokens), tuple(logprobs), how, tuple(job.trunk_scores))
+            request.num_left -= 1
+
+    def suspend(self, job: SampleJob) -> None:
+        """Gives up a decoding row's KV; its job is to be queued again and re-computed."""
+        tip = job.partial
+        self._bill([job.row])
+        ((tip.tokens, job.logprobs),) = self.rows.sampled([job.row])
+        tip.set_fed(len(tip.tokens) - 1)
+        job.source = tip
+        self.store.drop(tip)
+        self.rows.remove([job.row])
+
+    def _bill(self, slots: list[int]) -> None:
+        """FLOPs of the tokens that these extensions have fed since they were last billed."""
+        rows = self.rows
+        rows.settle()
+        fed = rows.count[slots] - 1
+        for slot, until, since in zip(slots, fed.tolist(), rows.billed[slots].tolist(), strict=True):
+            if until > since:
+                tip = rows.jobs[slot].partial
+                tip.ledger.add(tip.purpose, 0, forward_flops(self.shape, tip.start + since, until - since))
+        rows.billed[slots] = np.maximum(rows.billed[slots], fed)

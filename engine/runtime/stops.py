@@ -1,0 +1,42 @@
+"""Where sampling stops: tables over the vocabulary, one look-up per sampled token."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class StopRules:
+    """Rule i says after which tokens a step ends; end of text, and the error token -1, end it under every rule."""
+
+    def __init__(self, vocab_size: int):
+        # One entry more than tokens: -1 indexes it.
+        self.is_eos = np.zeros(vocab_size + 1, bool)
+        self.is_scored: np.ndarray | None = None  # tokens at which the trunk head is read
+        self._table = np.zeros((0, vocab_size + 1), bool)
+
+    def set_eos(self, token_ids: list[int]) -> None:
+        """Names the end-of-text tokens; before any rule is added."""
+        assert not len(self._table), "rules are there already"
+        self.is_eos[token_ids] = True
+
+    def add(self, mask: np.ndarray) -> int:
+        """The number of a new rule; `mask` is (vocabulary,) bool."""
+        rule = np.append(mask, True) | self.is_eos
+        self._table = np.concatenate([self._table, rule[None]])
+        return len(self._table) - 1
+
+    def score_at(self, mask: np.ndarray) -> None:
+        """Has the trunk head read at these tokens, (vocabulary,) bool, and at the end of text."""
+        self.is_scored = np.append(mask, False) | self.is_eos
+
+    def ends(self, rules: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """(rows,) bool: whether each row's token ends its step."""
+        return self._table[rules, tokens]
+
+    def finish(self, token: int, is_end: bool) -> str:
+        """What a last token says: "error", "eos", "step", or, where it does not end the step, "length"."""
+        if token < 0:
+            return "error"
+        if self.is_eos[token]:
+            return "eos"
+        return "step" if is_end else "length"

@@ -1,0 +1,22 @@
+"""What a search may be asked for."""
+
+from __future__ import annotations
+
+from engine.search.protocols import Strategy, Verifier
+from engine.verifiers.aggregate import check_agg_strategy
+
+MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
+
+
+def check_arguments(
+    strategy: Strategy, verifier: Verifier | None, *, budget: int, max_tokens: int, agg_strategy: str
+) -> None:
+    """Raises ValueError, with the value received, for what `run_search` cannot run."""
+    if not 1 <= budget <= MAX_BUDGET:
+        raise ValueError(f"budget must be 1..{MAX_BUDGET} generations, got {budget}")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+    check_agg_strategy(agg_strategy)
+    strategy.groups(budget)
+    if strategy.is_scored and verifier is None:
+        raise ValueError(f"strategy {strategy.name!r} needs a verifier, got None")

@@ -1,0 +1,114 @@
+"""The decode table and the stop rules, without a model."""
+
+import numpy as np
+import pytest
+
+from engine.accounting import Ledger
+from engine.runtime.requests import SampleJob, SampleRequest
+from engine.runtime.rows import Rows
+from engine.runtime.stops import StopRules
+from engine.runtime.tips import Tip
+from engine.types import Sampling
+
+
+def make_jobs(num: int, *, max_tokens: int = 300, num_done: int = 0) -> list[SampleJob]:
+    """Jobs with different keys and sources; the first one has sampled `num_done` tokens before."""
+    request = SampleRequest(None, num, sampling=Sampling(temperature=0.5, top_k=3), stop_rule=1)
+    jobs = []
+    for i in range(num):
+        source = Tip(None, [1] * (i + 2), 0, 0, Ledger(), "prefilled")
+        jobs.append(SampleJob(request, i, None, 100 + i, max_tokens, 0.0, 0, source))
+    if num_done:
+        jobs[0].partial = jobs[0].source = Tip(jobs[0].source, list(range(num_done)), 2, 1, Ledger(), "generated")
+        jobs[0].logprobs = [-float(i) for i in range(num_done)]
+    return jobs
+
+
+def decode(rows: Rows, jobs: list[SampleJob]) -> np.ndarray:
+    """Starts jobs and gives each its first token; their slots."""
+    rows.add(jobs)
+    slots = [job.row for job in jobs]
+    rows.start(slots, [10 + slot for slot in slots])
+    rows.push(np.array(slots), np.full(len(slots), 7, np.int32), np.zeros(len(slots), np.float32))
+    return np.array(slots)
+
+
+def test_active_rows_keep_step_with_the_columns():
+    """The same tokens pushed by slot, and to the active rows in another order, beyond the table's first width."""
+    plain, active_rows = Rows(6), Rows(6)
+    tables = [(rows, decode(rows, make_jobs(5, num_done=3))) for rows in (plain, active_rows)]
+    order = np.array([3, 0, 4, 1, 2])
+    active_rows.reorder(order)
+    for step in range(100):
+        tokens = np.arange(5, dtype=np.int32) * 1000 + step
+        logprobs = -tokens.astype(np.float32)
+        plain.push(tables[0][1], tokens, logprobs)
+        active = active_rows.active()
+        assert (active.slots == tables[1][1][order]).all()
+        active_rows.push_active(tokens[order], logprobs[order])
+        if active.num_left == 0:  # the table is full: it grows when the rows are next put side by side
+            active_rows.settle()
+    assert (active_rows.active().pending == tokens[order]).all()
+    for rows, slots in tables:
+        ((first, first_logprobs), *others) = rows.sampled(slots.tolist())
+        assert first == [0, 1, 2, 7, *range(100)]
+        assert first_logprobs == [0.0, -1.0, -2.0, 0.0, *(-float(i) for i in range(100))]
+        assert [tokens[1:] for tokens, _ in others] == [list(range(1000 * i, 1000 * i + 100)) for i in range(1, 5)]
+        # A source of i + 2 tokens, and what was sampled; the first had three tokens more behind its two.
+        assert rows.position[slots].tolist() == [2 + 3 + 101, *(i + 2 + 101 for i in range(1, 5))]
+        assert rows.count[slots].tolist() == [104, 101, 101, 101, 101]
+    wanted, got = (rows.sampling(slots) for rows, slots in tables)
+    assert all((a == b).all() for a, b in zip(wanted, got, strict=True))
+
+
+def test_removed_rows_leave_the_others_in_order():
+    rows = Rows(4)
+    jobs = make_jobs(4)
+    slots = decode(rows, jobs)
+    rows.reorder(np.array([2, 0, 3, 1]))
+    rows.push_active(np.array([2, 0, 3, 1], np.int32), np.zeros(4, np.float32))
+    rows.remove([int(slots[0])])
+    assert rows.active().slots.tolist() == [slots[2], slots[3], slots[1]]
+    assert rows.active().pending.tolist() == [2, 3, 1]
+    assert [job.row >= 0 for job in jobs] == [False, True, True, True]
+    assert (rows.num_used, rows.num_decoding, rows.num_free) == (3, 3, 1)
+    (new,) = decode(rows, make_jobs(1))
+    assert rows.active().slots.tolist() == [slots[2], slots[3], slots[1], new]
+    assert rows.active().pending.tolist() == [2, 3, 1, 7]
+    assert [job.row for job in rows.decoding_jobs()] == rows.active().slots.tolist()
+
+
+def test_the_active_rows_say_when_the_first_is_full():
+    rows = Rows(3)
+    decode(rows, [*make_jobs(1, max_tokens=9), *make_jobs(2, max_tokens=5)])
+    assert rows.active().num_left == 4
+
+
+def test_waiting_rows_do_not_decode():
+    rows = Rows(2)
+    jobs = make_jobs(1)
+    rows.add(jobs)
+    assert (rows.num_used, rows.num_decoding) == (1, 0)
+    with pytest.raises(AssertionError, match="no row is decoding"):
+        rows.active()
+    rows.remove([jobs[0].row])
+    assert rows.num_free == 2
+
+
+def test_what_ends_a_step():
+    stops = StopRules(6)
+    stops.set_eos([5])
+    never, at_two = stops.add(np.zeros(6, bool)), stops.add(np.arange(6) == 2)
+    tokens = np.array([2, 2, 5, 5, -1, -1, 3], np.int32)
+    rules = np.array([never, at_two, never, at_two, never, at_two, at_two], np.int32)
+    ends = stops.ends(rules, tokens)
+    assert ends.tolist() == [False, True, True, True, True, True, False]
+    names = [stops.finish(token, end) for token, end in zip(tokens, ends, strict=True)]
+    assert names == ["length", "step", "eos", "eos", "error", "error", "length"]
+
+
+def test_where_the_trunk_head_reads():
+    stops = StopRules(4)
+    stops.set_eos([3])
+    stops.score_at(np.arange(4) == 1)
+    assert stops.is_scored[np.array([0, 1, 2, 3, -1])].tolist() == [False, True, False, True, False]

@@ -1,0 +1,197 @@
+"""The packed decoder and the packed linear layer: what may be passed, and who computes it."""
+
+from __future__ import annotations
+
+import torch
+
+from ttc_kernels import _native
+from ttc_kernels.decoder import reference
+from ttc_kernels.decoder.weights import DecoderWeights, LayerWeights
+
+
+def decoder(weights: DecoderWeights, *args, impl: str = "auto", isa: str = "auto", **kwargs) -> torch.Tensor:
+    """One forward of a decoder: the arguments, result and errors of `PackedDecoder.forward`.
+
+    "auto" and "native" pack the weights for this one call; to call again, keep a `PackedDecoder`. `impl` may also
+    be "reference" (any dtype and strides). Raises ValueError for anything else.
+    """
+    if impl == "reference":
+        return reference.decoder(weights, *args, **kwargs)
+    if impl != "auto" and impl != "native":
+        raise ValueError(f"decoder: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    return PackedDecoder(weights, isa=isa).forward(*args, **kwargs)
+
+
+class PackedDecoder:
+    """A trunk whose weights are copied once, into the order in which the kernel reads them.
+
+    All tensors of `weights` are contiguous, on a CPU, float32 or all bfloat16 (summed in float32, rounded where
+    plain torch rounds); cos and sin are float32. The embedding and the tables are read where they are, so a
+    change in them shows; the other weights are copies. `isa` picks the native build: "auto", or one of
+    `_native.decoder_isas()`. Raises ValueError for anything else.
+    """
+
+    def __init__(self, weights: DecoderWeights, *, isa: str = "auto"):
+        _check_weights(weights)
+        self.dtype = weights.embedding.dtype
+        self.hidden_size = weights.embedding.shape[1]
+        self._cache_shape = (len(weights.layers), weights.num_kv_heads, weights.head_dim)
+        self._read_in_place = (weights.embedding, weights.cos, weights.sin)  # kept alive
+        self.native = _native.PackedDecoder(
+            weights.num_heads,
+            weights.num_kv_heads,
+            weights.head_dim,
+            weights.embedding.shape[1],
+            weights.layers[0].down.shape[1],
+            weights.embedding.shape[0],
+            weights.cos.shape[0],
+            weights.rms_eps,
+            weights.embedding.data_ptr(),
+            weights.cos.data_ptr(),
+            weights.sin.data_ptr(),
+            weights.final_norm.data_ptr(),
+            [_addresses(layer) for layer in weights.layers],
+            self.dtype is torch.bfloat16,
+            isa,
+        )
+        self._caches: tuple[torch.Tensor, torch.Tensor, object] | None = None
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        plan,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the final norm, (rows, hidden); keys and values are stored on the way.
+
+        token_ids, positions and slots are contiguous int32 (rows); a slot of -1 stores nothing, no other may
+        occur twice. `plan` is `KVTree.plan(...)`, of which `items` and `blocks` are read. k_cache and v_cache
+        are of `kv_cache.allocate`, (layers, blocks, kv heads, block size, head dim), of the weights' dtype.
+        `out` is contiguous, of the weights' dtype, written and returned. The bits of a row depend on its own token,
+        position and path alone, not on the batch or the threads. Raises ValueError for anything else, and for a
+        token, position, slot or block out of range.
+        """
+        rows, hidden = token_ids.shape[0], self.hidden_size
+        for name, x in (("token_ids", token_ids), ("positions", positions), ("slots", slots)):
+            if x.shape != (rows,) or x.dtype is not torch.int32 or not x.is_contiguous() or not x.is_cpu:
+                raise ValueError(f"decoder: {name} must be contiguous int32 ({rows},), got {_describe(x)}")
+        if out is None:
+            out = torch.empty(rows, hidden, dtype=self.dtype)
+        elif out.shape != (rows, hidden) or out.dtype is not self.dtype or not out.is_contiguous():
+            raise ValueError(f"decoder: out must be ({rows}, {hidden}) {self.dtype}, got {_describe(out)}")
+        self.native.forward(
+            token_ids.data_ptr(),
+            positions.data_ptr(),
+            slots.data_ptr(),
+            rows,
+            plan.items,
+            plan.blocks,
+            self._native_caches(k_cache, v_cache),
+            out.data_ptr(),
+        )
+        return out
+
+    def _native_caches(self, k_cache: torch.Tensor, v_cache: torch.Tensor):
+        """The caches as the kernel wants them; those of the last call are remembered."""
+        if self._caches is None or self._caches[0] is not k_cache or self._caches[1] is not v_cache:
+            self._check_caches(k_cache, v_cache)
+            native = _native.Caches(
+                k_cache.data_ptr(),
+                k_cache.stride(),
+                v_cache.data_ptr(),
+                v_cache.stride()[:4],
+                k_cache.shape[1],
+                k_cache.shape[3],
+            )
+            self._caches = (k_cache, v_cache, native)
+        return self._caches[2]
+
+    def _check_caches(self, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+        shape, (num_layers, num_kv_heads, head_dim) = k_cache.shape, self._cache_shape
+        if (
+            len(shape) != 5
+            or v_cache.shape != shape
+            or (shape[0], shape[2], shape[4]) != self._cache_shape
+            or shape[3] % 16
+            or any(x.dtype is not self.dtype or not x.is_cpu for x in (k_cache, v_cache))
+            or k_cache.stride(3) != 1
+            or v_cache.stride(4) != 1
+        ):
+            raise ValueError(
+                f"decoder: k_cache and v_cache must be ({num_layers}, blocks, {num_kv_heads}, a multiple of 16, "
+                f"{head_dim}) {self.dtype} as kv_cache.allocate makes them, got {_describe(k_cache)}, "
+                f"{_describe(v_cache)}"
+            )
+
+
+class PackedLinear:
+    """x @ weight.T in float32, over a copy of the weight in the order in which the kernel reads it.
+
+    `weight` is (num_out, num_in), contiguous, float32 or bfloat16, on a CPU; `isa` as for `PackedDecoder`.
+    Raises ValueError for anything else.
+    """
+
+    def __init__(self, weight: torch.Tensor, *, isa: str = "auto"):
+        _check_tensor("weight", weight, weight.dtype, (*weight.shape,) if weight.dim() == 2 else ("num_out", "num_in"))
+        self.num_out, self.num_in = weight.shape
+        self.dtype = weight.dtype
+        is_bf16 = self.dtype is torch.bfloat16
+        self.native = _native.PackedLinear(weight.data_ptr(), self.num_out, self.num_in, is_bf16, isa)
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """(len(rows), num_out) float32 of `x[rows]`, of all of x without `rows`.
+
+        x is (any, num_in) of the weight's dtype with adjacent elements; `rows` int64, contiguous. The bits of a
+        row depend on that row alone. Raises ValueError for anything else, and for a row outside x.
+        """
+        if x.dim() != 2 or x.shape[1] != self.num_in or x.dtype is not self.dtype or x.stride(1) != 1 or not x.is_cpu:
+            raise ValueError(f"packed_linear: x must be (rows, {self.num_in}) {self.dtype}, got {_describe(x)}")
+        if rows is not None and (rows.dim() != 1 or rows.dtype is not torch.int64 or not rows.is_contiguous()):
+            raise ValueError(f"packed_linear: rows must be contiguous int64 of one dimension, got {_describe(rows)}")
+        num = len(x) if rows is None else len(rows)
+        out = torch.empty(num, self.num_out)
+        chosen = 0 if rows is None else rows.data_ptr()
+        self.native.forward(x.data_ptr(), x.stride(0), len(x), chosen, num, out.data_ptr(), self.num_out)
+        return out
+
+
+def _check_weights(weights: DecoderWeights) -> None:
+    if not weights.layers:
+        raise ValueError("decoder: at least one layer is needed, got none")
+    vocabulary, hidden = weights.embedding.shape
+    dtype, dim = weights.embedding.dtype, weights.head_dim
+    q_out, kv_out = weights.num_heads * dim, weights.num_kv_heads * dim
+    inter = weights.layers[0].down.shape[-1]
+    _check_tensor("embedding", weights.embedding, dtype, (vocabulary, hidden))
+    _check_tensor("final_norm", weights.final_norm, dtype, (hidden,))
+    _check_tensor("cos", weights.cos, torch.float32, (weights.cos.shape[0], dim // 2))
+    _check_tensor("sin", weights.sin, torch.float32, (weights.cos.shape[0], dim // 2))
+    shapes = LayerWeights(
+        (hidden,), (q_out + 2 * kv_out, hidden), (hidden, q_out), (hidden,), (2 * inter, hidden), (hidden, inter)
+    )
+    for i, layer in enumerate(weights.layers):
+        for name, shape in vars(shapes).items():
+            _check_tensor(f"layers[{i}].{name}", getattr(layer, name), dtype, shape)
+
+
+def _check_tensor(name: str, x: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
+    is_float = dtype is torch.float32 or dtype is torch.bfloat16
+    if not is_float or x.shape != shape or x.dtype is not dtype or not x.is_contiguous() or not x.is_cpu:
+        raise ValueError(
+            f"decoder: {name} must be {shape} {dtype if is_float else 'float32 or bfloat16'}, contiguous, on a CPU, "
+            f"got {_describe(x)}"
+        )
+
+
+def _addresses(layer: LayerWeights) -> list[int]:
+    """In the order of the native constructor."""
+    ordered = (layer.input_norm, layer.qkv, layer.out, layer.post_norm, layer.gate_up, layer.down)
+    return [tensor.data_ptr() for tensor in ordered]
+
+
+def _describe(x: torch.Tensor) -> str:
+    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"
