@@ -39,19 +39,19 @@ class Engine:
         task: str = "chain",
         device: str = "cpu",
         dtype: str = "float32",
-        max_batch: int = 256,
+        max_batch: int | None = None,
         num_blocks: int | None = None,
     ) -> Engine:
         """Loads checkpoints from Hugging Face folders; "home" is the shipped set.
 
         With `policy="home"` the shipped PRM and trunk head come along unless others are named.
-        `max_batch` bounds the branches of one forward and changes no result; `num_blocks` the KV
-        pool of each model (blocks of 16 tokens, by default 1 GiB). Raises ValueError for a folder
+        `max_batch` bounds the branches of one forward and changes no result (None: what is fastest);
+        `num_blocks` the KV pool of each model (blocks of 16 tokens, by default 1 GiB). Raises ValueError for a folder
         that is missing, damaged or not supported.
         """
         if device != "cpu":
             raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
-        if max_batch < 1:
+        if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if str(policy) == "home":
             prm, trunk_head = prm or "home", trunk_head or "home"

@@ -80,7 +80,7 @@ def run_rollouts(
     recipe: RolloutRecipe,
     policy: Policy = "home",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
-    max_batch: Annotated[int, typer.Option(help="Branches of one forward; changes no row.")] = 256,
+    max_batch: Annotated[int | None, typer.Option(help="Branches of one forward; changes no row.")] = None,
     num_blocks: Annotated[int | None, typer.Option(help="KV pool in blocks of 16 tokens.")] = None,
     out: Annotated[str, typer.Option(help="Labelled answers, one JSON row each.")] = _ROLLOUTS,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what --out holds.")] = False,

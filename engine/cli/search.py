@@ -50,7 +50,9 @@ def search(
     trunk_head: Annotated[str | None, _option("Folder; with the shipped policy `home`.", "Models")] = None,
     device: Annotated[str, _option("cpu.", "Models")] = "cpu",
     dtype: Annotated[str, _option("float32, bfloat16.", "Models")] = "float32",
-    max_batch: Annotated[int, _option("Branches of one forward; changes no result.", "Models")] = 256,
+    max_batch: Annotated[
+        int | None, _option("Branches of one forward; changes no result. Default: what is fastest.", "Models")
+    ] = None,
     num_blocks: Annotated[
         int | None, _option("KV pool of each model, in blocks of 16 tokens; 1 GiB if not given.", "Models")
     ] = None,

@@ -49,23 +49,25 @@ class LLM:
         *,
         dtype: str = "float32",
         trunk_head: ScoreHead | None = None,
-        max_batch: int = 256,
+        max_batch: int | None = None,
         num_blocks: int | None = None,
     ) -> LLM:
         """Loads a causal LM, or a step verifier (`*ForTokenClassification`), from a Hugging Face folder.
 
-        `max_batch` bounds the branches of one forward, `num_blocks` the KV pool (blocks of 16 tokens).
+        `max_batch` bounds the branches of one forward (None: what is fastest for the model), `num_blocks` the
+        KV pool (blocks of 16 tokens).
         """
         torch_dtype = resolve_dtype(dtype)
         checkpoint = load_checkpoint(resolve_folder(folder), torch_dtype)
         config, tensors = checkpoint.config, checkpoint.tensors
         is_verifier = config.num_labels > 0
+        decoder = Decoder(config, tensors)
         runner = Runner(
-            Decoder(config, tensors),
+            decoder,
             KVPool.allocate(config, torch_dtype, num_blocks),
             lm_head=None if is_verifier else LMHead(config, tensors),
             score_head=classification_head(config, tensors) if is_verifier else trunk_head,
-            max_rows=max_batch,
+            max_rows=max_batch if max_batch is not None else decoder.best_batch,
         )
         return cls(checkpoint, runner)
 

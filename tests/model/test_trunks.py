@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from engine.model import Decoder, LMHead, load_checkpoint
+from engine.runtime import LLM
 from ttc_kernels import _native, kv_cache
 
 NUM_BLOCKS = 64
@@ -54,3 +55,14 @@ def test_the_models_size_decides(folders):
     size = config.shape().num_matmul_params - config.vocab_size * config.hidden_size
     for most, is_packed in ((size, True), (size - 1, False)):
         assert Decoder(config, checkpoint.tensors, max_packed_weights=most).is_packed == is_packed
+
+
+def test_the_batch_is_small_where_the_weights_stay_in_the_cache(folders):
+    checkpoint = load_checkpoint(folders.policy, torch.float32)
+    packed = Decoder(checkpoint.config, dict(checkpoint.tensors))
+    large = Decoder(checkpoint.config, dict(checkpoint.tensors), max_packed_weights=0)
+    assert (packed.best_batch, large.best_batch) == (64, 256)
+    half = load_checkpoint(folders.policy, torch.bfloat16)
+    assert Decoder(half.config, dict(half.tensors)).best_batch == 128
+    assert LLM.load(folders.policy).runner.rows.max_rows == 64
+    assert LLM.load(folders.policy, max_batch=7).runner.rows.max_rows == 7

@@ -51,9 +51,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     )
 
 
-def load_llm(folder: Path, *, num_blocks: int = 512, max_chunk: int = 1024, **options) -> LLM:
+def load_llm(folder: Path, *, num_blocks: int = 512, max_chunk: int = 1024, max_batch: int = 256, **options) -> LLM:
     """A model whose unused KV is NaN, so that reading any of it shows."""
-    llm = LLM.load(folder, num_blocks=num_blocks, **options)
+    llm = LLM.load(folder, num_blocks=num_blocks, max_batch=max_batch, **options)
     llm.runner.max_chunk = max_chunk
     llm.runner.pool.k.fill_(NAN)
     llm.runner.pool.v.fill_(NAN)
