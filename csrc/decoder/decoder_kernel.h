@@ -41,6 +41,9 @@ struct Dot {
     }
     static inline V fma(__m512i x, __m512i w, V sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w); }
 };
+
+// As the products do, the processor's own rounding takes numbers below 2^-126 for zero.
+inline __m256i narrow(V v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 #else
 struct Dot {
     using Operand = float;
@@ -57,16 +60,21 @@ using Weight = Dot::Weight;
 // The value that storing as T and loading again gives.
 template <class T>
 inline V as(V v) {
+#if defined(__AVX512BF16__)
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(v)), 16));
+#else
     return round_as(static_cast<const T*>(nullptr), v);
+#endif
 }
 
 // v as an operand of the next product.
 template <class T>
 inline void put(Operand* to, V v) {
-    if constexpr (sizeof(Operand) == 2)
-        Simd::store(to, v);
-    else
-        Simd::store(to, as<T>(v));
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(v));
+#else
+    Simd::store(to, as<T>(v));
+#endif
 }
 
 // R rows of operands times P neighbouring panels, into tile (R, P, width).
@@ -207,22 +215,18 @@ void embed_rows(const DecoderCall& call, int64_t row_lo, int rows, float* residu
     }
 }
 
-// Asks for the cache lines that this strip's keys and values will be stored to: they were last seen a whole token ago.
-template <class T>
-void prefetch_slots(const DecoderCall& call, int layer, int64_t row_lo, int rows) {
-    const T* keys = static_cast<const T*>(call.k) + layer * call.k_layer;
-    const T* values = static_cast<const T*>(call.v) + layer * call.v_layer;
+// Asks for the cache lines that a row's keys and values will be stored to; they were last seen a whole token ago.
+template <class T, int Locality>
+inline void prefetch_slot(const DecoderCall& call, int layer, int64_t row) {
+    const int64_t slot = call.slots[row];
+    if (slot < 0) return;
+    const int64_t block = slot / call.block_size, offset = slot % call.block_size;
+    const T* k = static_cast<const T*>(call.k) + layer * call.k_layer + block * call.k_block + offset * call.k_token;
+    const T* v = static_cast<const T*>(call.v) + layer * call.v_layer + block * call.v_block + offset * call.v_token;
     const int64_t per_line = 64 / int64_t(sizeof(T)), step = call.k_dim >= per_line ? 1 : per_line / call.k_dim;
-    for (int r = 0; r < rows; ++r) {
-        const int64_t slot = call.slots[row_lo + r];
-        if (slot < 0) continue;
-        const int64_t block = slot / call.block_size, offset = slot % call.block_size;
-        for (int h = 0; h < call.num_kv_heads; ++h) {
-            const T* k = keys + block * call.k_block + h * call.k_head + offset * call.k_token;
-            const T* v = values + block * call.v_block + h * call.v_head + offset * call.v_token;
-            for (int64_t d = 0; d < call.head_dim; d += step) __builtin_prefetch(k + d * call.k_dim, 1, 2);
-            for (int64_t d = 0; d < call.head_dim; d += per_line) __builtin_prefetch(v + d, 1, 2);
-        }
+    for (int h = 0; h < call.num_kv_heads; ++h, k += call.k_head, v += call.v_head) {
+        for (int64_t d = 0; d < call.head_dim; d += step) __builtin_prefetch(k + d * call.k_dim, 1, Locality);
+        for (int64_t d = 0; d < call.head_dim; d += per_line) __builtin_prefetch(v + d, 1, Locality);
     }
 }
 
@@ -232,8 +236,10 @@ void rope_rows(const DecoderCall& call, int layer, int64_t row_lo, int rows, con
     const int dim = call.head_dim, half = dim / 2;
     T* keys = static_cast<T*>(call.k) + layer * call.k_layer;
     T* values = static_cast<T*>(call.v) + layer * call.v_layer;
-    float rotated[kMaxDecoderHeadDim];
+    T rotated[kMaxDecoderHeadDim];
+    constexpr int kAhead = 2;  // rows whose lines are on their way to the first-level cache
     for (int r = 0; r < rows; ++r) {
+        if (r + kAhead < rows) prefetch_slot<T, 3>(call, layer, row_lo + r + kAhead);
         const float* row = s.qkv + r * s.qkv_stride;
         const int64_t position = call.positions[row_lo + r];
         const Rotation turn(call.cos + position * half, call.sin + position * half, half);
@@ -247,7 +253,7 @@ void rope_rows(const DecoderCall& call, int layer, int64_t row_lo, int rows, con
         for (int h = 0; h < call.num_kv_heads; ++h) {
             turn(k_row + h * dim, rotated);
             T* k = keys + block * call.k_block + h * call.k_head + offset * call.k_token;
-            for (int d = 0; d < dim; ++d) store_as(k + d * call.k_dim, rotated[d]);
+            for (int d = 0; d < dim; ++d) k[d * call.k_dim] = rotated[d];
             T* v = values + block * call.v_block + h * call.v_head + offset * call.v_token;
             int d = 0;
             for (; d + W <= dim; d += W) Simd::store(v + d, Simd::load(v_row + h * dim + d));
@@ -268,7 +274,7 @@ inline void copy_operands(const T* from, Operand* to, int64_t size) {
 template <class T>
 void before_attention(const DecoderCall& call, int layer, int64_t row_lo, int rows, float* residual, const Strip& s) {
     const PackedLayer& weights = call.layers[layer];
-    prefetch_slots<T>(call, layer, row_lo, rows);
+    for (int r = 0; r < rows; ++r) prefetch_slot<T, 2>(call, layer, row_lo + r);  // arrives during the product
     norm_rows<T>(call, residual, weights.input_norm, s, rows);
     product(s.normed, s.hidden_stride, rows, weights.qkv, [&](int r, int64_t panel, V low, V high) {
         float* to = s.qkv + r * s.qkv_stride + panel * kWidth;
