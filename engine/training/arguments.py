@@ -8,9 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 
-def training_arguments(
-    work: Path, device: str, seed: int, learning_rate: float, is_compiled: bool = True, **options
-) -> TrainingArguments:
+def training_arguments(work: Path, device: str, seed: int, learning_rate: float, **options) -> TrainingArguments:
     """Checkpoints every 500 steps into `work`, cosine decay, bf16 off the CPU; options go to transformers."""
     return TrainingArguments(
         output_dir=str(work),
@@ -30,7 +28,7 @@ def training_arguments(
         use_cpu=device == "cpu",
         bf16=device != "cpu",
         # Compiling pays within minutes, and needs a C++ compiler on a CPU.
-        torch_compile=is_compiled and shutil.which("g++") is not None,
+        torch_compile=shutil.which("g++") is not None,
         report_to=[],
         disable_tqdm=True,
         train_sampling_strategy="sequential",

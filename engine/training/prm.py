@@ -33,14 +33,10 @@ UNLABELLED = -1.0
 class PRMRecipe:
     """What `ttc train prm` does; the default is the shipped PRM."""
 
-    # On top of the base's; they add nothing before training. The base's last layer knows which token it expected:
-    # only a layer above it can compare that with the token that came.
-    num_extra_layers: int = 2
-    is_base_frozen: bool = True  # the layers of the base keep what they know
-    learns_surprise: bool = True  # see SurpriseTrainer; needs a frozen base and layers on top
-    num_epochs: float = 6.0
+    num_extra_layers: int = 0  # on top of the policy's; they add nothing before training
+    num_epochs: float = 3.0
     tokens_per_step: int = 6144
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-4
     dropout: float = 0.05  # on the head's input
     held_out: float = 0.1  # share of questions kept for evaluation
     seed: int = 0
@@ -50,11 +46,6 @@ class PRMRecipe:
             raise ValueError(f"held_out must be within (0, 1), got {self.held_out}")
         if self.num_extra_layers < 0:
             raise ValueError(f"num_extra_layers must be at least 0, got {self.num_extra_layers}")
-        if self.learns_surprise and not (self.is_base_frozen and self.num_extra_layers):
-            raise ValueError(
-                "learns_surprise needs a frozen base and layers on top, got is_base_frozen "
-                f"{self.is_base_frozen} and num_extra_layers {self.num_extra_layers}"
-            )
         if self.num_epochs <= 0:
             raise ValueError(f"num_epochs must be over 0, got {self.num_epochs}")
 
@@ -64,7 +55,6 @@ class TrunkHeadRecipe(PRMRecipe):
     """What `ttc train trunk-head` does: a linear head bears a larger rate, and needs fewer epochs."""
 
     num_extra_layers: int = 0
-    learns_surprise: bool = False
     num_epochs: float = 2.0
     tokens_per_step: int = 6144
     learning_rate: float = 5e-3
@@ -161,31 +151,6 @@ class StepTrainer(Trainer):
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
 
-class SurpriseTrainer(StepTrainer):
-    """Adds a second loss, dense where rollouts are sparse: the layers on top also learn to tell how likely the
-    frozen base held every token that came, and the least likely one so far. Needs no label at all.
-
-    The model has `num_base_layers`, `base_norm` and `surprise` (a linear layer of two outputs), for training only.
-    """
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        bare, ids = self.accelerator.unwrap_model(model), inputs["input_ids"]
-        outputs = model(input_ids=ids, output_hidden_states=True)
-        with torch.no_grad():
-            base = bare.base_norm(outputs.hidden_states[bare.num_base_layers])
-            logits = base[:, :-1] @ bare.model.embed_tokens.weight.T
-            logprob = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-            newlines = (ids == bare.newline).cumsum(1)
-            in_answer = (newlines[:, :-1] > 0) & (ids[:, 1:] != bare.config.pad_token_id)
-            logprob = torch.where(in_answer, logprob, 0.0)
-            targets = torch.stack([logprob, logprob.cummin(1).values], -1).exp()
-        told = bare.surprise(outputs.hidden_states[-1][:, 1:])
-        dense = nn.functional.binary_cross_entropy_with_logits(told[in_answer], targets[in_answer])
-        loss = step_loss(outputs["logits"], inputs["labels"])
-        loss = loss + dense if model.training else loss
-        return (loss, outputs) if return_outputs else loss
-
-
 class TrunkProbe(nn.Module):
     """A linear score on the hidden states of a frozen policy."""
 
@@ -220,9 +185,6 @@ def build_prm(base: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
     config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     model = LlamaForTokenClassification(config)
     model.model.load_state_dict(AutoModel.from_pretrained(base).state_dict(), strict=False)
-    if recipe.is_base_frozen:
-        model.model.embed_tokens.requires_grad_(False)
-        model.model.layers[:num_layers].requires_grad_(False)
     for layer in model.model.layers[num_layers:]:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
@@ -237,22 +199,10 @@ def train_prm(
     `base` is the policy, or a decoder with its tokenizer that knows more than the policy.
     """
     model = build_prm(base, recipe)
-    if recipe.learns_surprise:
-        _add_surprise(model, base, recipe.num_extra_layers)
     tokenizer, figures = _fit(model, rollouts, base, work, recipe, shift=0, device=device)
-    if recipe.learns_surprise:
-        del model.surprise, model.base_norm
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return figures
-
-
-def _add_surprise(model: LlamaForTokenClassification, base: Path, num_extra_layers: int) -> None:
-    """What `SurpriseTrainer` needs, as parts of the model, so that its optimiser and checkpoints hold them."""
-    model.num_base_layers = model.config.num_hidden_layers - num_extra_layers
-    model.newline = PreTrainedTokenizerFast.from_pretrained(base).get_vocab()["\n"]
-    model.base_norm = AutoModel.from_pretrained(base).norm.requires_grad_(False)
-    model.surprise = nn.Linear(model.config.hidden_size, 2)
 
 
 def train_trunk_head(
@@ -278,14 +228,9 @@ def _fit(
         raise ValueError(f"{', '.join(map(str, rollouts))} holds one question only: nothing is left to train on")
     batches = [StepBatches(rows, tokenizer, recipe.tokens_per_step, shift, recipe.seed) for rows in (train, held)]
     arguments: TrainingArguments = training_arguments(
-        work,
-        device,
-        recipe.seed,
-        recipe.learning_rate,
-        is_compiled=not recipe.learns_surprise,  # hidden states of every layer do not come out of a compiled model
-        num_train_epochs=recipe.num_epochs,
+        work, device, recipe.seed, recipe.learning_rate, num_train_epochs=recipe.num_epochs
     )
-    trainer = (SurpriseTrainer if recipe.learns_surprise else StepTrainer)(
+    trainer = StepTrainer(
         model=model,
         args=arguments,
         train_dataset=batches[0],

@@ -98,31 +98,12 @@ def rollouts(tmp_path) -> Path:
 def test_verifiers_learn_their_labels(tmp_path, rollouts):
     train_policy(recipe(5), tmp_path / "policy", tmp_path / "work")
     options = {"tokens_per_step": 512, "num_epochs": 6.0, "learning_rate": 3e-2}
-    whole = PRMRecipe(dropout=0.0, num_extra_layers=0, is_base_frozen=False, learns_surprise=False, **options)
-    figures = train_prm([rollouts], tmp_path / "policy", tmp_path / "prm", tmp_path / "prm_work", whole)
+    figures = train_prm(
+        [rollouts], tmp_path / "policy", tmp_path / "prm", tmp_path / "prm_work", PRMRecipe(dropout=0.0, **options)
+    )
     assert figures["held_out_steps"] == 60
     assert figures["auc"] > 0.7
     assert AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").config.num_labels == 2
     head = TrunkHeadRecipe(**options)
     train_trunk_head([rollouts], tmp_path / "policy", tmp_path / "head", tmp_path / "head_work", head)
     assert weights(tmp_path / "head")["score.weight"].shape == (1, 16)
-
-
-def test_a_frozen_base_keeps_its_weights_and_gets_layers_on_top(tmp_path, rollouts):
-    train_policy(recipe(5), tmp_path / "policy", tmp_path / "work")
-    on_top = PRMRecipe(tokens_per_step=512, num_epochs=1.0)
-    train_prm([rollouts], tmp_path / "policy", tmp_path / "prm", tmp_path / "prm_work", on_top)
-    base, trained = weights(tmp_path / "policy"), weights(tmp_path / "prm")
-    frozen = [name for name in base if "layers.0" in name or "embed" in name]
-    assert frozen
-    assert all(torch.equal(base[name], trained[name]) for name in frozen)
-    added = {name.split(".")[2] for name in trained if name.startswith("model.layers.")}
-    assert added == {"0", "1", "2"}
-    assert any(tensor.abs().max() > 0 for name, tensor in trained.items() if "layers.2.mlp.down_proj" in name)
-    assert not [name for name in trained if "surprise" in name or "base_norm" in name]
-
-
-@pytest.mark.parametrize("changes", [{"num_extra_layers": 0}, {"is_base_frozen": False}])
-def test_surprise_needs_a_frozen_base_and_layers_on_top(changes):
-    with pytest.raises(ValueError, match="learns_surprise needs"):
-        PRMRecipe(**changes)
