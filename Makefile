@@ -39,7 +39,7 @@ demo: setup
 	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
 
 # The shipped models, from nothing; each step goes on where it was stopped. The PRM starts from the policy after
-# 20 M tokens more: a verifier that knew no more arithmetic than the policy could not correct it.
+# 20 M tokens more: a verifier that knows no more arithmetic than the policy can hardly correct it.
 models: setup
 	$(BIN)/ttc train policy
 	$(BIN)/ttc train policy --base home --num-tokens 20000000 --seed 1 --out out/prm_base --work out/train/prm_base
