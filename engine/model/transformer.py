@@ -9,7 +9,8 @@ from engine.model.loader import take
 from engine.model.unpacked import TorchDecoder
 from ttc_kernels.decoder import DecoderWeights, LayerWeights, PackedDecoder
 
-# Up to so many weights a matrix product over packed weights beats torch's: they stay in a core's caches.
+# Up to so many matrix weights the trunk is packed. A bound on what the caches of the cores hold together, not a
+# measured crossover: every thread reads all packed weights for its own rows.
 MAX_PACKED_WEIGHTS = 16_000_000
 # Branches of one forward: best-of-256 of the home policy, one pool of 36 MiB in float32, ran at 88k tokens a second
 # in batches of 64, at 77k in 128 and 72k in 256 (AMD EPYC, 2 cores, commit 3e315dab03f7); bfloat16 was best at 128.

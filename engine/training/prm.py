@@ -31,9 +31,9 @@ UNLABELLED = -1.0
 
 @dataclass(frozen=True)
 class PRMRecipe:
-    """What `ttc train prm` does; the default is the shipped PRM."""
+    """What `ttc train prm` does; with the base that `make models` trains, the default is the shipped PRM."""
 
-    num_extra_layers: int = 0  # on top of the policy's; they add nothing before training
+    num_extra_layers: int = 0  # on top of the base's; they add nothing before training
     num_epochs: float = 3.0
     tokens_per_step: int = 6144
     learning_rate: float = 6e-4
