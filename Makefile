@@ -39,12 +39,14 @@ demo: setup
 	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
 
 # The shipped models, from nothing; each step goes on where it was stopped. The PRM starts from the policy after
-# 20 M tokens more: a verifier that knows no more arithmetic than the policy can hardly correct it.
+# 20 M tokens more (a verifier that knows no more arithmetic than the policy can hardly correct it), which has then
+# learned to tell worked answers from the policy's samples.
 models: setup
 	$(BIN)/ttc train policy
 	$(BIN)/ttc train policy --base home --num-tokens 20000000 --seed 1 --out out/prm_base --work out/train/prm_base
+	$(BIN)/ttc train discriminator --base out/prm_base
 	$(BIN)/ttc rollouts
-	$(BIN)/ttc train prm --base out/prm_base
+	$(BIN)/ttc train prm --base out/discriminator
 	$(BIN)/ttc train trunk-head
 
 wheel: setup

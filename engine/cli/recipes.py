@@ -21,6 +21,7 @@ from engine.reports.files import write_atomically
 from engine.reports.rows import Row
 from engine.runtime import LLM
 from engine.tasks.chain import ChainConfig, config_from_options
+from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
 from engine.training.rollouts import RolloutRecipe, generate
@@ -46,6 +47,20 @@ def run_policy(
     _check_device(device)
     train_policy(recipe, Path(out), Path(work), device, resolve_folder(base) if base else None)
     typer.echo(f"policy trained on {recipe.num_tokens:,} tokens: {out}")
+
+
+def run_discriminator(
+    recipe: DiscriminatorRecipe,
+    base: Annotated[str, typer.Option(help="Hugging Face folder of the decoder that it starts from.")] = "home",
+    policy: Annotated[str, typer.Option(help="Hugging Face folder of the policy whose samples it tells.")] = "home",
+    out: Out = "out/discriminator",
+    work: Work = "out/train/discriminator",
+    device: Device = "cpu",
+) -> None:
+    """Trains what `ttc train prm --base` may start from: it tells worked answers from the policy's samples."""
+    _check_device(device)
+    figures = train_discriminator(recipe, resolve_folder(base), resolve_folder(policy), Path(out), Path(work), device)
+    typer.echo(f"discriminator trained, {_shown(figures)}: {out}")
 
 
 def run_prm(
@@ -115,6 +130,7 @@ def run_rollouts(
 
 _COMMANDS = {
     "policy": (PolicyRecipe, run_policy),
+    "discriminator": (DiscriminatorRecipe, run_discriminator),
     "prm": (PRMRecipe, run_prm),
     "trunk-head": (TrunkHeadRecipe, run_trunk_head),
     "rollouts": (RolloutRecipe, run_rollouts),

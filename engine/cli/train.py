@@ -22,5 +22,6 @@ def add_recipe(app: typer.Typer, name: str, text: str) -> None:
 
 train_app = typer.Typer(help="Trains a model of the shipped set; a stopped run goes on.")
 add_recipe(train_app, "policy", "Trains the policy from nothing.")
+add_recipe(train_app, "discriminator", "Trains what the step verifier may start from; needs no label.")
 add_recipe(train_app, "prm", "Trains the step verifier from rollouts.")
 add_recipe(train_app, "trunk-head", "Trains the score head on the policy's trunk from rollouts.")

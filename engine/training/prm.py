@@ -36,7 +36,7 @@ class PRMRecipe:
     num_extra_layers: int = 0  # on top of the base's; they add nothing before training
     num_epochs: float = 3.0
     tokens_per_step: int = 6144
-    learning_rate: float = 6e-4
+    learning_rate: float = 3e-4
     dropout: float = 0.05  # on the head's input
     held_out: float = 0.1  # share of questions kept for evaluation
     seed: int = 0
@@ -175,16 +175,22 @@ def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[l
 
 
 def build_prm(base: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
-    """The base's trunk with extra layers and a two-label head. The new layers add nothing to the residual
-    stream at first, so that training starts from what the base knows."""
+    """The base's trunk with extra layers and a two-label head, the base's own where it is such a classifier.
+
+    New layers add nothing to the residual stream at first: training starts from what the base knows.
+    """
     torch.manual_seed(recipe.seed)
     config = AutoConfig.from_pretrained(base)
     num_layers = config.num_hidden_layers
+    has_head = "LlamaForTokenClassification" in (config.architectures or ()) and config.num_labels == 2
     config.num_hidden_layers += recipe.num_extra_layers
     config.classifier_dropout = recipe.dropout
     config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     model = LlamaForTokenClassification(config)
-    model.model.load_state_dict(AutoModel.from_pretrained(base).state_dict(), strict=False)
+    if has_head:
+        model.load_state_dict(LlamaForTokenClassification.from_pretrained(base).state_dict(), strict=False)
+    else:
+        model.model.load_state_dict(AutoModel.from_pretrained(base).state_dict(), strict=False)
     for layer in model.model.layers[num_layers:]:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)

@@ -10,6 +10,7 @@ import typer
 from engine.cli.errors import run_app
 from engine.cli.recipes import with_recipe
 from engine.reports import ledger_path
+from engine.training.discriminator import DiscriminatorRecipe
 from engine.training.policy import PolicyRecipe
 from engine.training.prm import PRMRecipe, read_stepwise
 from engine.training.rollouts import RolloutRecipe
@@ -30,7 +31,7 @@ def parsed(recipe_class: type, arguments: list[str]) -> object:
     return recipes[0]
 
 
-@pytest.mark.parametrize("recipe_class", [PolicyRecipe, PRMRecipe, RolloutRecipe])
+@pytest.mark.parametrize("recipe_class", [PolicyRecipe, DiscriminatorRecipe, PRMRecipe, RolloutRecipe])
 def test_every_field_of_a_recipe_is_an_option(recipe_class):
     default = recipe_class()
     assert parsed(recipe_class, []) == default
@@ -57,6 +58,8 @@ def test_the_problems_of_a_policy_have_knobs():
         (["train", "policy", "--data", "colour=3"], ["no option 'colour'"]),
         (["train", "policy", "--device", "abacus"], ["device", "'abacus'"]),
         (["train", "policy", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
+        (["train", "discriminator", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
+        (["train", "discriminator", "--temperature", "0"], ["temperature", "got 0.0"]),
         (["train", "prm", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["train", "prm", "--held-out", "2"], ["held_out", "got 2.0"]),
         (["train", "trunk-head", "--num-extra-layers", "1"], ["adds no layers", "num_extra_layers 1"]),

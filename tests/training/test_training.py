@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,8 +15,17 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from engine.tasks.chain import ChainConfig
 from engine.tasks.tokenizer import build_tokenizer
 from engine.training import arguments
-from engine.training.policy import ChainBatches, PolicyRecipe, train_policy
-from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
+from engine.training.discriminator import DiscriminatorRecipe, ReplacedTokens, train_discriminator
+from engine.training.policy import IGNORED, ChainBatches, PolicyRecipe, train_policy
+from engine.training.prm import (
+    UNLABELLED,
+    PRMRecipe,
+    TrunkHeadRecipe,
+    build_prm,
+    held_out_figures,
+    train_prm,
+    train_trunk_head,
+)
 from tests.tiny import tiny_policy
 
 SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
@@ -107,3 +117,47 @@ def test_verifiers_learn_their_labels(tmp_path, rollouts):
     head = TrunkHeadRecipe(**options)
     train_trunk_head([rollouts], tmp_path / "policy", tmp_path / "head", tmp_path / "head_work", head)
     assert weights(tmp_path / "head")["score.weight"].shape == (1, 16)
+
+
+def test_a_discriminator_tells_a_policys_samples(tmp_path):
+    train_policy(recipe(20, learning_rate=2e-2), tmp_path / "policy", tmp_path / "work")
+    size = {"num_tokens": 256 * 60, "tokens_per_step": 256, "data": SHORT}
+    told = DiscriminatorRecipe(num_extra_layers=1, learning_rate=3e-2, **size)
+    figures = train_discriminator(told, *[tmp_path / name for name in ("policy", "policy", "told", "told_work")])
+    assert figures["held_out_steps"] > 1000
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "told")
+    assert (model.config.num_hidden_layers, model.config.num_labels) == (2, 2)
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    unseen = ReplacedTokens(build_tokenizer(), policy, dataclasses.replace(told, seed=9, num_tokens=1024))
+    assert held_out_figures(model, unseen, "cpu")["auc"] > 0.7  # of tokens: such a policy gets no line right
+    assert build_prm(tmp_path / "told", PRMRecipe()).config.num_hidden_layers == 2  # a PRM may start from it
+
+
+def test_a_line_is_wrong_from_its_first_other_token_to_its_end(tmp_path):
+    policy = AutoModelForCausalLM.from_pretrained(tiny_policy(tmp_path / "policy"))
+    tokenizer = build_tokenizer()
+    drawn = DiscriminatorRecipe(num_tokens=512, tokens_per_step=256, data=SHORT)
+    batch = ReplacedTokens(tokenizer, policy, drawn)[0]
+    at_ends = ReplacedTokens(tokenizer, policy, drawn, only_line_ends=True)[0]
+    original = ChainBatches(tokenizer, drawn.corpus)[0]
+    ends = {tokenizer.get_vocab()["\n"], tokenizer.eos_token_id}
+    for row in range(len(batch["input_ids"])):
+        is_right = True
+        for position, token in enumerate(original["input_ids"][row].tolist()):
+            mixed, target = batch["input_ids"][row, position].item(), original["labels"][row, position].item()
+            label, at_end = batch["labels"][row, position].item(), at_ends["labels"][row, position].item()
+            if target == IGNORED:
+                assert mixed == token
+                assert label == at_end == UNLABELLED
+                continue
+            assert (mixed in ends) == (token in ends)
+            is_right = is_right and mixed == token
+            assert label == float(is_right)
+            assert at_end == (label if token in ends else UNLABELLED)
+            if is_right and position + 1 < original["labels"].shape[1]:
+                assert batch["next_ids"][row, position] == original["labels"][row, position + 1]
+            elif not is_right:
+                assert batch["next_ids"][row, position] == IGNORED
+            if token in ends:
+                is_right = True
+    assert (batch["labels"] == 0).any()
