@@ -11,8 +11,9 @@ from engine.cli.errors import run_app
 from engine.cli.recipes import with_recipe
 from engine.reports import ledger_path
 from engine.training.policy import PolicyRecipe
-from engine.training.prm import PRMRecipe, read_stepwise
+from engine.training.prm import PRMRecipe
 from engine.training.rollouts import RolloutRecipe
+from engine.training.stepwise import read_stepwise
 from tests.cli.conftest import assert_refused
 
 
