@@ -115,6 +115,8 @@ class Engine:
                 max_tokens=max_tokens,
                 agg_strategy=agg_strategy,
                 extract=self.task.extract,
+                grade=self.task.grade,
+                classify=self.task.classify,
                 ledger=Ledger(),
             )
             for problem in problems
@@ -149,5 +151,5 @@ class Engine:
         text = row.get("problem") if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
-        answer = row.get("answer")
-        return Problem(str(row.get("id", index)), self.task.prompt(text), None if answer is None else str(answer))
+        answer = None if row.get("answer") is None else self.task.gold(str(row["answer"]))
+        return Problem(str(row.get("id", index)), self.task.prompt(text), answer)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from engine.cli import env, report, search, train
+from engine.cli import env, grade, report, search, train
 from engine.cli.errors import run_app
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command("search")(search.search)
 app.command("report")(report.report)
+app.command("grade")(grade.grade)
 app.command("env")(env.env)
 app.add_typer(train.train_app, name="train")
 train.add_recipe(app, "rollouts", "Labels the steps of sampled answers by rollouts, to train verifiers on.")

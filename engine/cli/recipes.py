@@ -13,18 +13,20 @@ import transformers
 import typer
 from typer.core import TyperCommand
 
-from engine.cli.digests import checkpoint_digest
+from engine.cli.digests import checkpoint_digest, problems_digest
 from engine.cli.runs import run_rows
 from engine.model import HOME, resolve_folder
 from engine.reports import RunLedger, row_line
 from engine.reports.files import write_atomically
 from engine.reports.rows import Row
 from engine.runtime import LLM
+from engine.tasks import get_task
 from engine.tasks.chain import ChainConfig, config_from_options
 from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
-from engine.training.rollouts import RolloutRecipe, generate
+from engine.training.rollouts import RolloutRecipe, generate, questions
+from engine.training.stepwise import check_threshold, write_stepwise
 
 _ROLLOUTS = "out/rollouts.jsonl"
 _DATA_HELP = "A knob of the problems as name=value, e.g. max_depth=6; may be repeated."
@@ -98,15 +100,21 @@ def run_rollouts(
     max_batch: Annotated[int | None, typer.Option(help="Branches of one forward; changes no row.")] = None,
     num_blocks: Annotated[int | None, typer.Option(help="KV pool in blocks of 16 tokens.")] = None,
     out: Annotated[str, typer.Option(help="Labelled answers, one JSON row each.")] = _ROLLOUTS,
+    trl: Annotated[str | None, typer.Option(help="Write the answers to this file too, as TRL's data sets are.")] = None,
+    trl_threshold: Annotated[float | None, typer.Option(help="Labels of --trl are true from here on.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Drop what --out holds.")] = False,
 ) -> None:
     """Labels the steps of sampled answers by how often rollouts from there end right."""
+    check_threshold(trl_threshold)
+    if trl_threshold is not None and trl is None:
+        raise ValueError(f"--trl-threshold has no effect without --trl, got {trl_threshold}")
+    problems = questions(recipe)
     folder = resolve_folder(policy)
     llm = LLM.load(folder, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
-        done = set(range(recipe.num_questions)).difference(todo)
-        for index, answers in generate(llm, recipe, sorted(done)):
+        done = set(range(len(problems))).difference(todo)
+        for index, answers in generate(llm, recipe, sorted(done), problems):
             row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts", "rows": answers}
             yield index, row
 
@@ -114,13 +122,18 @@ def run_rollouts(
         done = ledger.done
         answers = [answer for index in sorted(done) for answer in done[index]["rows"]]
         write_atomically(out, b"".join(map(row_line, answers)))
+        if trl is not None:
+            write_stepwise(answers, Path(trl), get_task(recipe.task).delimiter, threshold=trl_threshold)
 
-    config = {**asdict(recipe), "policy_digest": checkpoint_digest(folder), "dtype": dtype}
+    config = {name: value for name, value in asdict(recipe).items() if value is not None}
+    config |= {"policy_digest": checkpoint_digest(folder), "dtype": dtype}
+    if recipe.problems is not None:
+        config["problems"] = problems_digest(problems)
     closing_line = run_rows(
         out,
         config,
         make_rows,
-        num_total=recipe.num_questions,
+        num_total=len(problems),
         label="questions",
         overwrite=overwrite,
         write=write_answers,

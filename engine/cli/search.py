@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.search import Strategy
     from engine.types import Problem, Sampling
 
-_DEFAULT_LIMIT = 100  # problems of a task, which has no end of them
+_DEFAULT_LIMIT = 100  # problems of a task that has no end of them
 
 
 def _option(text: str, panel: str, *names: str):
@@ -25,11 +25,22 @@ def _option(text: str, panel: str, *names: str):
 
 def search(
     ctx: typer.Context,
-    problems: Annotated[str | None, typer.Argument(help="JSONL file with `problem` (and `answer`, `id`).")] = None,
+    problems: Annotated[
+        str | None,
+        typer.Argument(
+            help="JSONL or Parquet file with `problem` (and `answer`, `id`), or a data set on the Hub, as owner/name."
+        ),
+    ] = None,
     task: Annotated[str, _option("How prompts are written and answers graded.", "Problems")] = "chain",
-    split: Annotated[str, _option("Of the task, without a file: train, validation, test.", "Problems")] = "test",
+    split: Annotated[str, _option("Of the task, or of a data set: train, validation, test.", "Problems")] = "test",
+    problem_column: Annotated[
+        str | None, _option("Of the rows that are read; by default the task's.", "Problems")
+    ] = None,
+    answer_column: Annotated[
+        str | None, _option("Of the rows that are read; by default the task's.", "Problems")
+    ] = None,
     limit: Annotated[
-        int | None, _option(f"The first so many problems; of a task {_DEFAULT_LIMIT}.", "Problems")
+        int | None, _option(f"The first so many problems; of task chain {_DEFAULT_LIMIT}.", "Problems")
     ] = None,
     strategy: Annotated[str, _option("majority, best-of-n, beam, lookahead, dvts.", "Search")] = "beam",
     budget: Annotated[int, _option("Sampled answers per problem.", "Search")] = 16,
@@ -112,11 +123,13 @@ def _problems(options: SimpleNamespace, given: Collection[str]) -> tuple[list[Pr
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"limit must be at least 1, got {options.limit}")
     if options.problems is not None:
-        if "split" in given:
-            raise ValueError(f"--split has no effect with a problem file, got {options.split!r}")
-        rows = read_problems(options.problems, options.limit)
+        rows = read_problems(options, task, given)
         return [row.as_dict() for row in rows], [row.origin for row in rows]
-    problems = take_problems(task, options.split, options.limit or _DEFAULT_LIMIT)
+    for name in ("problem_column", "answer_column"):
+        if name in given:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} has no effect without a problem file, got {getattr(options, name)!r}")
+    problems = take_problems(task, options.split, options.limit or (_DEFAULT_LIMIT if task.is_endless else None))
     return problems, [f"problem {problem.id}" for problem in problems]
 
 

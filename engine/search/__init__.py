@@ -8,7 +8,7 @@ from engine.search.dvts import DVTS
 from engine.search.lookahead import Lookahead
 from engine.search.loop import run_search
 from engine.search.protocols import Policy, PolicyBranch, Strategy, Verifier, VerifierBranch
-from engine.search.vote import VOTES, vote
+from engine.search.vote import VOTES, merge_equal, vote
 
 __all__ = [
     "DVTS",
@@ -25,6 +25,7 @@ __all__ = [
     "VerifierBranch",
     "branch_key",
     "check_arguments",
+    "merge_equal",
     "run_search",
     "vote",
 ]

@@ -13,7 +13,7 @@ from engine.search.arguments import check_arguments
 from engine.search.protocols import Policy, Strategy, Verifier
 from engine.search.rollouts import LookAhead
 from engine.search.tree import OpenBranches, Trajectory, append_steps
-from engine.search.vote import vote
+from engine.search.vote import Classify, merge_equal, vote
 from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, TreeNode
 from engine.verifiers.aggregate import aggregate
 
@@ -35,15 +35,16 @@ async def run_search(
     agg_strategy: str = "last",
     extract: Extract,
     grade: Grade | None = None,
+    classify: Classify | None = None,
     ledger: Ledger | None = None,
 ) -> SearchResult:
     """Searches for the answer of one problem with `budget` generations.
 
     `max_tokens` bounds a whole completion. `agg_strategy` turns the scores of a trajectory's steps
     into the one score by which it is ranked and by which it votes. `extract` finds the answer that
-    a completion states, in a form in which equal answers are equal strings. `grade(answer, gold)`
-    says whether it is right (default: the strings are equal), None or an exception that it cannot
-    tell. The verifier is not used, and may be None, where the strategy scores nothing.
+    a completion states, `classify` which answers are equal and count as one in votes (default: equal
+    strings). `grade(answer, gold)` says whether it is right (default: the strings are equal), None or
+    an exception that it cannot tell. The verifier is not used, and may be None, where the strategy scores nothing.
 
     All branches are closed when the coroutine ends, is closed or raises. Raises ValueError for a
     budget, limit or option out of range, before anything is opened.
@@ -55,6 +56,8 @@ async def run_search(
         await search.run(budget)
     finally:
         search.branches.close_all()
+    if classify is not None:
+        search.candidates = merge_equal(search.candidates, classify)
     answer, best = vote(search.candidates, strategy.vote)
     search.tree.best = None if best is None else search.final_nodes[best]
     return SearchResult(

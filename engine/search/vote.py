@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from engine.types import Candidate
 
 VOTES = ("majority", "weighted", "naive")
+Classify = Callable[[Sequence[str]], Sequence[int]]  # the class of each answer; equal answers share one
 
 
 def check_vote(rule: str) -> None:
@@ -16,12 +18,24 @@ def check_vote(rule: str) -> None:
         raise ValueError(f"vote must be one of {', '.join(VOTES)}, got {rule!r}")
 
 
+def merge_equal(candidates: Sequence[Candidate], classify: Classify) -> list[Candidate]:
+    """The candidates with equal answers written alike, as the first of them is: 1/2, 0.5 become 1/2, 1/2.
+
+    Votes and reports count equal strings, so this is what makes them count equal answers as one.
+    """
+    answers = list(dict.fromkeys(each.answer for each in candidates if each.answer is not None))
+    classes = classify(answers) if len(answers) > 1 else range(len(answers))
+    first_of_class: dict[int, str] = {}
+    spelling = {answer: first_of_class.setdefault(each, answer) for answer, each in zip(answers, classes, strict=True)}
+    return [replace(each, answer=spelling.get(each.answer)) for each in candidates]
+
+
 def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | None]:
     """The chosen answer and the index of its best candidate; (None, None) where nobody may vote.
 
     "majority" counts equal answers, "weighted" sums their aggregated scores, "naive" takes the
     answer of the best candidate. Only finished candidates with an answer vote. Equal answers are
-    equal strings. Ties go to the earliest candidate. Raises ValueError for another rule.
+    equal strings (see `merge_equal`). Ties go to the earliest candidate. Raises ValueError for another rule.
     """
     check_vote(rule)
     voters: dict[str, list[int]] = {}  # in order of first appearance, which settles ties

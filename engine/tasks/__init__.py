@@ -1,5 +1,18 @@
 """Kinds of problems: how they are written, and how answers are found and graded."""
 
-from engine.tasks.task import TASKS, Task, get_task, take_problems
+from engine.tasks.data import ProblemRow, read_problems
+from engine.tasks.grading import Grader, Verdict
+from engine.tasks.registry import TASKS, get_task
+from engine.tasks.task import Task, read_task_problems, take_problems
 
-__all__ = ["TASKS", "Task", "get_task", "take_problems"]
+__all__ = [
+    "TASKS",
+    "Grader",
+    "ProblemRow",
+    "Task",
+    "Verdict",
+    "get_task",
+    "read_problems",
+    "read_task_problems",
+    "take_problems",
+]

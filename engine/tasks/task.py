@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.tasks import chain
+from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, read_problems
 from engine.types import Problem
 
 
 @dataclass(frozen=True)
 class Task:
-    """How prompts are written, answers found and steps judged."""
+    """How prompts are written, answers found and graded, and steps judged."""
 
     name: str
     delimiter: str  # ends a step
@@ -20,52 +21,61 @@ class Task:
     prompt: Callable[[str], str]  # from a row's `problem` to what the policy is given
     extract: Callable[[str], str | None]  # the answer that a finished completion states
     first_wrong_step: Callable[[Problem, list[str]], int]  # exact; -1 where all are right
-    problems: Callable[[str, int], Iterator[Problem]]  # (split, seed), endless
+    problems: Callable[[str, int], Iterator[Problem]]  # (split, seed)
+    splits: tuple[str, ...]
+    is_endless: bool = False  # its problems are made, not read
+    gold: Callable[[str], str] = str  # from a row's `answer` to the answer alone
+    # Pairs of (gold, answer) -> whether each is right, None where that cannot be told; without it as strings.
+    compare: Callable[[Sequence[tuple[str, str]]], list[bool | None]] | None = None
+    # Answers -> the class of each, equal ones in one; without it as strings.
+    classify: Callable[[Sequence[str]], Sequence[int]] | None = None
+    problem_columns: tuple[str, ...] = PROBLEM_COLUMNS  # of a row; the first that it has counts
+    answer_columns: tuple[str, ...] = ANSWER_COLUMNS
+
+    @property
+    def grade(self) -> Callable[[str, str], bool | None] | None:
+        """(answer, gold) -> whether it is right, None where that cannot be told; None where equal strings say so."""
+        compare = self.compare
+        return None if compare is None else lambda answer, gold: compare([(gold, answer)])[0]
+
+    def are_right(self, pairs: Sequence[tuple[str | None, str]]) -> list[bool | None]:
+        """Whether each (extracted answer, gold answer) is right; None where the grader cannot tell."""
+        if self.compare is None:
+            return [answer == gold for answer, gold in pairs]
+        verdicts = iter(self.compare([(gold, answer) for answer, gold in pairs if answer is not None]))
+        return [answer is not None and next(verdicts) for answer, _ in pairs]
 
 
-def _chain_prompt(text: str) -> str:
-    return text.rstrip("\n") + "\n"
-
-
-def _chain_problems(split: str, seed: int) -> Iterator[Problem]:
-    for index, problem in enumerate(chain.problems(split, seed)):
-        yield Problem(f"chain/{split}/{seed}/{index}", problem.text, problem.answer, {"depth": problem.depth})
-
-
-def _chain_first_wrong_step(problem: Problem, steps: list[str]) -> int:
-    """As `chain.first_wrong_step`; an answer that ends early has a wrong last step."""
-    stated = chain.parse(problem.prompt)
-    wrong = chain.first_wrong_step(stated, steps)
-    is_ended = bool(steps) and not steps[-1].endswith("\n")
-    if wrong < 0 and is_ended and chain.extract_answer(steps[-1]) != stated.answer:
-        return len(steps) - 1
-    return wrong
-
-
-TASKS = {
-    "chain": Task(
-        name="chain",
-        delimiter="\n",
-        max_tokens=256,
-        prompt=_chain_prompt,
-        extract=chain.extract_answer,
-        first_wrong_step=_chain_first_wrong_step,
-        problems=_chain_problems,
-    )
-}
-
-
-def get_task(name: str) -> Task:
-    """The task of a name. Raises ValueError for an unknown one."""
-    if name not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
-    return TASKS[name]
-
-
-def take_problems(task: Task, split: str, limit: int, seed: int = 0) -> list[Problem]:
-    """The first `limit` problems of a split; they do not depend on `limit`."""
-    if split not in chain.SPLITS:
-        raise ValueError(f"split must be one of {', '.join(chain.SPLITS)}, got {split!r}")
-    if limit < 1:
+def take_problems(task: Task, split: str, limit: int | None, seed: int = 0) -> list[Problem]:
+    """The first `limit` problems of a split (None: all of a data set); they do not depend on `limit`."""
+    if split not in task.splits:
+        if not task.splits:
+            raise ValueError(f"task {task.name} has no problems of its own: name a file or a data set")
+        raise ValueError(f"split must be one of {', '.join(task.splits)} for task {task.name}, got {split!r}")
+    if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
+    assert limit is not None or not task.is_endless, "an endless task needs a limit"
     return list(itertools.islice(task.problems(split, seed), limit))
+
+
+def read_task_problems(
+    task: Task,
+    source: str | os.PathLike[str],
+    limit: int | None = None,
+    *,
+    split: str | None = None,
+    problem_column: str | None = None,
+    answer_column: str | None = None,
+) -> list[ProblemRow]:
+    """The problems of a file or data set, with the task's columns unless others are named.
+
+    An answer column that is named must be there. Raises ValueError as `read_problems` does.
+    """
+    return read_problems(
+        source,
+        limit,
+        split=split,
+        problem_columns=(problem_column,) if problem_column else task.problem_columns,
+        answer_columns=(answer_column,) if answer_column else task.answer_columns,
+        needs_answer=answer_column is not None,
+    )

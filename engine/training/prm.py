@@ -5,7 +5,6 @@ Binary cross-entropy against the share of rollouts that ended right (Snell et al
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from transformers import (
 )
 
 from engine.training.arguments import training_arguments
+from engine.training.stepwise import check_format, read_steps
 
 UNLABELLED = -1.0
 
@@ -40,8 +40,12 @@ class PRMRecipe:
     dropout: float = 0.05  # on the head's input
     held_out: float = 0.1  # share of questions kept for evaluation
     seed: int = 0
+    format: str = "stepwise"  # of the rollouts: one of engine.training.stepwise.FORMATS
+    neutral: str | None = None  # "good" or "bad": what PRM800K's rating 0 means
+    step_separator: str | None = None  # ends the steps of formats that leave it out
 
     def __post_init__(self) -> None:
+        check_format(self.format, self.neutral, self.step_separator)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be within (0, 1), got {self.held_out}")
         if self.num_extra_layers < 0:
@@ -64,25 +68,6 @@ class TrunkHeadRecipe(PRMRecipe):
         super().__post_init__()
         if self.num_extra_layers:
             raise ValueError(f"a trunk head adds no layers, got num_extra_layers {self.num_extra_layers}")
-
-
-def read_stepwise(path: Path) -> list[dict]:
-    """Rows with `prompt`, `completions` and soft `labels`. Raises ValueError that names the line."""
-    rows = []
-    if not path.is_file():
-        raise ValueError(f"no rollouts at {str(path)!r}")
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            good = len(row["completions"]) == len(row["labels"]) and all(0 <= x <= 1 for x in row["labels"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a stepwise row ({error}): {line[:80]!r}") from None
-        if not good:
-            raise ValueError(f"{path}, line {number}: needs one label within 0..1 per completion: {line[:80]!r}")
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} holds no rows")
-    return rows
 
 
 class StepBatches(Dataset):
@@ -228,7 +213,11 @@ def _fit(
     model: nn.Module, rollouts: Sequence[Path], base: Path, work: Path, recipe: PRMRecipe, *, shift: int, device: str
 ) -> tuple[PreTrainedTokenizerFast, dict]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-    rows = [row for path in rollouts for row in read_stepwise(path)]
+    rows = [
+        row
+        for path in rollouts
+        for row in read_steps(path, recipe.format, neutral=recipe.neutral, separator=recipe.step_separator)
+    ]
     train, held = split_questions(rows, recipe.held_out, recipe.seed)
     if not train:
         raise ValueError(f"{', '.join(map(str, rollouts))} holds one question only: nothing is left to train on")

@@ -2,18 +2,20 @@
 
 Snell et al. 2024, appendix D (after Wang et al. 2023): sample answers, roll out each of their
 steps with the same policy, and label the step with the share of rollouts that end in the right
-answer. Only the gold answer of the question is used, never a judgement of a step.
+answer. Only the gold answer of the question is used, never a judgement of a step. An answer that the
+task's grader cannot judge counts as wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.accounting import Ledger
 from engine.keys import branch_key
 from engine.runtime import LLM, Batcher, Branch, ModelPolicy
-from engine.tasks import Task, get_task, take_problems
+from engine.tasks import Task, get_task, read_task_problems, take_problems
+from engine.tasks.sources import has_splits
 from engine.types import Problem, Sampling, Step
 
 
@@ -21,14 +23,24 @@ from engine.types import Problem, Sampling, Step
 class RolloutRecipe:
     """How many questions, answers and rollouts; the default made the shipped PRM's data."""
 
-    num_questions: int = 3000  # of the training split
+    num_questions: int = 3000  # of the training split, at most
     num_samples: int = 4  # answers per question
     num_rollouts: int = 8  # per step; 0 takes the answer's own end for the one rollout of all its steps
     temperature: float = 1.0
     seed: int = 0
     task: str = "chain"
+    problems: str | None = None  # file or data set to take the questions from; by default the task's own
+    split: str | None = None  # of the task or data set; by default the training split
+    problem_column: str | None = None  # of `problems`; by default the task's
+    answer_column: str | None = None
+    max_tokens: int | None = None  # of an answer; by default the task's
 
     def __post_init__(self) -> None:
+        for name in ("problem_column", "answer_column"):
+            if self.problems is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect without problems to read, got {getattr(self, name)!r}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         for name, least in (("num_questions", 1), ("num_samples", 1), ("num_rollouts", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -49,16 +61,47 @@ class _Attempt:
         return not self.steps or self.steps[-1].finish == "step"
 
 
-def generate(llm: LLM, recipe: RolloutRecipe, done: Sequence[int] = ()) -> Iterator[tuple[int, list[dict]]]:
+def questions(recipe: RolloutRecipe) -> list[Problem]:
+    """The questions of a recipe. Raises ValueError for one without a gold answer: nothing could be labelled."""
+    task = get_task(recipe.task)
+    if recipe.problems is None:
+        problems = take_problems(task, recipe.split or "train", recipe.num_questions, recipe.seed)
+        origins = [f"problem {problem.id}" for problem in problems]
+    else:
+        is_split = has_splits(recipe.problems)
+        if recipe.split is not None and not is_split:
+            raise ValueError(f"split has no effect with a problem file, got {recipe.split!r}")
+        rows = read_task_problems(
+            task,
+            recipe.problems,
+            recipe.num_questions,
+            split=(recipe.split or "train") if is_split else None,
+            problem_column=recipe.problem_column,
+            answer_column=recipe.answer_column,
+        )
+        golds = [None if row.answer is None else task.gold(row.answer) for row in rows]
+        problems = [Problem(row.id, task.prompt(row.problem), gold) for row, gold in zip(rows, golds, strict=True)]
+        origins = [row.origin for row in rows]
+    for problem, origin in zip(problems, origins, strict=True):
+        if not problem.answer:
+            raise ValueError(f"{origin}: rollouts are labelled by the gold answer, and there is none")
+    return problems
+
+
+def generate(
+    llm: LLM, recipe: RolloutRecipe, done: Sequence[int] = (), problems: Sequence[Problem] | None = None
+) -> Iterator[tuple[int, list[dict]]]:
     """Yields (question index, labelled answers) as questions are finished, those in `done` left out.
 
     A labelled answer has TRL's stepwise form: `prompt`, `completions` (a text per step), `labels`
     (a float per step), and `token_ids` (per step), so that no text has to be tokenized again.
     Answers that never end are dropped: they state no answer. Rows depend on the recipe alone, not
-    on which questions are left out.
+    on which questions are left out. `problems` are those of the recipe, where they have been read already.
     """
     task = get_task(recipe.task)
-    problems = take_problems(task, "train", recipe.num_questions, recipe.seed)
+    if recipe.max_tokens is not None:
+        task = replace(task, max_tokens=recipe.max_tokens)
+    problems = questions(recipe) if problems is None else problems
     skipped = set(done)
     todo = [index for index in range(len(problems)) if index not in skipped]
     policy = ModelPolicy(llm, task.delimiter)
@@ -113,9 +156,9 @@ async def _finish(
         stop_at_step=False,
         max_tokens=task.max_tokens,
     )
-    for attempt, steps in zip(attempts, ends, strict=True):
+    for attempt, steps, is_right in zip(attempts, ends, _are_right(task, problem, ends), strict=True):
         attempt.steps = steps
-        attempt.labels = [float(_is_right(task, problem, steps))] * len(steps)
+        attempt.labels = [float(is_right)] * len(steps)
 
 
 async def _advance(
@@ -140,7 +183,7 @@ async def _advance(
         if step.finish == "step" and _room(task, attempt) < 1:
             attempt.steps[-1] = Step(step.token_ids, step.text, "length", step.logprob)
         if step.finish == "eos":
-            attempt.labels.append(float(_is_right(task, problem, attempt.steps)))
+            attempt.labels.append(float(_are_right(task, problem, [attempt.steps])[0]))
         elif attempt.is_live:
             rolled.append(attempt)
     if rolled:
@@ -173,7 +216,7 @@ async def _roll_out(
     finally:
         for fork in forks:
             fork.close()
-    right = [_is_right(task, problem, attempt.steps + end) for attempt, end in zip(owners, ends, strict=True)]
+    right = _are_right(task, problem, [attempt.steps + end for attempt, end in zip(owners, ends, strict=True)])
     for index, attempt in enumerate(attempts):
         mine = right[index * recipe.num_rollouts : (index + 1) * recipe.num_rollouts]
         attempt.labels.append(sum(mine) / recipe.num_rollouts)
@@ -188,7 +231,9 @@ def _room(task: Task, attempt: _Attempt) -> int:
     return task.max_tokens - sum(len(step.token_ids) for step in attempt.steps)
 
 
-def _is_right(task: Task, problem: Problem, steps: Sequence[Step]) -> bool:
-    if steps[-1].finish != "eos":
-        return False
-    return task.extract("".join(step.text for step in steps)) == problem.answer
+def _are_right(task: Task, problem: Problem, answers: Sequence[Sequence[Step]]) -> list[bool]:
+    """Whether each answer, given by its steps, has ended and states the gold answer."""
+    ended = [steps[-1].finish == "eos" for steps in answers]
+    texts = ["".join(step.text for step in steps) for steps in answers]
+    stated = [task.extract(text) if is_end else None for text, is_end in zip(texts, ended, strict=True)]
+    return [bool(verdict) for verdict in task.are_right([(answer, problem.answer) for answer in stated])]

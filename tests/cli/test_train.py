@@ -12,8 +12,9 @@ from engine.cli.recipes import with_recipe
 from engine.reports import ledger_path
 from engine.training.discriminator import DiscriminatorRecipe
 from engine.training.policy import PolicyRecipe
-from engine.training.prm import PRMRecipe, read_stepwise
+from engine.training.prm import PRMRecipe
 from engine.training.rollouts import RolloutRecipe
+from engine.training.stepwise import read_stepwise
 from tests.cli.conftest import assert_refused
 
 

@@ -1,0 +1,163 @@
+"""Long-lived processes that compare answers, each killed at the end of a wall-clock limit.
+
+Processes rather than threads: sympy can hang in C code and take all memory, and neither can be stopped from
+inside. They are started when first needed, as programs of their own (a fork would copy torch's threads), in a
+session of their own (a Ctrl-C is ours to handle), and end when their stdin does, whatever ended us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+_SCRIPT = Path(__file__).with_name("grading_worker.py")
+_START_SECONDS = 120.0  # sympy's import on a busy machine
+_GRACE_SECONDS = 1.0  # after which a worker that should have died by itself is killed
+_MAX_STARTS = 3  # in a row without a word
+
+
+class WorkerPool:
+    """Up to `num_workers` processes. Not thread-safe."""
+
+    def __init__(self, num_workers: int, max_bytes: int) -> None:
+        self.num_workers = num_workers
+        self.max_bytes = max_bytes
+        self._workers: list[_Worker] = []
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers, self._owner)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the live workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    def compare(self, pairs: Sequence[tuple[str, str]], seconds: float) -> list[bool | None]:
+        """Whether each (gold, answer) is equal; None for one that took longer, or broke its worker.
+
+        Raises ValueError where math-verify is not installed, RuntimeError where no worker can be started.
+        """
+        if os.getpid() != self._owner:  # a fork: the workers are the parent's
+            self._workers.clear()
+            self._owner = os.getpid()
+            self._finalizer.detach()
+            self._finalizer = weakref.finalize(self, _kill_all, self._workers, self._owner)
+        verdicts: list[bool | None] = [None] * len(pairs)
+        try:
+            self._run(pairs, seconds, verdicts)
+        except BaseException:  # replies on their way would be taken for those to later questions
+            self.close()
+            raise
+        return verdicts
+
+    def close(self) -> None:
+        """Ends all workers; the next `compare` starts new ones."""
+        _kill_all(self._workers, self._owner)
+
+    def _run(self, pairs: Sequence[tuple[str, str]], seconds: float, verdicts: list[bool | None]) -> None:
+        todo = deque(range(len(pairs)))
+        num_left = len(pairs)
+        num_failed_starts = 0
+        while num_left:
+            while len(self._workers) < min(self.num_workers, num_left):
+                self._workers.append(_Worker(self.max_bytes))
+            for worker in self._workers:
+                if worker.is_idle and todo:
+                    worker.ask(todo.popleft(), pairs, seconds)
+            for worker in self._wait():
+                reply = worker.read()
+                if reply is None:
+                    continue
+                if reply.startswith("missing"):
+                    raise ValueError(f"grading needs math-verify, and cannot import it ({reply[8:]})")
+                if reply == "ready":
+                    num_failed_starts = 0
+                    continue
+                if reply == "dead":
+                    self._drop(worker)
+                    num_failed_starts += worker.task is None
+                    if num_failed_starts >= _MAX_STARTS:
+                        raise RuntimeError("the grading processes end before they are ready")
+                if worker.task is not None:
+                    verdicts[worker.task] = {"1": True, "0": False}.get(reply)
+                    worker.task = None
+                    num_left -= 1
+
+    def _wait(self) -> list[_Worker]:
+        """The workers that have something to read or whose time is over, as soon as there are any."""
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                if not worker.is_idle:
+                    selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+            deadlines = [worker.deadline for worker in self._workers if not worker.is_idle]
+            ready = selector.select(max(0.0, min(deadlines) - time.monotonic()))
+        now = time.monotonic()
+        late = [worker for worker in self._workers if not worker.is_idle and worker.deadline <= now]
+        for worker in late:
+            worker.process.kill()
+        return list(dict.fromkeys([key.data for key, _ in ready] + late))
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.close()
+
+
+class _Worker:
+    """One process. It starts, is ready, and then answers one question at a time."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(_SCRIPT), str(max_bytes)],  # -P: its folder is no place to import from
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+            env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+        )
+        self.is_ready = False
+        self.task: int | None = None  # index of the pair that it works at
+        self.deadline = time.monotonic() + _START_SECONDS
+        self._received = b""
+
+    @property
+    def is_idle(self) -> bool:
+        return self.is_ready and self.task is None
+
+    def ask(self, task: int, pairs: Sequence[tuple[str, str]], seconds: float) -> None:
+        self.task = task
+        self.deadline = time.monotonic() + seconds + _GRACE_SECONDS
+        with contextlib.suppress(BrokenPipeError):  # it has died since: its end of file is read next
+            self.process.stdin.write(json.dumps([*pairs[task], seconds]).encode() + b"\n")
+
+    def read(self) -> str | None:
+        """A line of its, "dead" at its end, or None as long as neither is there."""
+        received = os.read(self.process.stdout.fileno(), 4096)
+        if not received:
+            return "dead"
+        self._received += received
+        if not self._received.endswith(b"\n"):
+            return None
+        line, self._received = self._received.decode(errors="replace").strip(), b""
+        self.is_ready = self.is_ready or line == "ready"
+        return line
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+def _kill_all(workers: list[_Worker], owner: int) -> None:
+    if os.getpid() == owner:
+        while workers:
+            workers.pop().close()

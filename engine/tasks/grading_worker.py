@@ -1,0 +1,127 @@
+"""The process that compares answers with math-verify, started and killed by `grading_pool`.
+
+A script of its own, which imports nothing of ours: it has to be small, and it runs what a model wrote
+through sympy. It reads a JSON line `[gold, answer, seconds]` and writes `1` (equal), `0` (not) or `e` (cannot
+tell). The system kills it at the end of the seconds, however deep in C code it is, and also where the
+process that started it has died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from functools import lru_cache
+
+_VERDICTS_PER_CLEANING = 500
+
+
+def main(max_bytes: int) -> None:
+    """Serves until stdin is closed; `max_bytes` is what it may allocate beyond what its imports took."""
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that is printed gets between the replies
+    try:
+        compare = _load()
+    except ImportError as error:
+        replies.write(f"missing {error}\n".encode())
+        return
+    _limit(max_bytes)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, also where the process that started us ignores it
+    replies.write(b"ready\n")
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        gold, answer, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            verdict = b"1\n" if compare(gold, answer) else b"0\n"
+        except Exception:  # RecursionError and MemoryError too: the grader cannot tell
+            verdict = b"e\n"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if number % _VERDICTS_PER_CLEANING == 0:
+            _clean()
+        replies.write(verdict)
+
+
+def _limit(max_bytes: int) -> None:
+    """Bounds memory; no file can grow, and where the system allows it no process be started."""
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + max_bytes,) * 2)
+    for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (0, 0))
+
+
+def _clean() -> None:
+    from sympy.core.cache import clear_cache
+
+    clear_cache()
+
+
+def _load():
+    """The comparison, with the libraries that it needs."""
+    import logging
+
+    from math_verify import parse, verify
+    from sympy import Expr, Float, Symbol
+
+    logging.disable(logging.CRITICAL)
+
+    @lru_cache(maxsize=1024)
+    def parsed(answer: str) -> list:
+        text = " ".join(answer.replace("\0", " ").split())
+        text = "".join(part if part == r"\$" else part.replace("$", "") for part in _split_dollars(text))
+        return parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
+
+    @lru_cache(maxsize=1024)
+    def value(answer: str) -> complex | None:
+        """Of an expression, its symbols replaced by numbers that follow from their names alone."""
+        expression = (parsed(answer) or [None])[0]
+        if not isinstance(expression, Expr) or isinstance(expression, Symbol):
+            return None
+        try:
+            points = {symbol: Float(_point(symbol.name)) for symbol in expression.free_symbols}
+            number = complex(expression.subs(points).evalf(15))
+        except MemoryError:
+            raise
+        except Exception:
+            return None
+        return number if abs(number) < float("inf") else None
+
+    def compare(gold: str, answer: str) -> bool:
+        expected = parsed(gold)
+        if not expected:
+            raise ValueError(f"math-verify does not understand {gold!r}")
+        if _are_far_apart(value(gold), value(answer)):  # saves sympy's simplification, which can take minutes
+            return False
+        return verify(expected, parsed(answer), timeout_seconds=None, raise_on_error=True)
+
+    assert compare("1/2", "0.5")  # warms up what is built on first use
+    return compare
+
+
+def _split_dollars(text: str) -> list[str]:
+    r"""The text cut at every `\$`, which stay."""
+    parts = []
+    for index, part in enumerate(text.split(r"\$")):
+        parts += [r"\$", part] if index else [part]
+    return parts
+
+
+def _point(name: str) -> float:
+    """A number within 1..2 for a symbol; `hash` would differ between processes."""
+    return 1 + sum(ord(letter) * 31**index for index, letter in enumerate(name)) % 7919 / 7919
+
+
+def _are_far_apart(first: complex | None, second: complex | None) -> bool:
+    """Whether two expressions differ at a point, also if one of them is a percentage."""
+    if first is None or second is None:
+        return False
+    pairs = ((first, second), (first * 100, second), (first, second * 100))
+    return all(abs(a - b) > 1e-3 * max(abs(a), abs(b), 1e-3) for a, b in pairs)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

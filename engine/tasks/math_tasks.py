@@ -1,0 +1,78 @@
+"""Tasks whose answers are numbers or formulas: GSM8K, MATH-500, AIME, and any data set like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from engine.tasks.answers import extract_expression, extract_number, strip_wrappers
+from engine.tasks.data import PROBLEM_COLUMNS, read_problems
+from engine.tasks.grading import Grader
+from engine.tasks.task import Task
+from engine.types import Problem
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Where a task's own problems are: a local path of this name, else a data set on the Hub."""
+
+    source: str
+    splits: dict[str, str]  # from our name to the data set's
+    problem_columns: tuple[str, ...] = PROBLEM_COLUMNS
+
+
+_GSM8K = DataSet("openai/gsm8k:main", {"train": "train", "test": "test"}, ("question", *PROBLEM_COLUMNS))
+_MATH500 = DataSet("HuggingFaceH4/MATH-500", {"test": "test"})
+_AIME24 = DataSet("HuggingFaceH4/aime_2024", {"test": "train"})
+
+
+def math_tasks(grader: Grader) -> dict[str, Task]:
+    """`math` (any data set), `gsm8k`, `math500` and `aime24`, graded by one grader."""
+    return {
+        "math": _task("math", grader, None, extract_expression),
+        "gsm8k": _task("gsm8k", grader, _GSM8K, extract_number, delimiter="\n", max_tokens=512, gold=gsm8k_gold),
+        "math500": _task("math500", grader, _MATH500, extract_expression),
+        "aime24": _task("aime24", grader, _AIME24, extract_expression),
+    }
+
+
+def gsm8k_gold(answer: str) -> str:
+    """The number after the last `####` of a worked answer, without commas; any other answer as it is."""
+    return answer.rpartition("####")[2].strip().replace(",", "") if "####" in answer else strip_wrappers(answer)
+
+
+def _task(
+    name: str,
+    grader: Grader,
+    data: DataSet | None,
+    extract: Callable[[str], str | None],
+    *,
+    delimiter: str = "\n\n",
+    max_tokens: int = 2048,
+    gold: Callable[[str], str] = strip_wrappers,
+) -> Task:
+    def problems(split: str, seed: int) -> Iterator[Problem]:
+        """In the data set's order, whatever the seed."""
+        assert data is not None, "a task without splits has no problems"
+        rows = read_problems(data.source, split=data.splits[split], problem_columns=data.problem_columns)
+        for row in rows:
+            answer = None if row.answer is None else gold(row.answer)
+            yield Problem(f"{name}/{split}/{row.id}", row.problem, answer)
+
+    def first_wrong_step(problem: Problem, steps: list[str]) -> int:
+        raise ValueError(f"verifier 'oracle' cannot judge the steps of task {name}: only its final answers are known")
+
+    return Task(
+        name=name,
+        delimiter=delimiter,
+        max_tokens=max_tokens,
+        prompt=str.strip,
+        extract=extract,
+        first_wrong_step=first_wrong_step,
+        problems=problems,
+        splits=tuple(data.splits) if data else (),
+        gold=gold,
+        compare=lambda pairs: [verdict.is_correct for verdict in grader.grade_all(pairs)],
+        classify=grader.classify,
+        problem_columns=data.problem_columns if data else PROBLEM_COLUMNS,
+    )

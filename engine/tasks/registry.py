@@ -1,0 +1,18 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from engine.tasks.chain_task import chain_task
+from engine.tasks.grading import Grader
+from engine.tasks.math_tasks import math_tasks
+from engine.tasks.task import Task
+
+# One grader for all: it holds no process before the first answer that needs one.
+TASKS: dict[str, Task] = {"chain": chain_task(), **math_tasks(Grader())}
+
+
+def get_task(name: str) -> Task:
+    """The task of a name. Raises ValueError for an unknown one."""
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]

@@ -1,0 +1,130 @@
+"""Where rows come from: a JSONL or Parquet file, a folder of them, or a data set on the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")  # owner/name or owner/name:configuration
+_SUFFIXES = (".jsonl", ".parquet")
+
+
+def read_rows(
+    source: str | os.PathLike[str], split: str | None = None, *, what: str = "problems"
+) -> Iterator[tuple[str, object]]:
+    """Yields (origin, row), the origin as in "problems.jsonl, line 3"; rows are JSON values, not checked.
+
+    A local path comes first: a file with one JSON object per line (blank lines are passed over), a `.parquet`
+    file, or a folder with files whose names start with `split`. Any other `owner/name`, perhaps with
+    `:configuration`, is a data set on the Hub, of which `split` is read. Raises ValueError that says what cannot
+    be read, and where; `what` is what the rows are called in it.
+    """
+    path = _local(source)
+    if path.is_dir():
+        for file in _files(path, split):
+            yield from read_rows(file, what=what)
+    elif path.suffix == ".parquet" and path.exists():
+        yield from _parquet(path, what)
+    elif path.exists() or not is_hub_name(os.fspath(source)):
+        for number, line in _lines(source, what):
+            origin = f"{os.fspath(source)}, line {number}"
+            try:
+                yield origin, parse_line(line)
+            except ValueError as error:
+                raise ValueError(f"{origin}: {error}") from None
+    else:
+        yield from _hub(os.fspath(source), split or "test")
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether this can name a data set on the Hub: `owner/name`, and no file of a kind that we read."""
+    return _HUB_NAME.fullmatch(source) is not None and not source.endswith((*_SUFFIXES, ".json"))
+
+
+def has_splits(source: str) -> bool:
+    """Whether `split` says which part of this source is read: of a folder, or of a data set on the Hub."""
+    path = _local(source)
+    return path.is_dir() or (not path.exists() and is_hub_name(source))
+
+
+def parse_line(line: bytes) -> object:
+    """The JSON value of a line. Raises ValueError that shows it."""
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise ValueError(f"not UTF-8 text: {shown(line)}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno}): {shown(line)}") from None
+    except RecursionError:
+        raise ValueError(f"nested too deep: {shown(line)}") from None
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: 60 printable characters at most."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace").strip()
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _local(source: str | os.PathLike[str]) -> Path:
+    """Where the source would be on this machine; of owner/name:configuration it is owner/name/configuration."""
+    name = os.fspath(source)
+    match = _HUB_NAME.fullmatch(name)
+    return Path(match[1], match[2]) if match and match[2] and not Path(name).exists() else Path(name)
+
+
+def _lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of the lines that are not blank."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise ValueError(f"cannot read {what} from {os.fspath(path)}: {error.strerror}") from None
+
+
+def _files(folder: Path, split: str | None) -> list[Path]:
+    """The files of a split, by name, in the folder or in one below it."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES]
+    files = [path for path in files if path.name.startswith(split or "")]
+    if not files:
+        which = f"of split {split!r} " if split else ""
+        raise ValueError(f"no .jsonl or .parquet file {which}in {str(folder)!r}")
+    return files
+
+
+def _parquet(path: Path, what: str) -> Iterator[tuple[str, object]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ValueError(f"reading {str(path)!r} needs pyarrow: pip install 'ttc-engine[data]'") from None
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"cannot read {what} from {path}: {str(error).splitlines()[0]}") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
+
+
+def _hub(source: str, split: str) -> Iterator[tuple[str, object]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(
+            f"no local file {source!r}, and reading it from the Hub needs datasets: pip install 'ttc-engine[data]'"
+        ) from None
+    name, configuration = _HUB_NAME.fullmatch(source).groups()
+    try:
+        rows = load_dataset(name, configuration, split=split)
+    except Exception as error:  # of the Hub, the network or the data set, each of a type of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        where = f"its split {split!r} from the Hub"
+        raise ValueError(f"no local file {source!r}, and cannot read {where}: {reason}") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{source}, {split} row {number}", row

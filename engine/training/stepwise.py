@@ -1,0 +1,179 @@
+"""Labelled steps, in the formats that there are: TRL's stepwise rows, Math-Shepherd's and PRM800K's.
+
+Whatever the format, a row becomes `{"prompt", "completions", "labels"}`: a text per step, each but the last with
+the separator that ends it, and a label within 0..1 per step. Our own rows, as `ttc rollouts` writes them, are TRL's
+with `token_ids` beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+FORMATS = ("stepwise", "math-shepherd", "prm800k")
+NEUTRALS = ("good", "bad")
+_TAG = "ки"  # Math-Shepherd's mark after a step; its label is one character in the same place
+_FIRST_STEP = re.compile(r"\s*Step 1\s*:")
+
+
+def read_stepwise(path: Path) -> list[dict]:
+    """Rows with `prompt`, `completions` and soft `labels`. Raises ValueError that names the line."""
+    return list(_read(path, lambda value: [_checked(value)]))
+
+
+def read_steps(
+    path: Path, format: str = "stepwise", *, neutral: str | None = None, separator: str | None = None
+) -> list[dict]:
+    r"""Rows of any of FORMATS; all answers that a PRM800K row labels become rows of their own.
+
+    `neutral` says whether PRM800K's rating 0 is a good step (as Qwen and PURE take it) or a bad one (as TRL does):
+    it has to be given for that format, and for no other. `separator` ends a step that does not end in it already
+    (`\n` may be written as two characters): by default a newline, and nothing is added to stepwise rows.
+    Raises ValueError for a bad option, or a row that is not of the format, with its line.
+    """
+    check_format(format, neutral, separator)
+    if format == "stepwise" and separator is None:
+        return read_stepwise(path)
+    ending = "\n" if separator is None else separator.replace("\\n", "\n")
+    convert: dict[str, Callable[[dict], list[dict]]] = {
+        "stepwise": lambda value: [_checked(value)],
+        "math-shepherd": lambda value: [_from_math_shepherd(value)],
+        "prm800k": lambda value: _from_prm800k(value, float(neutral == "good")),
+    }
+    return [_separated(row, ending) for row in _read(path, convert[format])]
+
+
+def check_format(format: str, neutral: str | None = None, separator: str | None = None) -> None:
+    """Raises ValueError for options of `read_steps` that it cannot read by."""
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format == "prm800k" and neutral not in NEUTRALS:
+        raise ValueError(f"format prm800k needs neutral, {' or '.join(NEUTRALS)}, for its rating 0, got {neutral!r}")
+    if format != "prm800k" and neutral is not None:
+        raise ValueError(f"neutral has no effect with format {format}, only with prm800k, got {neutral!r}")
+    if separator == "":
+        raise ValueError("separator must be a text that ends a step, got ''")
+
+
+def stepwise_line(row: dict, separator: str = "\n", *, threshold: float | None = None) -> str:
+    """A row as a line of TRL's format: no token ids, and steps without their separator, which TRL adds itself.
+
+    With a `threshold` labels are true from it on, and else false: TRL cuts fractions to whole numbers, 0.9 to 0.
+    """
+    labels = [label if threshold is None else label >= threshold for label in row["labels"]]
+    steps = [text.removesuffix(separator) for text in row["completions"]]
+    return json.dumps({"prompt": row["prompt"], "completions": steps, "labels": labels}, ensure_ascii=False) + "\n"
+
+
+def write_stepwise(rows: Iterable[dict], path: Path, separator: str = "\n", *, threshold: float | None = None) -> None:
+    """Writes rows that TRL's data sets load (see `stepwise_line`). Raises ValueError for a threshold beyond 0..1."""
+    check_threshold(threshold)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(stepwise_line(row, separator, threshold=threshold) for row in rows))
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raises ValueError for a share of right rollouts that is none."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be within 0..1, got {threshold}")
+
+
+def _read(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[dict]:
+    if not path.is_file():
+        raise ValueError(f"no rollouts at {str(path)!r}")
+    is_empty = True
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows = convert(json.loads(line.decode()))
+            except (UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+                problem = f"not a row of this format ({type(error).__name__}: {error})"
+            except ValueError as error:  # JSONDecodeError too
+                problem = str(error)
+            else:
+                is_empty = is_empty and not rows
+                yield from rows
+                continue
+            shown = line[:80].decode(errors="replace").rstrip("\n")
+            raise ValueError(f"{path}, line {number}: {problem}: {shown!r}") from None
+    if is_empty:
+        raise ValueError(f"{path} holds no rows")
+
+
+def _checked(row: dict) -> dict:
+    """A stepwise row as it is. Raises ValueError, KeyError or TypeError for another value."""
+    texts, labels = row["completions"], row["labels"]
+    if not isinstance(row["prompt"], str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("prompt and completions must be texts")
+    if len(texts) != len(labels) or not all(0 <= label <= 1 for label in labels):
+        raise ValueError("needs one label within 0..1 per completion")
+    return {**row, "labels": [float(label) for label in labels]}
+
+
+def _separated(row: dict, separator: str) -> dict:
+    *steps, last = row["completions"] or [""]
+    if not row["completions"] or "token_ids" in row:
+        return row
+    return {**row, "completions": [*(step.removesuffix(separator) + separator for step in steps), last]}
+
+
+def _from_math_shepherd(row: dict) -> dict:
+    """`input` marks the end of every step with the tag; in `label` each tag is a plus or a minus."""
+    parts, labels, position = row["input"].split(_TAG), [], 0
+    for part in parts[:-1]:
+        position += len(part)
+        mark = row["label"][position : position + 1]
+        if mark not in ("+", "-"):
+            raise ValueError(f"no + or - in place of the tag of step {len(labels) + 1}, got {mark!r}")
+        labels.append(float(mark == "+"))
+        position += 1
+    match = _FIRST_STEP.search(parts[0])
+    if not labels or match is None:
+        raise ValueError("no labelled step, or none that begins with 'Step 1:'")
+    steps = [parts[0][match.start() :], *parts[1:-1]]
+    prompt = parts[0][: match.start()].strip() + "\n"
+    return {"prompt": prompt, "completions": [step.strip() for step in steps], "labels": labels}
+
+
+def _from_prm800k(row: dict, neutral: float) -> list[dict]:
+    """One row per rated alternative that the annotators did not go on from, and one for the path they took.
+
+    An alternative without a rating is left out, and a path ends before a step without one. A step that a
+    human wrote is good.
+    """
+    values = {-1: 0.0, 0: neutral, 1: 1.0}
+    prompt = row["question"]["problem"].strip() + "\n"
+    rows: list[dict] = []
+    texts: list[str] = []
+    labels: list[float] = []
+
+    def add(more: list[str], marks: list[float]) -> None:
+        if texts + more:
+            rows.append({"prompt": prompt, "completions": texts + more, "labels": labels + marks})
+
+    for step in row["label"]["steps"]:
+        chosen = step["chosen_completion"]
+        completions = step["completions"] or []
+        for index, completion in enumerate(completions):
+            if index != chosen and completion["rating"] is not None:
+                add([completion["text"].strip()], [_rated(values, completion["rating"])])
+        if chosen is not None and completions[chosen]["rating"] is not None:
+            texts.append(completions[chosen]["text"].strip())
+            labels.append(_rated(values, completions[chosen]["rating"]))
+        elif chosen is None and step.get("human_completion"):
+            texts.append(step["human_completion"]["text"].strip())
+            labels.append(1.0)
+        else:
+            break
+    add([], [])
+    return rows
+
+
+def _rated(values: dict[int, float], rating: int) -> float:
+    if rating not in values:
+        raise ValueError(f"a rating must be -1, 0 or 1, got {rating!r}")
+    return values[rating]

@@ -1,0 +1,153 @@
+"""Where a completion states its answer, and which answers are plainly the same."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from engine.tasks.answers import (
+    answer_key,
+    are_plainly_different,
+    boxed,
+    extract_expression,
+    extract_number,
+    plain_number,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{5}", "5"),
+        (r"\boxed{1} then \boxed{2}.", "2"),
+        (r"\boxed{\frac{1}{\sqrt{2}}}$", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed {7}", "7"),
+        (r"\fbox{8}", "8"),
+        (r"\boxed 9$", "9"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{\{}", r"\{"),
+        (r"\boxed{\boxed{3}}", "3"),
+        (r"\boxed{4} and \boxed{5", "4"),  # the last one was cut off
+        (r"\boxed{4", None),
+        (r"}}} \boxed{6}", "6"),
+        (r"\\boxed{1}", None),  # a line break and the word "boxed"
+        ("5", None),
+        ("", None),
+    ],
+)
+def test_boxed(text, content):
+    assert boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("9 + 9 = <<9+9=18>>18\n#### 18", "18"),
+        ("#### 3\nno:\n#### 1,234.50 dollars", "1234.5"),
+        (r"The answer is \boxed{\$70{,}000}.", "70000"),
+        (r"12 eggs. \boxed{18 \text{ dollars}} of 20", "18"),
+        (r"\boxed{5 + 13 = 18}", "18"),
+        ("She has 3 cats and -4 dogs.", "-4"),
+        ("It is 10-3", "3"),  # no sign but a difference
+        ("That makes $1,080.", "1080"),
+        ("x = .5", "0.5"),
+        ("about 007", "7"),
+        ("none at all", None),
+        ("#### unknown", None),
+        ("", None),
+    ],
+)
+def test_numbers(completion, answer):
+    assert extract_number(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"Thus $x = \boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        ("Final Answer: The final answer is $2x+1$. I hope it is correct.", "2x+1"),
+        ("the answer is: (C).", "(C)"),
+        ("#### 12", "12"),
+        (r"\boxed{}", None),
+        ("The answer is\nunknown", None),
+        ("42", None),
+    ],
+)
+def test_expressions(completion, answer):
+    assert extract_expression(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("1,234", "$1234.00"),
+        (r"\$32,\!348", "32348"),
+        ("-0", "0"),
+        ("+5", "05"),
+        (r"$\dfrac{1}{2}$", r"\frac{1}{2}"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
+        (r"90^\circ", "90"),
+        (r"90^{\circ}", "90"),
+        (r"\text{Evelyn}", "Evelyn"),
+        ("p - q", "p-q"),
+        (r"\(7\)", r"\[ 7. \]"),
+        ("10{,}000", "10000"),
+    ],
+)
+def test_written_alike(first, second):
+    assert answer_key(first) == answer_key(second)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("1 1/2", "11/2"),
+        ("1,2", "12"),
+        ("5", "-5"),
+        (r"\text{a}b", "ab"),
+        ("1,23", "123"),
+        (r"50\%", "50"),
+        (r"\leftarrow", "arrow"),
+        (r"\$5\$", "5"),
+    ],
+)
+def test_not_written_alike(first, second):
+    assert answer_key(first) != answer_key(second)
+
+
+def test_plain_numbers():
+    assert plain_number("-$01,234.50") == "-1234.5"
+    assert all(plain_number(text) is None for text in ("", "-", ".", "1,2,3", "1/2", "5%", "--5", "x", "1e5", "٣"))
+    assert are_plainly_different("18", "19")
+    assert are_plainly_different("18.5", "18")
+    assert are_plainly_different("9" * 400, "8" * 400)
+    assert not are_plainly_different("18.0000001", "18")  # rounding decides
+    assert not are_plainly_different("18", "18")
+    assert not are_plainly_different("1/2", "2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * 100_000 + "}" * 100_000,
+        r"\boxed{" * 100_000,
+        r"\boxed{" * 60_000 + "}" * 60_000,
+        r"\boxed " * 100_000,
+        "9" * 1_000_000,
+        "1," * 200_000,
+        "111," * 100_000,
+        "$" * 300_000,
+        r"\(" * 100_000 + r"\)" * 100_000,
+        "####" * 100_000,
+        "answer is " * 100_000,
+        "." * 300_000,
+        " " * 300_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_time_is_linear_in_a_hostile_text(text):
+    start = time.process_time()
+    for function in (boxed, extract_number, extract_expression, answer_key):
+        function(text)
+    assert time.process_time() - start < 10  # a tenth of a second to a second; minutes if it were quadratic

@@ -1,0 +1,244 @@
+"""Verdicts on answers of every shape, hostile ones included, and what becomes of the processes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.search import merge_equal, vote
+from engine.tasks import Grader, Verdict, get_task
+from engine.types import Candidate
+
+# In the shapes of MATH's gold answers: fractions, tuples, intervals, matrices, text, units, bases, money ...
+GOLDS = [
+    r"\frac{14}{3}", r"\dfrac{3}{56}", r"\frac 59", r"-\frac{35}{9}", r"\frac{\sqrt{3}}{3}", r"3\sqrt{13}",
+    r"11\sqrt2", "42", "-3", "2.5", ".35", "1,2,3", "10,080", "11,111,111,100", r"\left( 3, \frac{\pi}{2} \right)",
+    "(2,12)", "(-1,6,3)", "[-2,7]", r"(0,9) \cup (9,36)", r"(-\infty, 0) \cup (0, \infty)",
+    r"\left[\frac12, \infty\right)", r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\text{Evelyn}", r"\text{(C)}", "p - q", "6r^2-4r-24",
+    r"(3x^2+1)(x-2)", "6 - 5i", r"x \in [-2,7]", "x=5", "y = 2x + 3", "x^2 + y^2 = 4", r"90^\circ", r"120^{\circ}",
+    r"5.4 \text{ cents}", r"15\mbox{ cm}^2", r"\frac{270}{7}\text{ degrees}", r"\$32,\!348", r"\$18.90", r"36\%",
+    "4343_6", r"1\frac{4}{5}", r"3\!\frac12", r"\{1,2,3\}", r"\pi", r"\pm 1", r"1 \pm \sqrt{19}",
+    r"-2 + \sqrt{7}, -2-\sqrt{7}", "2k + 2", r"\cot x", r"e^{2\pi i/3}", "10^{10}", "2^{51}-1", "1:2", r"\infty",
+    "Tuesday", "|x-2|", r"\log_2 3", r"\binom{5}{2}", r"8\sin \theta", r"5x^7 \ge 3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    grader = Grader(num_workers=1, seconds=20.0)  # of a machine that does other things too
+    yield grader
+    grader.close()
+
+
+def test_gold_answers_equal_themselves(grader):
+    assert [gold for gold in GOLDS if grader.grade(gold, f" ${gold}$. ") is not Verdict.CORRECT] == []
+    through_math_verify = grader.pool.compare([(gold, gold) for gold in GOLDS], grader.seconds)
+    assert [gold for gold, is_equal in zip(GOLDS, through_math_verify, strict=True) if not is_equal] == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\frac{1}{2}", "0.5"),
+        (r"\frac{1}{2}", r"\frac{2}{4}"),
+        (r"\frac{1}{3}", "0.333333"),
+        (r"x=5", "5"),
+        ("5", "x = 5"),
+        ("k+2", "2+k"),
+        ("x^2-1", "(x-1)(x+1)"),
+        ("1,2,3", r"\{3, 2, 1\}"),
+        (r"\pm 1", "1, -1"),
+        (r"\text{(C)}", "C"),
+        (r"\text{Tuesday}", "tuesday"),
+        (r"50\%", "0.5"),
+        (r"5.4 \text{ cents}", "5.4"),
+        ("[-2,7]", r"x \in [-2,7]"),
+        (r"3\sqrt{13}", r"\sqrt{117}"),
+        ("18", "18.0000"),
+        (r"\$18.90", "18.9"),
+    ],
+)
+def test_equal_answers(grader, gold, answer):
+    assert grader.grade(gold, answer) is Verdict.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("18", "19"),
+        (r"\frac{1}{3}", "0.33"),
+        ("(1,2)", "[1,2]"),
+        ("(2,3,4)", "(3,2,4)"),
+        ("x+1", "y+1"),
+        (r"\text{Yes}", r"\text{No}"),
+        (r"\log_2 3", "10^{10}"),  # sympy would simplify their difference for ever
+        ("5", ""),
+        ("5", "{{{"),
+        ("5", "}}}"),
+        ("5", "\0"),
+        ("5", "\ud800"),
+        ("5", "9" * 1_000_000),
+        ("5", "{" * 10_000 + "5" + "}" * 10_000),
+    ],
+    ids=lambda text: ascii(text[:12]),
+)
+def test_other_answers(grader, gold, answer):
+    assert grader.grade(gold, answer) is Verdict.INCORRECT
+
+
+def test_a_gold_answer_that_nobody_understands_is_an_error(grader):
+    assert grader.grade("", "5") is Verdict.ERROR
+    assert grader.grade("x" * 3000, "5") is Verdict.ERROR
+    assert grader.grade("x" * 3000, "x" * 3000) is Verdict.CORRECT
+
+
+def test_hostile_answers_get_a_verdict_in_time_and_nothing_runs(tmp_path):
+    marker = tmp_path / "marker"
+    call = f"__import__('os').system('touch {marker}')"
+    hostile = ["9^{9^{9^9}}", r"\prod_{k=1}^{10^7} k", "{" * 900 + "}" * 900, call, f"1+{call}", f"${call}$"]
+    grader = Grader(num_workers=1, seconds=1.0, max_bytes=128 << 20)
+    assert grader.grade("5", "1+x") is Verdict.INCORRECT  # starts the process
+    for answer in hostile:
+        start = time.monotonic()
+        assert grader.grade("5", answer) in (Verdict.ERROR, Verdict.INCORRECT)
+        assert time.monotonic() - start < 1 + 1 + 30  # its own limit, the grace, and a new process on a busy machine
+    assert not marker.exists()
+    assert grader.grade("5", "9^{9^{9^9}}") is Verdict.ERROR
+    assert grader.grade(r"\frac12", "0.5") is Verdict.CORRECT
+    grader.close()
+
+
+def test_memory_is_bounded():
+    """A number of some 75 MB, and of as much for every step of its making, is refused by a limit of 32 MiB."""
+    grader = Grader(num_workers=1, seconds=30.0, max_bytes=32 << 20)
+    assert grader.grade("5", "1+x") is Verdict.INCORRECT
+    (process_id,) = grader.pool.process_ids
+    limit, _ = resource.prlimit(process_id, resource.RLIMIT_AS)
+    size = int(Path(f"/proc/{process_id}/statm").read_text().split()[0]) * resource.getpagesize()
+    assert limit - grader.pool.max_bytes <= size <= limit
+    assert grader.grade("5", "2^{600000001}-2^{600000000}") is not Verdict.CORRECT
+    assert grader.grade("x+1", "1+x") is Verdict.CORRECT
+    grader.close()
+
+
+def test_classes_of_equal_answers(grader):
+    answers = ["0.5", "2", r"\frac12", "2.0", r"\frac{2}{4}", "x+1", "1+x", "2"]
+    assert grader.classify(answers) == [0, 1, 0, 1, 0, 5, 5, 1]
+    assert grader.classify([]) == []
+
+
+def test_an_answer_that_breaks_the_grader_is_a_class_of_its_own():
+    grader = Grader(num_workers=1, seconds=1.5)
+    assert grader.classify(["9^{9^{9^9}}", r"\frac12", "0.5", "9^{9^{9^9}}", r"\frac24"]) == [0, 1, 1, 0, 1]
+    grader.close()
+
+
+def test_votes_count_equal_answers_as_one(grader):
+    stated = [("2", 0.9), ("0.5", 0.4), ("2", 0.1), (r"\frac12", 0.5), (r"\frac24", 0.3)]
+    candidates = [Candidate("", answer, "eos", (), score, 1, ()) for answer, score in stated]
+    candidates.append(Candidate("", None, "length", (), 0.0, 1, ()))
+    merged = merge_equal(candidates, grader.classify)
+    assert [each.answer for each in merged] == ["2", "0.5", "2", "0.5", "0.5", None]
+    assert vote(candidates, "majority") == ("2", 0)
+    assert vote(merged, "majority") == ("0.5", 3)
+    assert vote(merged, "weighted") == ("0.5", 3)
+    assert vote(merged, "naive") == ("2", 0)
+
+
+def test_plain_numbers_need_no_process():
+    grader = Grader()
+    wrong = [(str(index), f"{index + 1}.0") for index in range(5000)]
+    right = [(f"{index},000", f"${index}000.00") for index in range(1, 999)]
+    start = time.process_time()
+    verdicts = grader.grade_all([*wrong, *right])
+    assert time.process_time() - start < 2  # GSM8K's 1,319 in 5 s need a tenth of that rate
+    assert verdicts == [Verdict.INCORRECT] * len(wrong) + [Verdict.CORRECT] * len(right)
+    assert grader.pool.process_ids == []
+
+
+def test_a_killed_process_is_replaced(grader):
+    assert grader.grade("x", "1+x") is Verdict.INCORRECT
+    (process_id,) = grader.pool.process_ids
+    os.kill(process_id, signal.SIGKILL)
+    assert grader.grade("x+3", "3+x") in (Verdict.CORRECT, Verdict.ERROR)
+    assert grader.grade("x+4", "4+x") is Verdict.CORRECT
+    assert grader.pool.process_ids != [process_id]
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_process_leaves_no_process_behind(with_signal):
+    code = """
+from engine.tasks import Grader
+grader = Grader(num_workers=2, seconds=3.0)
+grader.grade_all([("x", "1+x"), ("x", "2+x")])
+print(*grader.pool.process_ids, flush=True)
+grader.grade_all([("5", "9^{9^{9^9}}"), ("6", "9^{9^{9^9}}")])
+"""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits "ignored"
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    workers = [int(number) for number in process.stdout.readline().split()]
+    assert len(workers) == 2
+    assert all(map(_is_running, workers))
+    process.send_signal(with_signal)
+    assert process.wait() != 0
+    deadline = time.monotonic() + 30  # a killed process's workers still have their time-out
+    while any(map(_is_running, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        ("raise ImportError('no such thing')", ValueError, r"grading needs math-verify.*no such thing"),
+        ("import os; os._exit(1)", RuntimeError, "end before they are ready"),
+    ],
+)
+def test_math_verify_that_is_missing_or_broken(tmp_path, monkeypatch, module, error, message):
+    (tmp_path / "math_verify.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    grader = Grader(num_workers=1)
+    with pytest.raises(error, match=message):
+        grader.grade("x", "1+x")
+    assert grader.pool.process_ids == []
+
+
+def test_options_are_checked():
+    for options in ({"num_workers": 0}, {"seconds": -1.0}, {"max_bytes": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}.* got"):
+            Grader(**options)
+
+
+def test_tasks_grade():
+    gsm8k, math = get_task("gsm8k"), get_task("math500")
+    assert gsm8k.gold("2 * 40 = <<2*40=80>>80\n80 + 1,000 = 1,080\n#### 1,080") == "1080"
+    assert gsm8k.extract("so 1,080 dollars") == "1080"
+    assert gsm8k.are_right([("1080", "1080"), (None, "1080"), ("1081", "1080")]) == [True, False, False]
+    assert math.gold("$\\frac{1}{2}$") == r"\frac{1}{2}"
+    assert math.grade(r"\frac{2}{4}", r"\frac{1}{2}") is True
+    assert math.grade("7", "") is None
+    assert math.classify(["7", "7.0"]) == [0, 0]
+    assert get_task("chain").are_right([("7", "7"), ("07", "7"), (None, "7")]) == [True, False, False]
+    with pytest.raises(ValueError, match=r"oracle.*math500"):
+        math.first_wrong_step(None, [])
