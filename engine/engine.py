@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.accounting import Ledger
 from engine.model import load_trunk_head, read_config, resolve_dtype, resolve_folder
+from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.runtime import LLM, Batcher, ModelPolicy
 from engine.search import run_search
 from engine.search.loop import check_arguments
@@ -14,20 +15,40 @@ from engine.search.protocols import Strategy, Verifier
 from engine.tasks import Task, get_task
 from engine.types import Problem, Sampling, SearchResult
 from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
-from engine.verifiers.prm import PRMVerifier
+from engine.verifiers.detect import find_spec
+from engine.verifiers.loading import build_verifier, load_verifier_model
+from engine.verifiers.spec import VerifierSpec, load_spec
 
-VERIFIERS = ("prm", "trunk", "oracle")
+VERIFIERS = ("prm", "trunk", "orm", "oracle")
 DEFAULT_SAMPLING = Sampling(temperature=1.0)
 
 
 class Engine:
-    """A policy, what verifies it, and the KV pool of each. Not thread-safe."""
+    """A policy, what verifies it, and the KV pool of each. Not thread-safe.
 
-    def __init__(self, policy: LLM, *, prm: LLM | None = None, task: str = "chain"):
-        self.policy = policy
-        self.prm = prm
+    A spec of None is the format of the shipped PRM; a prompt of None puts the task's prompt as it is.
+    """
+
+    def __init__(
+        self,
+        policy: LLM,
+        *,
+        prm: LLM | None = None,
+        orm: LLM | None = None,
+        task: str = "chain",
+        prm_spec: VerifierSpec | None = None,
+        orm_spec: VerifierSpec | None = None,
+        prompt: PromptFormat | None = None,
+    ):
+        self.policy, self.prm, self.orm = policy, prm, orm
+        self.specs = {"prm": prm_spec or load_spec("home"), "orm": orm_spec}
         self.task: Task = get_task(task)
-        self._policy = ModelPolicy(policy, self.task.delimiter)
+        self.prompt = prompt
+        delimiter = prompt.delimiter if prompt is not None else None
+        self.step_delimiter = self.task.delimiter if delimiter is None else delimiter
+        self.stops_at_box = prompt is not None and prompt.stops_at_box
+        self._policy = ModelPolicy(policy, self.step_delimiter, encode=self.prompt_ids, stops_at_box=self.stops_at_box)
+        self._judges: dict[str, Verifier] = {}
 
     @classmethod
     def load(
@@ -35,8 +56,15 @@ class Engine:
         policy: str | Path = "home",
         *,
         prm: str | Path | None = None,
+        prm_spec: str | Path | None = None,
+        orm: str | Path | None = None,
+        orm_spec: str | Path | None = None,
         trunk_head: str | Path | None = None,
         task: str = "chain",
+        prompt_style: str = "plain",
+        system_prompt: str | None = None,
+        few_shot: str | Path | None = None,
+        step_delimiter: str | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         max_batch: int | None = None,
@@ -44,7 +72,10 @@ class Engine:
     ) -> Engine:
         """Loads checkpoints from Hugging Face folders; "home" is the shipped set.
 
-        With `policy="home"` the shipped PRM and trunk head come along unless others are named.
+        With `policy="home"` the shipped PRM and trunk head come along unless others are named. The format of a
+        PRM or ORM is detected, or named by a built-in spec or a spec file. `prompt_style` is one of
+        `engine.prompts.PROMPT_STYLES`; `system_prompt` (a text or a file), `few_shot` (a file, see
+        `engine.prompts.styles.read_few_shot`) and `step_delimiter` go before the style's own.
         `max_batch` bounds the branches of one forward and changes no result (None: what is fastest);
         `num_blocks` the KV pool of each model (blocks of 16 tokens, by default 1 GiB). Raises ValueError for a folder
         that is missing, damaged or not supported.
@@ -56,13 +87,34 @@ class Engine:
         if str(policy) == "home":
             prm, trunk_head = prm or "home", trunk_head or "home"
         folder = resolve_folder(policy)
+        prompt = build_prompt(
+            folder,
+            prompt_style,
+            system=None if system_prompt is None else read_system_prompt(system_prompt),
+            few_shot=few_shot,
+            delimiter=step_delimiter,
+            as_prompt=get_task(task).prompt,
+        )
         head = None
         if trunk_head is not None:
             head = load_trunk_head(resolve_folder(trunk_head, "trunk_head"), read_config(folder), resolve_dtype(dtype))
         limits = {"dtype": dtype, "max_batch": max_batch, "num_blocks": num_blocks}
-        llm = LLM.load(folder, trunk_head=head, **limits)
-        verifier = None if prm is None else LLM.load(resolve_folder(prm, "prm"), **limits)
-        return cls(llm, prm=verifier, task=task)
+        judges: dict = {}
+        for part, name, chosen, judged in (("prm", prm, prm_spec, "steps"), ("orm", orm, orm_spec, "answers")):
+            if name is None and chosen is not None:
+                raise ValueError(f"{part}_spec {str(chosen)!r} has no effect without {part}")
+            if name is not None:
+                judge = resolve_folder(name, part)
+                spec = judges[f"{part}_spec"] = find_spec(judge, chosen, judges=judged)
+                judges[part] = load_verifier_model(judge, spec, **limits)
+        return cls(LLM.load(folder, trunk_head=head, **limits), task=task, prompt=prompt, **judges)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The token ids that the policy is given for a problem's prompt."""
+        if self.prompt is None:
+            return self.policy.encode(prompt)
+        # A chat template writes the special tokens of a text itself.
+        return self.policy.encode(self.prompt.render(prompt), is_start=self.prompt.template is None)
 
     def search(
         self,
@@ -93,8 +145,9 @@ class Engine:
         """Yields (index, result) as problems are finished.
 
         `budget` is a number of sampled answers per problem. `verifier` is "prm", "trunk" (a head on
-        the policy's trunk), "oracle", a function `(prompt, steps) -> score of the last step`, or any
-        object with the Verifier protocol. `max_tokens` bounds a completion.
+        the policy's trunk), "orm" (for strategies that score whole answers), "oracle", a function
+        `(prompt, steps) -> score of the last step`, or any object with the Verifier protocol.
+        `max_tokens` bounds a completion.
 
         Raises ValueError for a bad argument or a prompt over the context, PoolTooSmall (a
         ValueError) for a problem that cannot fit the KV pool; the engine can be used again after it.
@@ -121,7 +174,7 @@ class Engine:
             )
             for problem in problems
         )
-        runners = [self.policy.runner] + ([judge.llm.runner] if isinstance(judge, PRMVerifier) else [])
+        runners = [self.policy.runner] + ([judge.llm.runner] if hasattr(judge, "llm") else [])
         for index, result in Batcher(runners).run(searches, rows_each=budget):
             if isinstance(result, Exception):
                 raise result
@@ -131,10 +184,13 @@ class Engine:
         """A verifier from its name, a function, or itself."""
         if not isinstance(verifier, str):
             return verifier if hasattr(verifier, "score") else CallableVerifier(verifier)
-        if verifier == "prm":
-            if self.prm is None:
-                raise ValueError("verifier 'prm' was asked for, but no PRM is loaded")
-            return PRMVerifier(self.prm, self.policy)
+        if verifier in ("prm", "orm"):
+            model = self.prm if verifier == "prm" else self.orm
+            if model is None:
+                raise ValueError(f"verifier {verifier!r} was asked for, but no {verifier.upper()} is loaded")
+            if verifier not in self._judges:
+                self._judges[verifier] = build_verifier(model, self.specs[verifier], self.policy)
+            return self._judges[verifier]
         if verifier == "trunk":
             if self.policy.runner.score_head is None:
                 raise ValueError("verifier 'trunk' was asked for, but no trunk head is loaded")

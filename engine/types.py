@@ -39,15 +39,16 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+FINISHED = ("eos", "boxed")  # how a whole answer ends: the end of text, or a `\\boxed{}` that is complete
 
 
 @dataclass(frozen=True)
 class Step:
     """A run of sampled tokens that ends in a step delimiter, the end of text, or a limit.
 
-    `finish` is "step" (delimiter, the answer goes on), "eos" (the answer is complete), "length"
-    (cut off by a limit: neither a finished step nor a finished answer) or "error" (NaN or Inf
-    came out of the model).
+    `finish` is "step" (delimiter, the answer goes on), "eos" or "boxed" (the answer is complete: the
+    end of text, or its `\\boxed{}` is closed), "length" (cut off by a limit: neither a finished step
+    nor a finished answer) or "error" (NaN or Inf came out of the model).
     """
 
     token_ids: tuple[int, ...]  # the delimiter or end-of-text token included
@@ -63,7 +64,7 @@ class Candidate:
 
     text: str  # completion, without the prompt
     answer: str | None  # extracted; None where the completion states none or was cut off
-    finish: str  # "eos", "length" or "error"
+    finish: str  # "eos", "boxed", "length" or "error"
     scores: tuple[float, ...]  # one per step
     agg_score: float  # the scores aggregated as the search ranked and voted by
     num_tokens: int

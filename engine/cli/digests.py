@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.types import Problem
@@ -12,6 +12,8 @@ from engine.types import Problem
 _PARTS = (
     "config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
     "*.safetensors",
     "*.safetensors.index.json",
 )  # what the loader reads
@@ -31,3 +33,11 @@ def problems_digest(problems: Sequence[Problem]) -> str:
     """Of ids, prompts and gold answers, in order."""
     stated = [[problem.id, problem.prompt, problem.answer] for problem in problems]
     return hashlib.blake2b(json.dumps(stated).encode(), digest_size=12).hexdigest()
+
+
+def prompts_digest(prompts: Iterable[Sequence[int]]) -> str:
+    """Of the token ids that the policy is given, in order."""
+    digest = hashlib.blake2b(digest_size=12)
+    for ids in prompts:
+        digest.update(f"{list(ids)}\n".encode())
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.reports.rows import Row
     from engine.search import Strategy
+    from engine.search.protocols import Verifier
     from engine.types import Problem, Sampling
 
 _DEFAULT_LIMIT = 100  # problems of a task that has no end of them
@@ -42,6 +43,16 @@ def search(
     limit: Annotated[
         int | None, _option(f"The first so many problems; of task chain {_DEFAULT_LIMIT}.", "Problems")
     ] = None,
+    prompt_style: Annotated[
+        str, _option("plain; chat: the model's template; steps, boxed: chats that ask for such answers.", "Prompts")
+    ] = "plain",
+    system_prompt: Annotated[str | None, _option("File or text, in the place of the style's own.", "Prompts")] = None,
+    few_shot: Annotated[
+        str | None, _option("Worked examples: JSONL with `problem` and `solution`, or any text.", "Prompts")
+    ] = None,
+    step_delimiter: Annotated[
+        str | None, _option(r"Ends a step, \n being a line's end; by default the style's or task's.", "Prompts")
+    ] = None,
     strategy: Annotated[str, _option("majority, best-of-n, beam, lookahead, dvts.", "Search")] = "beam",
     budget: Annotated[int, _option("Sampled answers per problem.", "Search")] = 16,
     beam_width: Annotated[int, _option("Children of a kept step.", "Search")] = 4,
@@ -49,7 +60,7 @@ def search(
     num_iterations: Annotated[int, _option("Steps of an answer, at most.", "Search")] = 40,
     vote: Annotated[str, _option("weighted, naive, majority.", "Search")] = "weighted",
     agg_strategy: Annotated[str, _option("last, min, prod, mean of an answer's step scores.", "Search")] = "last",
-    verifier: Annotated[str, _option("prm, trunk, oracle.", "Search")] = "prm",
+    verifier: Annotated[str, _option("prm, trunk, orm (of whole answers), oracle.", "Search")] = "prm",
     temperature: Annotated[float | None, _option("0 is greedy; by default the engine's.", "Sampling")] = None,
     top_p: Annotated[float | None, _option("Smallest set of tokens that holds this share.", "Sampling")] = None,
     top_k: Annotated[int | None, _option("Most likely tokens; 0 keeps all.", "Sampling")] = None,
@@ -58,6 +69,11 @@ def search(
     seed: Annotated[int, _option("Of every draw.", "Sampling")] = 0,
     policy: Annotated[str, _option("Hugging Face folder, or the shipped policy.", "Models")] = "home",
     prm: Annotated[str | None, _option("Hugging Face folder; with the shipped policy `home`.", "Models")] = None,
+    prm_spec: Annotated[
+        str | None, _option("The PRM's format, where it is not detected: a built-in name or a YAML file.", "Models")
+    ] = None,
+    orm: Annotated[str | None, _option("Hugging Face folder of a verifier of answers.", "Models")] = None,
+    orm_spec: Annotated[str | None, _option("The ORM's format, as --prm-spec.", "Models")] = None,
     trunk_head: Annotated[str | None, _option("Folder; with the shipped policy `home`.", "Models")] = None,
     device: Annotated[str, _option("cpu.", "Models")] = "cpu",
     dtype: Annotated[str, _option("float32, bfloat16.", "Models")] = "float32",
@@ -90,7 +106,8 @@ def run_search(options: SimpleNamespace, given: Collection[str]) -> str:
     sampling, max_tokens = _limits(options, strategy)
     engine, folders = _load(options, strategy)
     problems = [engine.as_problem(problem, index) for index, problem in enumerate(problems)]
-    _check_prompts(engine, problems, origins)
+    judge = engine.resolve_verifier(options.verifier) if strategy.is_scored else None
+    _check_prompts(engine, problems, origins, judge)
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         from engine.reports import result_row
@@ -103,12 +120,12 @@ def run_search(options: SimpleNamespace, given: Collection[str]) -> str:
             sampling=sampling,
             max_tokens=max_tokens,
             agg_strategy=options.agg_strategy,
-            verifier=options.verifier,
+            verifier=judge if judge is not None else options.verifier,
         )
         for position, result in results:
             yield todo[position], result_row(result, with_tree=options.with_tree)
 
-    config = _config(options, strategy, sampling, max_tokens, problems, folders)
+    config = _config(options, strategy, sampling, max_tokens, problems, folders, engine)
     return run_rows(
         options.out, config, make_rows, num_total=len(problems), label="problems", overwrite=options.overwrite
     )
@@ -158,9 +175,11 @@ def _load(options: SimpleNamespace, strategy: Strategy) -> tuple[Engine, dict[st
     from engine.model import resolve_folder
 
     folders = {"policy": resolve_folder(options.policy)}
-    part = {"prm": "prm", "trunk": "trunk_head"}.get(options.verifier) if strategy.is_scored else None
+    parts = {"prm": "prm", "trunk": "trunk_head", "orm": "orm"}
+    part = parts.get(options.verifier) if strategy.is_scored else None
     if part is not None:
-        name = getattr(options, part) or ("home" if options.policy == "home" else None)
+        has_home = options.policy == "home" and part != "orm"
+        name = getattr(options, part) or ("home" if has_home else None)
         if name is None:
             flag = part.replace("_", "-")
             raise ValueError(f"--verifier {options.verifier} with --policy {options.policy} needs --{flag}")
@@ -168,8 +187,15 @@ def _load(options: SimpleNamespace, strategy: Strategy) -> tuple[Engine, dict[st
     engine = Engine.load(
         folders["policy"],
         prm=folders.get("prm"),
+        prm_spec=options.prm_spec,
+        orm=folders.get("orm"),
+        orm_spec=options.orm_spec,
         trunk_head=folders.get("trunk_head"),
         task=options.task,
+        prompt_style=options.prompt_style,
+        system_prompt=options.system_prompt,
+        few_shot=options.few_shot,
+        step_delimiter=_unescaped(options.step_delimiter),
         device=options.device,
         dtype=options.dtype,
         max_batch=options.max_batch,
@@ -178,14 +204,21 @@ def _load(options: SimpleNamespace, strategy: Strategy) -> tuple[Engine, dict[st
     return engine, folders
 
 
-def _check_prompts(engine: Engine, problems: list[Problem], origins: list[str]) -> None:
+def _unescaped(delimiter: str | None) -> str | None:
+    """A delimiter as typed: a shell hands on a backslash and an n where a line's end is meant."""
+    return delimiter and delimiter.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _check_prompts(engine: Engine, problems: list[Problem], origins: list[str], judge: Verifier | None) -> None:
     """Raises ValueError for a prompt that a model cannot hold, before any problem is searched."""
-    for llm in filter(None, (engine.policy, engine.prm)):
-        for problem, origin in zip(problems, origins, strict=True):
-            num_tokens = len(llm.encode(problem.prompt))
-            if num_tokens >= llm.config.context:
+    for problem, origin in zip(problems, origins, strict=True):
+        held = [(engine.policy, engine.prompt_ids(problem.prompt))]
+        if judge is not None and hasattr(judge, "opening"):
+            held.append((judge.llm, judge.opening(problem)))
+        for llm, ids in held:
+            if len(ids) >= llm.config.context:
                 raise ValueError(
-                    f"{origin}: the prompt has {num_tokens} tokens, the context of the model holds {llm.config.context}"
+                    f"{origin}: the prompt has {len(ids)} tokens, the context of the model holds {llm.config.context}"
                 )
 
 
@@ -196,21 +229,26 @@ def _config(
     max_tokens: int,
     problems: list[Problem],
     folders: dict[str, Path],
+    engine: Engine,
 ) -> dict:
     """All that the rows depend on; what changes no row, such as the batch limit, is left out."""
     from dataclasses import asdict
 
-    from engine.cli.digests import checkpoint_digest, problems_digest
+    from engine.cli.digests import checkpoint_digest, problems_digest, prompts_digest
 
     return {
         "task": options.task,
         "num_problems": len(problems),
         "problems": problems_digest(problems),
+        "prompts": prompts_digest(engine.prompt_ids(problem.prompt) for problem in problems),
+        "step_delimiter": engine.step_delimiter,
+        "stops_at_box": engine.stops_at_box,
         "strategy": strategy.name,
         **{f"strategy.{name}": value for name, value in asdict(strategy).items()},
         "budget": options.budget,
         "agg_strategy": options.agg_strategy if strategy.is_scored else None,
         "verifier": options.verifier if strategy.is_scored else None,
+        "spec": asdict(engine.specs[options.verifier]) if options.verifier in folders else None,
         "sampling": asdict(sampling),
         "max_tokens": max_tokens,
         "seed": options.seed,

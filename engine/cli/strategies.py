@@ -10,7 +10,7 @@ from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority, Strate
 _BEAMS = ("beam", "lookahead", "dvts")
 _SCORED = ("best-of-n", *_BEAMS)
 STRATEGIES = ("majority", *_SCORED)
-VERIFIERS = ("prm", "trunk", "oracle")
+VERIFIERS = ("prm", "trunk", "orm", "oracle")
 
 # Which values of --strategy, or of --verifier, an option is for.
 _USED_BY_STRATEGY = {
@@ -21,9 +21,18 @@ _USED_BY_STRATEGY = {
     "agg_strategy": _SCORED,
     "verifier": _SCORED,
     "prm": _SCORED,
+    "prm_spec": _SCORED,
+    "orm": ("best-of-n",),
+    "orm_spec": ("best-of-n",),
     "trunk_head": _SCORED,
 }
-_USED_BY_VERIFIER = {"prm": ("prm",), "trunk_head": ("trunk",)}
+_USED_BY_VERIFIER = {
+    "prm": ("prm",),
+    "prm_spec": ("prm",),
+    "orm": ("orm",),
+    "orm_spec": ("orm",),
+    "trunk_head": ("trunk",),
+}
 
 
 def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy:
@@ -37,6 +46,8 @@ def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy
         return Majority()
     _check_choice("verifier", options.verifier, VERIFIERS)
     _check_used(given, _USED_BY_VERIFIER, "verifier", options.verifier)
+    if options.verifier == "orm" and options.strategy != "best-of-n":
+        raise ValueError(f"--verifier orm judges whole answers, with --strategy best-of-n, got {options.strategy!r}")
     if options.strategy == "best-of-n":
         return BestOfN(vote=options.vote)
     beams = {"width": options.beam_width, "max_rounds": options.num_iterations, "vote": options.vote}

@@ -1,7 +1,15 @@
 """Llama-family decoders on our ops, loaded from Hugging Face folders."""
 
-from engine.model.config import ModelConfig, read_config
-from engine.model.heads import LMHead, ScoreHead, classification_head, load_trunk_head
+from engine.model.config import ModelConfig, named_architecture, read_config, read_raw_config
+from engine.model.heads import (
+    LMHead,
+    ScoreHead,
+    classification_head,
+    linear_head,
+    lm_rows_head,
+    load_trunk_head,
+    mlp_head,
+)
 from engine.model.loader import (
     HOME,
     Checkpoint,
@@ -9,6 +17,7 @@ from engine.model.loader import (
     load_tokenizer,
     resolve_dtype,
     resolve_folder,
+    tensor_names,
 )
 from engine.model.transformer import Decoder
 
@@ -20,10 +29,16 @@ __all__ = [
     "ModelConfig",
     "ScoreHead",
     "classification_head",
+    "linear_head",
+    "lm_rows_head",
     "load_checkpoint",
     "load_tokenizer",
     "load_trunk_head",
+    "mlp_head",
+    "named_architecture",
     "read_config",
+    "read_raw_config",
     "resolve_dtype",
     "resolve_folder",
+    "tensor_names",
 ]

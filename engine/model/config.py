@@ -53,8 +53,8 @@ class ModelConfig:
         )
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Reads `folder/config.json`. Raises ValueError for a missing file or anything unsupported."""
+def read_raw_config(folder: Path) -> dict:
+    """`folder/config.json` as it stands. Raises ValueError for a missing or damaged file."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no checkpoint at {folder}: config.json is missing")
@@ -64,8 +64,22 @@ def read_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} must hold a JSON object, got {str(raw)[:40]!r}")
+    return raw
+
+
+def named_architecture(raw: dict) -> object:
+    """What a raw configuration gives as its architecture."""
     named = raw.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else named
+    return named[0] if isinstance(named, list) and named else named
+
+
+def read_config(folder: Path, architecture: str | None = None) -> ModelConfig:
+    """Reads `folder/config.json`, by default as the architecture that it names.
+
+    Raises ValueError for a missing file or anything unsupported.
+    """
+    path, raw = folder / "config.json", read_raw_config(folder)
+    architecture = architecture or named_architecture(raw)
     if architecture not in _ARCHITECTURES:
         raise ValueError(f"{path}: architecture {architecture!r} is not supported ({', '.join(_ARCHITECTURES)} are)")
     for name, value in _REQUIRED.items():

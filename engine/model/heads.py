@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,44 @@ from engine.model.loader import read_tensors, take
 from engine.model.transformer import MAX_PACKED_WEIGHTS
 from engine.model.unpacked import linear
 from ttc_kernels.decoder import PackedLinear
+from ttc_kernels.step_score import step_score
 
 
 @dataclass(frozen=True)
 class ScoreHead:
-    """A linear score per step: sigmoid of one label, or softmax probability of the good label."""
+    """A score per row: the sigmoid of one label, or the softmax probability of the good one of several.
 
-    weight: torch.Tensor  # (labels, H)
+    The rows go through `inner` and a ReLU first where there is one.
+    """
+
+    weight: torch.Tensor  # (labels, width)
     bias: torch.Tensor | None  # (labels,)
     good_index: int
+    inner: tuple[torch.Tensor, torch.Tensor] | None = None  # weight (width, H) and bias (width,)
+
+    @property
+    def num_params(self) -> int:
+        """Weights that multiply every scored row."""
+        return self.weight.numel() + (0 if self.inner is None else self.inner[0].numel())
+
+    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
+        """The scores of the rows `where` of `hidden`, (R, H); what else is scored does not change their bits."""
+        num = len(where)
+        rows = torch.tensor(where, dtype=torch.int32)
+        if self.inner is not None:
+            weight, bias = self.inner
+            hidden = (linear(hidden, weight, rows.long()) + bias).relu().to(weight.dtype)
+            rows = torch.arange(num, dtype=torch.int32)
+        return step_score(
+            hidden,
+            rows,
+            self.weight,
+            self.bias,
+            self.good_index,
+            torch.zeros(num, 4),
+            torch.zeros(num, dtype=torch.int32),
+            torch.arange(num, dtype=torch.int32),
+        ).tolist()
 
 
 class LMHead:
@@ -32,8 +62,7 @@ class LMHead:
         tensors: dict[str, torch.Tensor],
         max_packed_weights: int = MAX_PACKED_WEIGHTS,
     ):
-        name = "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
-        self.weight = take(tensors, name, (config.vocab_size, config.hidden_size))
+        self.weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
         self._packed = PackedLinear(self.weight) if self.weight.numel() <= max_packed_weights else None
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -43,13 +72,44 @@ class LMHead:
         return linear(hidden, self.weight, rows)
 
 
+def _lm_head_name(config: ModelConfig) -> str:
+    return "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
+
+
 def classification_head(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> ScoreHead:
     """The `score` layer of a `*ForTokenClassification` checkpoint; the last label is the good one."""
     if config.num_labels not in (1, 2):
         raise ValueError(f"a step verifier has 1 or 2 labels, the checkpoint has {config.num_labels}")
-    weight = take(tensors, "score.weight", (config.num_labels, config.hidden_size))
-    bias = take(tensors, "score.bias", (config.num_labels,)) if "score.bias" in tensors else None
-    return ScoreHead(weight, bias, good_index=config.num_labels - 1)
+    return linear_head(config, tensors, "score", config.num_labels, config.num_labels - 1)
+
+
+def linear_head(
+    config: ModelConfig, tensors: dict[str, torch.Tensor], name: str, num_labels: int, good_index: int
+) -> ScoreHead:
+    """One linear layer, `{name}.weight` and perhaps `{name}.bias`."""
+    weight = take(tensors, f"{name}.weight", (num_labels, config.hidden_size))
+    bias = take(tensors, f"{name}.bias", (num_labels,)) if f"{name}.bias" in tensors else None
+    return ScoreHead(weight, bias, good_index)
+
+
+def mlp_head(
+    config: ModelConfig, tensors: dict[str, torch.Tensor], name: str, num_labels: int, good_index: int
+) -> ScoreHead:
+    """Linear, ReLU, linear: `{name}.0` of the trunk's width, then `{name}.2`."""
+    hidden = config.hidden_size
+    inner = take(tensors, f"{name}.0.weight", (hidden, hidden)), take(tensors, f"{name}.0.bias", (hidden,))
+    weight = take(tensors, f"{name}.2.weight", (num_labels, hidden))
+    return ScoreHead(weight, take(tensors, f"{name}.2.bias", (num_labels,)), good_index, inner)
+
+
+def lm_rows_head(
+    config: ModelConfig, tensors: dict[str, torch.Tensor], token_ids: Sequence[int], good_index: int
+) -> ScoreHead:
+    """The rows of the LM head that belong to some tokens, as labels."""
+    if not all(0 <= token < config.vocab_size for token in token_ids):
+        raise ValueError(f"tokens of a score must be within 0..{config.vocab_size - 1}, got {list(token_ids)}")
+    weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
+    return ScoreHead(weight[list(token_ids)].contiguous(), None, good_index)
 
 
 def load_trunk_head(folder: Path, config: ModelConfig, dtype: torch.dtype) -> ScoreHead:

@@ -41,16 +41,28 @@ def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
     return folder
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype) -> Checkpoint:
-    """Reads everything into memory in `dtype`.
+def load_checkpoint(folder: Path, dtype: torch.dtype, architecture: str | None = None) -> Checkpoint:
+    """Reads everything into memory in `dtype`, by default as the architecture that config.json names.
 
     Raises ValueError for a folder that is incomplete, damaged or not supported.
     """
-    config = read_config(folder)
+    config = read_config(folder, architecture)
     tensors: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
         tensors.update(read_tensors(path, dtype))
     return Checkpoint(folder, config, tensors, load_tokenizer(folder))
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """The names of a checkpoint's tensors, without reading any. Raises ValueError for a damaged file."""
+    names: set[str] = set()
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names.update(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+    return names
 
 
 def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:

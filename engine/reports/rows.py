@@ -24,17 +24,18 @@ FIELDS = (
     "seed",
     "ledger",
 )
-_PER_COMPLETION = ("completions", "scores", "agg_scores", "completion_tokens", "answers")
+_PER_COMPLETION = ("completions", "scores", "agg_scores", "completion_tokens", "answers", "finishes")
 _STATUSES = ("root", "kept", "pruned", "final")
 
 Row = dict[str, object]
 
 
 def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
-    """A result as a row: FIELDS, then the extra fields `answers` and `num_errors` (and `tree`).
+    """A result as a row: FIELDS, then the extra fields `answers`, `finishes` and `num_errors` (and `tree`).
 
-    `scores` has one list per completion with one score per step, `agg_scores`, `completion_tokens`
-    and `answers` (extracted; null where there is none) one value per completion. A score that is
+    `scores` has one list per completion with one score per step, `agg_scores`, `completion_tokens`,
+    `answers` (extracted; null where there is none) and `finishes` ("eos", "boxed", "length" or
+    "error") one value per completion. A score that is
     not finite becomes null. `tree` is described at `tree_nodes`.
     """
     candidates = result.candidates
@@ -53,6 +54,7 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
         "seed": result.seed,
         "ledger": result.ledger.as_dict(),
         "answers": [candidate.answer for candidate in candidates],
+        "finishes": [candidate.finish for candidate in candidates],
         "num_errors": result.num_errors,
     }
     if with_tree:
@@ -175,6 +177,8 @@ def _check_completions(row: Row) -> None:
     _require(is_scores, row, "scores", "lists of numbers or nulls")
     is_answers = all(answer is None or isinstance(answer, str) for answer in row.get("answers", ()))
     _require(is_answers, row, "answers", "a list of texts or nulls")
+    is_finishes = all(isinstance(finish, str) for finish in row.get("finishes", ()))
+    _require(is_finishes, row, "finishes", "a list of texts")
 
 
 def _check_ledger(ledger: object) -> None:

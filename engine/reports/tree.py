@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from engine.reports import svg
 from engine.reports.rows import Row
+from engine.types import FINISHED
 
 MAX_ROWS = 64
 _ROW, _BOX = 28, 22  # heights: of a row, of a node in it
@@ -125,7 +126,7 @@ def _shown_node(node: Row, index: int, is_best: bool, gold: str | None, parent: 
     known = [name for name in ("score", "agg_score", "finish") if node.get(name) is not None]
     facts += [f"{name}: {node[name]}" for name in known]
     classes, ending = ["node", node["status"]], ""
-    if node["status"] == "final" or node.get("finish") in ("eos", "length", "error"):
+    if node["status"] == "final" or node.get("finish") in (*FINISHED, "length", "error"):
         classes.append("finished")
         ending = {"length": "cut off", "error": "error"}.get(node.get("finish"), "")
         answer = node.get("answer")

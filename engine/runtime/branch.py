@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 class Branch:
     """A live sequence. Its KV is shared with every branch that was forked from the same prefix."""
 
-    def __init__(self, llm: LLM, tip: Tip, ledger: Ledger, address: tuple[int, ...] = ()):
+    def __init__(
+        self, llm: LLM, tip: Tip, ledger: Ledger, address: tuple[int, ...] = (), num_prompt_tokens: int | None = None
+    ):
+        self.num_prompt_tokens = tip.end if num_prompt_tokens is None else num_prompt_tokens
         self.llm = llm
         self.tip = tip
         self.ledger = ledger
@@ -46,9 +49,27 @@ class Branch:
         first, self.num_forks = self.num_forks, self.num_forks + num_branches
         store = self.llm.runner.store
         return [
-            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i))
+            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i), self.num_prompt_tokens)
             for i in range(num_branches)
         ]
+
+    def rewind(self, num_tokens: int) -> int:
+        """Takes back what was appended after the first `num_tokens` tokens, in the runs in which it was appended.
+
+        Returns how many tokens are left: `num_tokens` or fewer, where that falls within a run. 0 says that it
+        falls within the prompt: then nothing is taken back.
+        """
+        self.check_free()
+        tip: Tip | None = self.tip
+        while tip is not None and tip.end > num_tokens:
+            tip = tip.origin
+        if tip is None:
+            return 0
+        if tip is not self.tip:
+            store = self.llm.runner.store
+            old, self.tip = self.tip, store.acquire(tip)
+            store.release(old)
+        return tip.end
 
     def close(self) -> None:
         """Frees what only this branch holds. Raises ValueError the second time."""

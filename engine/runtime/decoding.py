@@ -11,6 +11,7 @@ from engine.runtime.requests import Sampled, SampleJob
 from engine.runtime.rows import Rows
 from engine.runtime.stops import StopRules
 from engine.runtime.tips import TipStore
+from engine.types import FINISHED
 
 
 class Decoding:
@@ -53,8 +54,20 @@ class Decoding:
             is_end = self.stops.ends(rows.rule[slots], tokens)
         which = np.flatnonzero(is_end | (rows.count[slots] >= rows.max_count[slots]))
         if len(which):
-            finish = [self.stops.finish(tokens[i], is_end[i]) for i in which]
-            self._finish(slots[which].tolist(), finish)
+            ends = [(slots[i].item(), self._how(slots[i].item(), tokens[i], is_end[i])) for i in which]
+            ends = [(slot, how) for slot, how in ends if how is not None]
+            if ends:
+                self._finish([slot for slot, _ in ends], [how for _, how in ends])
+
+    def _how(self, slot: int, token: int, is_end: bool) -> str | None:
+        """How a row finishes with its last token; None where it goes on after all."""
+        how = self.stops.finish(token, is_end)
+        job = self.rows.jobs[slot]
+        if how != "step" or job.request.confirm is None:
+            return how
+        ((drawn, _),) = self.rows.sampled([slot])
+        is_full = len(drawn) >= job.max_tokens
+        return job.request.confirm(job.branch, drawn) or ("length" if is_full else None)
 
     def _finish(self, slots: list[int], finish: Sequence[str]) -> None:
         """Hands finished extensions to their requests; the branches now stand at the new tips."""
@@ -69,7 +82,7 @@ class Decoding:
             if how == "error":
                 del tokens[-1], logprobs[-1]
             tip.ledger.add(tip.purpose, len(tokens))
-            tip.tokens, tip.is_finished = tokens, how in ("eos", "error")
+            tip.tokens, tip.is_finished = tokens, how in (*FINISHED, "error")
             if tokens:
                 store.release(branch.tip)
                 branch.tip = tip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from engine.model import (
     Checkpoint,
     Decoder,
     LMHead,
+    ModelConfig,
     ScoreHead,
     classification_head,
     load_checkpoint,
@@ -27,6 +28,8 @@ from engine.runtime.kv import KVPool
 from engine.runtime.requests import FeedJob, FeedRequest, Request, Sampled, SampleJob, SampleRequest
 from engine.runtime.runner import Runner
 from engine.types import Sampling
+
+HeadMaker = Callable[[ModelConfig, dict[str, torch.Tensor]], ScoreHead]
 
 
 class LLM:
@@ -51,22 +54,27 @@ class LLM:
         trunk_head: ScoreHead | None = None,
         max_batch: int | None = None,
         num_blocks: int | None = None,
+        architecture: str | None = None,
+        make_head: HeadMaker | None = None,
     ) -> LLM:
         """Loads a causal LM, or a step verifier (`*ForTokenClassification`), from a Hugging Face folder.
 
+        `make_head` makes a verifier of any folder: from configuration and tensors to the score head.
+        `architecture` says what the trunk is read as (None: as config.json says).
         `max_batch` bounds the branches of one forward (None: what is fastest for the model), `num_blocks` the
         KV pool (blocks of 16 tokens).
         """
         torch_dtype = resolve_dtype(dtype)
-        checkpoint = load_checkpoint(resolve_folder(folder), torch_dtype)
+        checkpoint = load_checkpoint(resolve_folder(folder), torch_dtype, architecture)
         config, tensors = checkpoint.config, checkpoint.tensors
-        is_verifier = config.num_labels > 0
+        if make_head is None and config.num_labels > 0:
+            make_head = classification_head
         decoder = Decoder(config, tensors)
         runner = Runner(
             decoder,
             KVPool.allocate(config, torch_dtype, num_blocks),
-            lm_head=None if is_verifier else LMHead(config, tensors),
-            score_head=classification_head(config, tensors) if is_verifier else trunk_head,
+            lm_head=None if make_head else LMHead(config, tensors),
+            score_head=make_head(config, tensors) if make_head else trunk_head,
             max_rows=max_batch if max_batch is not None else decoder.best_batch,
         )
         return cls(checkpoint, runner)
@@ -81,16 +89,21 @@ class LLM:
         """Text without special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
+    @property
+    def token_texts(self) -> list[str]:
+        """The text of each token of the vocabulary, alone."""
+        if self._token_texts is None:
+            self._token_texts = [self.tokenizer.decode([i]) for i in range(self.config.vocab_size)]
+        return self._token_texts
+
     def token_mask(self, texts: Sequence[str]) -> np.ndarray:
         """(vocabulary,) bool: the tokens whose own text contains one of `texts`.
 
         Raises ValueError for a text that no single token contains.
         """
-        if self._token_texts is None:
-            self._token_texts = [self.tokenizer.decode([i]) for i in range(self.config.vocab_size)]
         mask = np.zeros(self.config.vocab_size, bool)
         for text in texts:
-            found = [i for i, token in enumerate(self._token_texts) if text and text in token]
+            found = [i for i, token in enumerate(self.token_texts) if text and text in token]
             if not found:
                 raise ValueError(f"no token of the vocabulary contains the stop text {text!r}")
             mask[found] = True
@@ -180,9 +193,12 @@ class LLM:
         max_tokens: int | Sequence[int],
         purpose: str = "generated",
         priorities: Sequence[float] | None = None,
+        rule: int | None = None,
+        confirm: Callable[[Branch, list[int]], str | None] | None = None,
     ) -> SampleRequest:
         """Queues an extension of each branch; `results` are there once the request is done.
 
+        `rule` is a rule of the runner's in the place of `stop`; `confirm` decides whether a token of it stops.
         Raises ValueError (PoolTooSmall is one) with nothing queued.
         """
         if self.runner.lm_head is None:
@@ -194,7 +210,8 @@ class LLM:
             len(branches),
             branches=branches,
             sampling=sampling,
-            stop_rule=self.stop_rule(stop),
+            stop_rule=self.stop_rule(stop) if rule is None else rule,
+            confirm=confirm,
             purpose=purpose,
             results=[None] * len(branches),
         )

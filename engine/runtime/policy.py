@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from engine.accounting import Ledger
 from engine.runtime.llm import LLM, Branch
 from engine.runtime.requests import Sampled
-from engine.types import Sampling, Step
+from engine.runtime.steps import StepEnds
+from engine.types import FINISHED, Sampling, Step
 
 
 class ModelPolicy:
-    """Implements `engine.search.protocols.Policy`. A step ends in a token that contains `delimiter`."""
+    """Implements `engine.search.protocols.Policy`; where steps end is said by `StepEnds`.
 
-    def __init__(self, llm: LLM, delimiter: str = "\n"):
+    `encode` makes token ids of a problem's prompt, by default the tokenizer as it is.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        delimiter: str = "\n",
+        *,
+        encode: Callable[[str], list[int]] | None = None,
+        stops_at_box: bool = False,
+    ):
         self.llm = llm
-        self.delimiter = delimiter
-        mask = llm.token_mask([delimiter])
-        self.delimiters = frozenset(np.flatnonzero(mask).tolist())  # token ids
+        self.encode = encode or llm.encode
+        self.step_ends = StepEnds(llm, delimiter, stops_at_box)
         if llm.runner.score_head is not None:
-            llm.runner.stops.score_at(mask)
+            llm.runner.stops.score_at(self.step_ends.score_mask)
 
     async def open(self, prompt: str, *, ledger: Ledger) -> Branch:
-        return self.llm.open(prompt, ledger=ledger)
+        return self.llm.open(self.encode(prompt), ledger=ledger)
 
     async def extend(
         self,
@@ -37,15 +45,24 @@ class ModelPolicy:
         purpose: str = "generated",
         priorities: Sequence[float] | None = None,
     ) -> list[list[Step]]:
-        stop = (self.delimiter,) if stop_at_step else ()
-        request = self.llm.sample(branches, keys, sampling, stop, max_tokens, purpose, priorities)
+        request = self.llm.sample(
+            branches,
+            keys,
+            sampling,
+            (),
+            max_tokens,
+            purpose,
+            priorities,
+            rule=self.step_ends.rule(stop_at_step),
+            confirm=self.step_ends.confirm(stop_at_step),
+        )
         await request
         return [self.split(sampled) for sampled in request.results]
 
     def split(self, sampled: Sampled) -> list[Step]:
         """The steps of an extension, by token position. Only the last can be unfinished."""
-        tokens, steps, start, scores = sampled.token_ids, [], 0, iter(sampled.trunk_scores)
-        ends = [end for end, token in enumerate(tokens, start=1) if token in self.delimiters]
+        tokens, steps, start = sampled.token_ids, [], 0
+        ends, scores = self.step_ends.ends(tokens), self._trunk_scores(sampled)
         if not ends or ends[-1] < len(tokens) or sampled.finish in ("length", "error"):
             ends = [end for end in ends if end < len(tokens)] + [len(tokens)]
         for end in ends:
@@ -57,8 +74,16 @@ class ModelPolicy:
                     text=self.llm.decode(run),
                     finish=finish,
                     logprob=sum(sampled.logprobs[start:end]),
-                    trunk_score=next(scores, None) if finish in ("step", "eos") else None,
+                    trunk_score=scores.get(end - 1) if finish in ("step", *FINISHED) else None,
                 )
             )
             start = end
         return steps
+
+    def _trunk_scores(self, sampled: Sampled) -> dict[int, float]:
+        """By the index of the token at which each was read."""
+        is_scored = self.llm.runner.stops.is_scored
+        if is_scored is None or not sampled.trunk_scores:
+            return {}
+        places = [i for i, token in enumerate(sampled.token_ids) if is_scored[token]]
+        return dict(zip(places, sampled.trunk_scores, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Sampled:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish: str  # "step", "eos", "length" or "error"
+    finish: str  # "step", "eos", "boxed", "length" or "error"
     trunk_scores: tuple[float, ...]  # one per sampled delimiter or end of text, if a trunk head is loaded
 
 
@@ -72,6 +72,8 @@ class SampleRequest(Request):
     branches: Sequence[Branch] = ()
     sampling: Sampling = field(default_factory=Sampling)
     stop_rule: int = 0  # index into the runner's stop rules
+    # Of a branch and the tokens it has drawn, the last of them a stop token: how it finishes, None to go on.
+    confirm: Callable[[Branch, list[int]], str | None] | None = None
     purpose: str = "generated"
     results: list[Sampled | None] = field(default_factory=list)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence, Set
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from engine.accounting import ModelShape
 from engine.model import Decoder, LMHead, ScoreHead
 from engine.runtime.decoding import Decoding
 from engine.runtime.feeding import Feeding, Piece
@@ -18,7 +20,6 @@ from engine.runtime.rows import Active
 from engine.runtime.tips import Tip, TipStore
 from ttc_kernels._native import OutOfBlocks, Plan
 from ttc_kernels.sample import sample
-from ttc_kernels.step_score import step_score
 
 
 class Runner:
@@ -42,7 +43,7 @@ class Runner:
             raise ValueError(f"batch limits must be at least 1, got {max_rows} rows and {max_chunk} tokens")
         self.decoder, self.pool, self.tree = decoder, pool, pool.tree
         self.lm_head, self.score_head = lm_head, score_head
-        self.shape = decoder.config.shape(lm_head is not None)
+        self.shape = _shape(decoder, lm_head, score_head)
         self.store = TipStore(self.tree)
         self.decoding = Decoding(self.store, self.shape, max_rows, decoder.config.vocab_size)
         self.rows, self.stops = self.decoding.rows, self.decoding.stops
@@ -228,19 +229,7 @@ class Runner:
         if not where:
             return []
         assert self.score_head is not None, "scores were asked of a model without a score head"
-        head = self.score_head
-        num = len(where)
-        scores = step_score(
-            hidden,
-            torch.tensor(where, dtype=torch.int32),
-            head.weight,
-            head.bias,
-            head.good_index,
-            torch.zeros(num, 4),
-            torch.zeros(num, dtype=torch.int32),
-            torch.arange(num, dtype=torch.int32),
-        )
-        return scores.tolist()
+        return self.score_head.scores(hidden, where)
 
     # -- memory -----------------------------------------------------------------------------
 
@@ -266,3 +255,12 @@ class Runner:
             self.queue.appendleft(self.suspended.pop(0))
             if is_idle:
                 return
+
+
+def _shape(decoder: Decoder, lm_head: LMHead | None, score_head: ScoreHead | None) -> ModelShape:
+    """What a forward costs: of a verifier, with its own head in the place of the LM head."""
+    shape = decoder.config.shape(lm_head is not None)
+    if lm_head is not None or score_head is None:
+        return shape
+    trunk, head = shape.num_matmul_params - shape.num_head_params, score_head.num_params
+    return replace(shape, num_matmul_params=trunk + head, num_head_params=head)

@@ -1,4 +1,8 @@
-"""Where sampling stops: tables over the vocabulary, one look-up per sampled token."""
+"""Where sampling stops: tables over the vocabulary, one look-up per sampled token.
+
+A stop that a single token does not decide (a delimiter over several tokens, a closed `\\boxed{}`) has a rule
+with every token that may decide it, and a request whose `confirm` then looks at the text.
+"""
 
 from __future__ import annotations
 

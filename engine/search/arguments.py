@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.search.protocols import Strategy, Verifier
+from engine.search.protocols import Strategy, Verifier, judges_answers
 from engine.verifiers.aggregate import check_agg_strategy
 
 MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
@@ -20,3 +20,5 @@ def check_arguments(
     strategy.groups(budget)
     if strategy.is_scored and verifier is None:
         raise ValueError(f"strategy {strategy.name!r} needs a verifier, got None")
+    if strategy.is_scored and strategy.stop_at_step and judges_answers(verifier):
+        raise ValueError(f"strategy {strategy.name!r} scores steps, the verifier judges whole answers only: best-of-n")

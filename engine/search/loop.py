@@ -10,11 +10,11 @@ from itertools import groupby
 from engine.accounting.ledger import Ledger
 from engine.keys import branch_key
 from engine.search.arguments import check_arguments
-from engine.search.protocols import Policy, Strategy, Verifier
+from engine.search.protocols import Policy, Strategy, Verifier, judges_answers
 from engine.search.rollouts import LookAhead
 from engine.search.tree import OpenBranches, Trajectory, append_steps
 from engine.search.vote import Classify, merge_equal, vote
-from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, TreeNode
+from engine.types import FINISHED, Candidate, Problem, Sampling, SearchResult, SearchTree, TreeNode
 from engine.verifiers.aggregate import aggregate
 
 Extract = Callable[[str], str | None]
@@ -160,8 +160,9 @@ class _Search:
 
     async def score(self, children: Sequence[Trajectory]) -> None:
         """Has the new steps judged, on forks of the parents' verifier branches."""
+        as_one = judges_answers(self.verifier)
         for child in children:
-            child.judged = child.judged_steps()
+            child.judged = child.judged_steps(as_one)
         judged = [child for child in children if child.judged]
         for parent, siblings in groupby(children, key=lambda child: child.parent):
             members = [child for child in siblings if child.judged]
@@ -218,7 +219,7 @@ class _Search:
         """Turns a trajectory that does not go on into a candidate."""
         self.release(child)
         self.tree.nodes[child.node].status = "final"
-        answer = self.extract(child.text) if child.finish == "eos" else None
+        answer = self.extract(child.text) if child.finish in FINISHED else None
         self.final_nodes.append(child.node)
         self.candidates.append(
             Candidate(

@@ -64,6 +64,11 @@ class Verifier(Protocol):
         ...
 
 
+def judges_answers(verifier: Verifier | None) -> bool:
+    """Whether a verifier (with `judges = "answers"`) scores whole answers, each given to it as a single step."""
+    return getattr(verifier, "judges", "steps") == "answers"
+
+
 class Strategy(Protocol):
     """What the loop asks of a strategy: how many children, what is scored, who survives. Frozen data."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from engine.search.protocols import PolicyBranch, VerifierBranch
-from engine.types import SearchTree, Step, TreeNode
+from engine.types import FINISHED, SearchTree, Step, TreeNode
 
 Branch = TypeVar("Branch", PolicyBranch, VerifierBranch)
 
@@ -19,7 +19,7 @@ def is_judged(step: Step) -> bool:
     A truncated step is not finished. An end-of-text token alone is no step: judging it would put
     an empty last step in the place of the real one.
     """
-    return step.finish == "step" or (step.finish == "eos" and step.text != "")
+    return step.finish in ("step", "boxed") or (step.finish == "eos" and step.text.strip() != "")
 
 
 @dataclass(eq=False, slots=True)
@@ -54,12 +54,22 @@ class Trajectory:
             policy=policy,
         )
 
-    def judged_steps(self) -> list[tuple[int, Step]]:
-        """(node, step) of the new steps that a verifier judges: none of an answer that was cut off."""
-        if self.finish not in ("step", "eos"):
+    def judged_steps(self, as_one: bool = False) -> list[tuple[int, Step]]:
+        """(node, step) of the new steps that a verifier judges: none of an answer that was cut off.
+
+        `as_one` is for a verifier of whole answers: the steps of a finished answer as a single one.
+        """
+        if self.finish not in (*FINISHED, *(() if as_one else ("step",))):
             return []
         pairs = zip(self.new_nodes, self.new_steps, strict=True)
-        return [(node, step) for node, step in pairs if is_judged(step)]
+        judged = [(node, step) for node, step in pairs if is_judged(step)]
+        return [(judged[-1][0], join_steps([step for _, step in judged]))] if as_one and judged else judged
+
+
+def join_steps(steps: Sequence[Step]) -> Step:
+    """Consecutive steps as one."""
+    token_ids = tuple(token for step in steps for token in step.token_ids)
+    return replace(steps[-1], token_ids=token_ids, text="".join(step.text for step in steps))
 
 
 def append_steps(tree: SearchTree, trajectory: Trajectory, steps: Sequence[Step]) -> None:

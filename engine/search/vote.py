@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engine.types import Candidate
+from engine.types import FINISHED, Candidate
 
 VOTES = ("majority", "weighted", "naive")
 Classify = Callable[[Sequence[str]], Sequence[int]]  # the class of each answer; equal answers share one
@@ -40,7 +40,7 @@ def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | 
     check_vote(rule)
     voters: dict[str, list[int]] = {}  # in order of first appearance, which settles ties
     for index, candidate in enumerate(candidates):
-        if candidate.finish == "eos" and candidate.answer is not None:
+        if candidate.finish in FINISHED and candidate.answer is not None:
             voters.setdefault(candidate.answer, []).append(index)
     if not voters:
         return None, None

@@ -1,4 +1,4 @@
-"""What judges the steps of an answer."""
+"""What judges the steps of an answer, or whole answers."""
 
 from engine.verifiers.aggregate import AGG_STRATEGIES, aggregate, check_agg_strategy
 from engine.verifiers.callable import CallableVerifier

@@ -22,6 +22,10 @@ class PRMVerifier:
         self.llm = llm
         self.shares_tokens = llm.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
 
+    def opening(self, problem: Problem) -> list[int]:
+        """The ids that a branch is opened with."""
+        return self.llm.encode(problem.prompt)
+
     async def open(self, problem: Problem, *, ledger: Ledger) -> Branch:
         return self.llm.open(problem.prompt, ledger=ledger, purpose="verified")
 

@@ -1,0 +1,160 @@
+"""Prompt styles: what stands around a problem, the same for every problem of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.prompts.template import ChatTemplate
+
+# That of the "## Step k:" format, which the known step verifiers were trained beside.
+STEPS_PROMPT = """\
+Solve the following math problem efficiently and clearly:
+
+- For simple problems (2 steps or fewer):
+Provide a concise solution with minimal explanation.
+
+- For complex problems (3 steps or more):
+Use this step-by-step format:
+
+## Step 1: [Concise description]
+[Brief explanation and calculations]
+
+## Step 2: [Concise description]
+[Brief explanation and calculations]
+
+...
+
+Regardless of the approach, always conclude with:
+
+Therefore, the final answer is: $\\boxed{answer}$. I hope it is correct.
+
+Where [answer] is just the final number or expression that solves the problem."""
+BOXED_PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """`system` is the style's own system prompt; a delimiter of None is the task's."""
+
+    is_chat: bool | None  # None: a chat where the model has a template
+    system: str | None = None
+    delimiter: str | None = None  # ends a step
+    stops_at_box: bool = False  # a closed `\boxed{}` ends the answer
+
+
+_STYLES = {
+    "plain": PromptStyle(is_chat=False),
+    "chat": PromptStyle(is_chat=True),
+    "steps": PromptStyle(is_chat=None, system=STEPS_PROMPT, delimiter="\n\n", stops_at_box=True),
+    "boxed": PromptStyle(is_chat=None, system=BOXED_PROMPT, delimiter="\n\n", stops_at_box=True),
+}
+PROMPT_STYLES = tuple(_STYLES)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """From a problem's own prompt to the text that the policy is given.
+
+    In a chat: system prompt, each worked example as a turn of either side, the problem. Without a
+    template: the same in this order as paragraphs. `preface` is text that stands before the problem.
+    """
+
+    template: ChatTemplate | None  # None: no chat
+    system: str | None
+    examples: tuple[tuple[str, str], ...]  # (prompt, solution)
+    preface: str
+    delimiter: str | None  # None: the task's
+    stops_at_box: bool
+
+    def render(self, prompt: str) -> str:
+        """The whole text. Raises ValueError for a chat template that makes none."""
+        if self.template is None:
+            parts = [f"{self.system}\n\n"] if self.system else []
+            parts += [f"{example}{solution.strip()}\n\n" for example, solution in self.examples]
+            return "".join([*parts, self.preface, prompt])
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for example, solution in self.examples:
+            messages.append({"role": "user", "content": example.strip()})
+            messages.append({"role": "assistant", "content": solution.strip()})
+        messages.append({"role": "user", "content": self.preface + prompt.strip()})
+        return self.template.render(messages, add_generation_prompt=True)
+
+
+def build_prompt(
+    folder: Path,
+    style: str = "plain",
+    *,
+    system: str | None = None,
+    few_shot: str | Path | None = None,
+    delimiter: str | None = None,
+    as_prompt: Callable[[str], str] = str,
+) -> PromptFormat:
+    """The format of a style for the model in `folder`; what is given goes before the style's own.
+
+    `few_shot` is a file, see `read_few_shot`; `as_prompt` makes a prompt of an example's problem.
+    Raises ValueError for an unknown style, a style "chat" without a template, or a bad file.
+    """
+    if style not in _STYLES:
+        raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
+    chosen = _STYLES[style]
+    template = None if chosen.is_chat is False else ChatTemplate.load(folder)
+    if chosen.is_chat and template is None:
+        raise ValueError(f"prompt_style {style!r} needs a chat template, the model at {folder} has none")
+    examples, preface = read_few_shot(few_shot) if few_shot is not None else ((), "")
+    return PromptFormat(
+        template=template,
+        system=system if system is not None else chosen.system,
+        examples=tuple((as_prompt(problem), solution) for problem, solution in examples),
+        preface=preface,
+        delimiter=delimiter if delimiter is not None else chosen.delimiter,
+        stops_at_box=chosen.stops_at_box,
+    )
+
+
+def read_system_prompt(text_or_file: str) -> str:
+    """The content of a file where there is one of that name, else the text itself."""
+    try:
+        is_file = Path(text_or_file).is_file()
+    except (OSError, ValueError):  # too long for a name, or not one at all
+        is_file = False
+    return _read_text(Path(text_or_file)).strip() if is_file else text_or_file
+
+
+def read_few_shot(path: str | Path) -> tuple[Sequence[tuple[str, str]], str]:
+    """Worked examples: (problem, solution) pairs of a .jsonl file, or the whole text of any other file.
+
+    Raises ValueError that names the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no few-shot file at {str(path)!r}")
+    text = _read_text(path)
+    if path.suffix != ".jsonl":
+        return (), text
+    examples = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            pair = (row["problem"], row["solution"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: needs 'problem' and 'solution' ({error}): {line[:60]!r}"
+            ) from None
+        if not all(isinstance(each, str) and each.strip() for each in pair):
+            raise ValueError(f"{path}, line {number}: 'problem' and 'solution' must be texts, got {line[:60]!r}")
+        examples.append(pair)
+    if not examples:
+        raise ValueError(f"{path} holds no example")
+    return examples, ""
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError:
+        raise ValueError(f"{path} is not UTF-8 text") from None

@@ -1,0 +1,140 @@
+"""Chat templates: read from a checkpoint's folder, rendered in a sandbox of their own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+MAX_SOURCE = 1 << 18  # characters of a template
+_WORKER = Path(__file__).with_name("worker.py")
+_START_SECONDS, _WALL_SECONDS = 120.0, 60.0  # far over what the worker allows itself; a loaded machine is slow
+_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+Message = Mapping[str, str]  # "role" and "content"
+
+
+class ChatTemplate:
+    """Renders messages to a prompt's text; a template that fails, loops or grows is a ValueError."""
+
+    def __init__(self, source: str, tokens: Mapping[str, str] | None = None, *, origin: str = "the chat template"):
+        if len(source) > MAX_SOURCE:
+            raise ValueError(f"{origin} has {len(source)} characters, at most {MAX_SOURCE} are read")
+        self.source, self.tokens, self.origin = source, dict(tokens or {}), origin
+        self._worker: _Worker | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTemplate | None:
+        """The template of a checkpoint: `chat_template.jinja`, else in tokenizer_config.json; None without one.
+
+        Raises ValueError for a file that is damaged.
+        """
+        config = read_tokenizer_config(folder)
+        path = folder / "chat_template.jinja"
+        if path.is_file():
+            if path.stat().st_size > 4 * MAX_SOURCE:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes, a chat template has {MAX_SOURCE} at most")
+            try:
+                source = path.read_text(encoding="utf-8")
+            except ValueError:
+                raise ValueError(f"{path} is not UTF-8 text") from None
+        else:
+            path, source = folder / "tokenizer_config.json", config.get("chat_template")
+        if isinstance(source, list):  # several with names
+            named = {each.get("name"): each.get("template") for each in source if isinstance(each, dict)}
+            source = named.get("default")
+        if source is None:
+            return None
+        if not isinstance(source, str):
+            raise ValueError(f"{path}: chat_template must be a text, got {str(source)[:60]!r}")
+        return cls(source, special_tokens(config), origin=f"the chat template of {path}")
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """The text of a conversation. Raises ValueError for a template that does not make one."""
+        if self._worker is None:
+            self._worker = _Worker()
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "tools": None,
+            "documents": None,
+            **self.tokens,
+        }
+        answer = self._worker.ask({"source": self.source, "variables": variables})
+        if answer is None:
+            self._worker = None
+            raise ValueError(f"{self.origin} was stopped: it takes more time or memory than a template may")
+        if "error" in answer:
+            raise ValueError(f"{self.origin} cannot be rendered: {answer['error']}")
+        return answer["text"]
+
+
+def read_tokenizer_config(folder: Path) -> dict:
+    """`tokenizer_config.json`, empty where there is none. Raises ValueError for a damaged file."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON, or bytes that are no text
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {str(config)[:40]!r}")
+    return config
+
+
+def special_tokens(config: dict) -> dict[str, str]:
+    """The texts of the special tokens that a tokenizer_config.json names."""
+    named = {name: config.get(name) for name in _TOKENS}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+class _Worker:
+    """The process that renders; it ends with this object, or with this process."""
+
+    def __init__(self) -> None:
+        # By path and without the script's folder: neither this package nor the current folder is imported from.
+        command = [sys.executable, "-P", str(_WORKER)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        weakref.finalize(self, _stop, self.process)
+        if self._read(_START_SECONDS) is None:
+            raise RuntimeError("the process that renders chat templates did not start")
+
+    def ask(self, request: dict) -> dict | None:
+        """The answer; None where the process had to be stopped, or stopped itself."""
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            return None
+        return self._read(_WALL_SECONDS)
+
+    def _read(self, seconds: float) -> dict | None:
+        deadline, line = time.monotonic() + seconds, b""
+        stdout = self.process.stdout
+        while not line.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([stdout], [], [], max(left, 0.0))
+            part = stdout.read1() if ready else b""
+            if not part:
+                _stop(self.process)
+                return None
+            line += part
+        return json.loads(line)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Ends the process and closes its pipes."""
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what was not yet written is lost with it
+            pipe.close()
+    process.wait()

@@ -1,0 +1,82 @@
+"""Where a step of the policy ends, and where its answer does: by token position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.prompts.boxed import has_closed_box
+from engine.runtime.branch import Branch
+from engine.runtime.llm import LLM
+
+_MAX_DELIMITER = 64  # characters
+
+
+class StepEnds:
+    """Finds the tokens at which steps end.
+
+    A delimiter of one character ends a step at every token that contains it. A longer one may fall
+    over several tokens: its step ends at the token that completes it, if the step has said anything
+    by then (blank lines make no step). With `stops_at_box` the token that closes the answer's first
+    `\\boxed{}` ends the answer.
+    """
+
+    def __init__(self, llm: LLM, delimiter: str, stops_at_box: bool = False):
+        if not 1 <= len(delimiter) <= _MAX_DELIMITER:
+            raise ValueError(f"a step delimiter has 1 to {_MAX_DELIMITER} characters, got {delimiter!r}")
+        self.llm, self.delimiter, self.stops_at_box = llm, delimiter, stops_at_box
+        self.is_plain = len(delimiter) == 1  # a token alone decides
+        self.delimiters = llm.token_mask([delimiter]) if self.is_plain else self._completing()
+        self._boxes = np.zeros_like(self.delimiters)
+        if stops_at_box:
+            self._boxes = llm.token_mask(["}"])
+        add = llm.runner.stops.add
+        self._rules = {True: add(self.delimiters | self._boxes), False: add(self._boxes)}
+
+    @property
+    def score_mask(self) -> np.ndarray:
+        """(vocabulary,) bool: tokens that may end a step."""
+        return self.delimiters | self._boxes
+
+    def rule(self, stop_at_step: bool) -> int:
+        """The runner's stop rule."""
+        return self._rules[stop_at_step]
+
+    def confirm(self, stop_at_step: bool):
+        """What decides at a token of the rule, None where the token alone does."""
+        if self.is_plain and not self.stops_at_box:
+            return None
+
+        def finish(branch: Branch, drawn: list[int]) -> str | None:
+            if self._boxes[drawn[-1]]:
+                answer = branch.token_ids[branch.num_prompt_tokens :]
+                if has_closed_box(self.llm.decode(answer + drawn)):
+                    return "boxed"
+            if stop_at_step and self.delimiters[drawn[-1]] and self.ends_step(drawn):
+                return "step"
+            return None
+
+        return finish
+
+    def ends_step(self, tokens: Sequence[int]) -> bool:
+        """Whether a run, whose last token may end a step, does."""
+        return self.is_plain or self.delimiter in self.llm.decode(tokens).lstrip()
+
+    def ends(self, tokens: Sequence[int]) -> list[int]:
+        """The index after the last token of every step that a delimiter ends."""
+        ends, start = [], 0
+        for end, token in enumerate(tokens, start=1):
+            if self.delimiters[token] and self.ends_step(tokens[start:end]):
+                ends.append(end)
+                start = end
+        return ends
+
+    def _completing(self) -> np.ndarray:
+        """Tokens that hold the delimiter, or start with a part of it that ends it."""
+        tails = tuple(self.delimiter[i:] for i in range(1, len(self.delimiter)))
+        texts = self.llm.token_texts  # decoded alone, a token may have lost its leading space
+        found = [self.delimiter in text or f" {text}".startswith(tails) or text.startswith(tails) for text in texts]
+        if not any(found):
+            raise ValueError(f"no token of the vocabulary ends the step delimiter {self.delimiter!r}")
+        return np.array(found)

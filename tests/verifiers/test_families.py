@@ -1,0 +1,38 @@
+"""The formats over the trunks that their published checkpoints have."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tests.runtime.builders import assert_idle
+from tests.verifiers.builders import ORMS, Reference, as_steps, load, make, open_branch, random_steps, run, whole
+
+PUBLISHED = [
+    ("qwen-prm", "Qwen2"),
+    ("qwen-rm", "Qwen2"),
+    ("math-shepherd", "Mistral"),
+    ("skywork", "Qwen2"),
+    ("versaprm-qwen", "Qwen2"),
+    ("trl", "Qwen2"),
+    ("trl-paragraphs", "Qwen2"),
+    ("sequence", "Qwen3"),
+]
+
+
+@pytest.mark.parametrize(("name", "family"), PUBLISHED)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 2e-2)])
+def test_scores_are_theirs(tmp_path, name, family, dtype, tolerance):
+    folder = make(tmp_path / name, name, family=family)
+    verifier, theirs = load(folder, name, dtype), Reference(folder, name, getattr(torch, dtype))
+    texts = random_steps(random.Random(0), 4)
+    texts = ["".join(texts)] if name in ORMS else texts
+    want = theirs.scores("What is 12 + 34?", texts)
+    assert whole(verifier, "What is 12 + 34?", texts) == pytest.approx(want, abs=tolerance)
+    branch = open_branch(verifier, "What is 12 + 34?")
+    one_by_one = [run(verifier, verifier.score([branch], [as_steps([text])]))[0][0] for text in texts]
+    assert one_by_one == pytest.approx(want, abs=tolerance)
+    branch.close()
+    assert_idle(verifier.llm.runner)
