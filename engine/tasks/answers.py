@@ -10,9 +10,7 @@ from decimal import Decimal
 
 # Digits with or without thousands separators, a sign and a dollar sign before them, no unit after.
 _NUMBER = re.compile(r"([-+]?)\$?([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
-_NUMBER_IN_TEXT = re.compile(
-    r"(?:(?<![\d)\w])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+", re.ASCII
-)
+_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\d)\w])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+", re.ASCII)
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
 _STATED = re.compile(r"answer is:?[ \t]*([^\n]*)", re.IGNORECASE)
 _BRACES = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\.|[{}]", re.DOTALL)

@@ -64,7 +64,7 @@ def stepwise_line(row: dict, separator: str = "\n", *, threshold: float | None =
     """
     labels = [label if threshold is None else label >= threshold for label in row["labels"]]
     steps = [text.removesuffix(separator) for text in row["completions"]]
-    return json.dumps({"prompt": row["prompt"], "completions": steps, "labels": labels}, ensure_ascii=False) + "\n"
+    return json.dumps({"prompt": row["prompt"], "completions": steps, "labels": labels}) + "\n"
 
 
 def write_stepwise(rows: Iterable[dict], path: Path, separator: str = "\n", *, threshold: float | None = None) -> None:

@@ -152,14 +152,16 @@ def test_a_prm_is_trained_on_other_formats(ttc, models, tmp_path, monkeypatch):
     train = ["train", "prm", "--base", models.policy, "--rollouts", write(tmp_path / "rows.jsonl", *rows)]
     train += ["--format", "prm800k", "--num-epochs", "1", "--held-out", "0.5"]
     lines = []
-    for neutral in ("good", "bad"):
-        out, work = tmp_path / neutral, tmp_path / f"{neutral}_work"
-        outcome = ttc(*train, "--neutral", neutral, "--out", out, "--work", work)
+    for number, more in enumerate((["good"], ["bad"], ["good", "--step-separator", "|"])):
+        out, work = tmp_path / f"prm{number}", tmp_path / f"work{number}"
+        outcome = ttc(*train, "--neutral", *more, "--out", out, "--work", work)
         assert outcome.status == 0, outcome.err
         lines.append(outcome.last_line)
     assert "held out steps 75" in lines[0]
     assert "mean label 0.8," in lines[0]  # 12 of 15
     assert "mean label 0.5333," in lines[1]  # 8 of 15: in four answers of the five the neutral step is bad
+    assert "mean label 0.8," in lines[2]
+    assert lines[2].split(",")[1] != lines[0].split(",")[1]  # the loss, on other tokens
 
 
 def test_rollouts_of_a_task_that_grades(ttc, models, tmp_path):
