@@ -34,12 +34,12 @@ class LMHead:
     ):
         name = "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
         self.weight = take(tensors, name, (config.vocab_size, config.hidden_size))
-        self._packed = PackedLinear(self.weight) if self.weight.numel() <= max_packed_weights else None
+        self.packed = PackedLinear(self.weight) if self.weight.numel() <= max_packed_weights else None
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(len(rows), vocabulary) float32 of `hidden[rows]`; `rows` is int64."""
-        if self._packed is not None:
-            return self._packed.forward(hidden, rows)
+        if self.packed is not None:
+            return self.packed.forward(hidden, rows)
         return linear(hidden, self.weight, rows)
 
 
