@@ -52,9 +52,18 @@ struct LinearCall {
     float* out;
 };
 
+// Pieces of memory that are fetched into the second-level cache meanwhile, `per_step` lines for each step of the
+// matrix products.
+struct Ahead {
+    const char* const* pieces = nullptr;
+    int64_t num_pieces = 0, piece_lines = 0;  // lines of 64 bytes
+    int per_step = 0;
+};
+
 // What lies between two attentions, for rows [row_lo, row_hi): the second half of layer `stage - 1` (stage 0: the
 // embedding), then the first half of layer `stage` (the last stage: the final norm).
-using DecoderStage = void (*)(const DecoderCall& call, int stage, int64_t row_lo, int64_t row_hi, void* scratch);
+using DecoderStage = void (*)(const DecoderCall& call, int stage, int64_t row_lo, int64_t row_hi, void* scratch,
+                              const Ahead& ahead);
 using LinearRows = void (*)(const LinearCall& call, int64_t row_lo, int64_t row_hi, void* scratch);
 
 // One build of the kernels for one type.

@@ -77,9 +77,40 @@ inline void put(Operand* to, V v) {
 #endif
 }
 
+// Where the fetching of an Ahead stands.
+class Fetch {
+  public:
+    explicit Fetch(const Ahead& ahead) : ahead_(ahead) { next_piece(); }
+    // Lines for each step of the next product, 0 where there is nothing left.
+    int per_step() const { return stride_ ? ahead_.per_step : 0; }
+    inline void step(int num_lines) {
+        for (int i = 0; i < num_lines; ++i) {
+            __builtin_prefetch(line_, 0, 2);
+            line_ += stride_;
+            if (--left_ == 0) next_piece();
+        }
+    }
+
+  private:
+    void next_piece() {
+        if (piece_ < ahead_.num_pieces) {
+            line_ = ahead_.pieces[piece_++];
+            left_ = ahead_.piece_lines;
+            stride_ = 64;
+        } else {  // one line is asked for again and again until the product ends
+            left_ = INT64_MAX;
+            stride_ = 0;
+        }
+    }
+
+    Ahead ahead_;
+    const char* line_ = nullptr;
+    int64_t left_ = 0, piece_ = 0, stride_ = 0;
+};
+
 // R rows of operands times P neighbouring panels, into tile (R, P, width).
 template <int R, int P>
-void block(const Operand* x, int64_t stride, const Weight* panel, int64_t num_steps, float* tile) {
+void block(const Operand* x, int64_t stride, const Weight* panel, int64_t num_steps, float* tile, Fetch& fetch) {
     constexpr int kStep = kWidth * Dot::kInputs, kGroups = (R + 2) / 3;
     V acc[R][2 * P];
     for (int r = 0; r < R; ++r)
@@ -87,7 +118,9 @@ void block(const Operand* x, int64_t stride, const Weight* panel, int64_t num_st
     const Operand* rows[kGroups];  // a pointer for every three rows: addresses then fit the registers
     for (int g = 0; g < kGroups; ++g) rows[g] = x + int64_t(g) * 3 * stride;
     const int64_t panel_size = num_steps * kStep;
+    const int num_lines = fetch.per_step();
     for (int64_t k = 0; k < num_steps; ++k) {
+        if (num_lines) fetch.step(num_lines);
         decltype(Dot::load(panel)) w[2 * P];
         for (int c = 0; c < 2 * P; ++c) w[c] = Dot::load(panel + (c / 2) * panel_size + (c % 2) * (kStep / 2));
 #pragma GCC unroll 12
@@ -103,7 +136,7 @@ void block(const Operand* x, int64_t stride, const Weight* panel, int64_t num_st
         for (int c = 0; c < 2 * P; ++c) Simd::store(tile + (r * 2 * P + c) * W, acc[r][c]);
 }
 
-using BlockFn = void (*)(const Operand*, int64_t, const Weight*, int64_t, float*);
+using BlockFn = void (*)(const Operand*, int64_t, const Weight*, int64_t, float*, Fetch&);
 
 template <int P, int... R>
 BlockFn pick_block(int rows, std::integer_sequence<int, R...>) {
@@ -113,7 +146,7 @@ BlockFn pick_block(int rows, std::integer_sequence<int, R...>) {
 
 // x (rows, num_in) times the matrix; done(row, panel, low, high) takes a row's two vectors of a panel.
 template <class Done>
-inline void product(const Operand* x, int64_t stride, int rows, const PackedMatrix& m, Done&& done) {
+inline void product(const Operand* x, int64_t stride, int rows, const PackedMatrix& m, Fetch& fetch, Done&& done) {
     alignas(64) float tile[kMaxTile];
     const Weight* panel = static_cast<const Weight*>(m.panels);
     const int64_t panel_size = m.num_steps * kWidth * Dot::kInputs;
@@ -121,7 +154,7 @@ inline void product(const Operand* x, int64_t stride, int rows, const PackedMatr
     if (rows <= kFewRows) {
         const BlockFn block = pick_block<kFewPanels>(rows, std::make_integer_sequence<int, kFewRows>());
         for (; p + kFewPanels <= m.num_panels; p += kFewPanels, panel += kFewPanels * panel_size) {
-            block(x, stride, panel, m.num_steps, tile);
+            block(x, stride, panel, m.num_steps, tile, fetch);
             for (int i = 0; i < rows * kFewPanels; ++i)
                 done(i / kFewPanels, p + i % kFewPanels, Simd::load(tile + i * kWidth),
                      Simd::load(tile + i * kWidth + W));
@@ -132,7 +165,7 @@ inline void product(const Operand* x, int64_t stride, int rows, const PackedMatr
         for (int b = 0; b < num_blocks; ++b) {
             const int lo = rows * b / num_blocks, num = rows * (b + 1) / num_blocks - lo;
             const BlockFn block = pick_block<1>(num, std::make_integer_sequence<int, kBlockRows>());
-            block(x + lo * stride, stride, panel, m.num_steps, tile);
+            block(x + lo * stride, stride, panel, m.num_steps, tile, fetch);
             for (int r = 0; r < num; ++r)
                 done(lo + r, p, Simd::load(tile + r * kWidth), Simd::load(tile + r * kWidth + W));
         }
@@ -272,11 +305,12 @@ inline void copy_operands(const T* from, Operand* to, int64_t size) {
 
 // The first half of a layer: norm, queries, keys and values.
 template <class T>
-void before_attention(const DecoderCall& call, int layer, int64_t row_lo, int rows, float* residual, const Strip& s) {
+void before_attention(const DecoderCall& call, int layer, int64_t row_lo, int rows, float* residual, const Strip& s,
+                      Fetch& fetch) {
     const PackedLayer& weights = call.layers[layer];
     for (int r = 0; r < rows; ++r) prefetch_slot<T, 2>(call, layer, row_lo + r);  // arrives during the product
     norm_rows<T>(call, residual, weights.input_norm, s, rows);
-    product(s.normed, s.hidden_stride, rows, weights.qkv, [&](int r, int64_t panel, V low, V high) {
+    product(s.normed, s.hidden_stride, rows, weights.qkv, fetch, [&](int r, int64_t panel, V low, V high) {
         float* to = s.qkv + r * s.qkv_stride + panel * kWidth;
         Simd::store(to, as<T>(low));
         Simd::store(to + W, as<T>(high));
@@ -286,7 +320,8 @@ void before_attention(const DecoderCall& call, int layer, int64_t row_lo, int ro
 
 // The second half: the output of attention and the feed-forward, each added to the residual.
 template <class T>
-void after_attention(const DecoderCall& call, int layer, int64_t row_lo, int rows, float* residual, const Strip& s) {
+void after_attention(const DecoderCall& call, int layer, int64_t row_lo, int rows, float* residual, const Strip& s,
+                     Fetch& fetch) {
     const PackedLayer& weights = call.layers[layer];
     const int64_t q_out = int64_t(call.num_heads) * call.head_dim;
     const auto add = [&](int r, int64_t panel, V low, V high) {
@@ -296,25 +331,26 @@ void after_attention(const DecoderCall& call, int layer, int64_t row_lo, int row
     };
     for (int r = 0; r < rows; ++r)
         copy_operands(static_cast<const T*>(call.attended) + (row_lo + r) * q_out, s.attended + r * s.q_stride, q_out);
-    product(s.attended, s.q_stride, rows, weights.out, add);
+    product(s.attended, s.q_stride, rows, weights.out, fetch, add);
     norm_rows<T>(call, residual, weights.post_norm, s, rows);
-    product(s.normed, s.hidden_stride, rows, weights.gate_up, [&](int r, int64_t panel, V gate, V up) {
+    product(s.normed, s.hidden_stride, rows, weights.gate_up, fetch, [&](int r, int64_t panel, V gate, V up) {
         put<T>(s.activated + r * s.inter_stride + panel * W, Simd::mul(as<T>(silu(as<T>(gate))), as<T>(up)));
     });
-    product(s.activated, s.inter_stride, rows, weights.down, add);
+    product(s.activated, s.inter_stride, rows, weights.down, fetch, add);
 }
 
 template <class T>
-void run_stage(const DecoderCall& call, int stage, int64_t row_lo, int64_t row_hi, void* scratch) {
+void run_stage(const DecoderCall& call, int stage, int64_t row_lo, int64_t row_hi, void* scratch, const Ahead& ahead) {
     const int rows = int(row_hi - row_lo);
     const Strip s(call, rows, scratch);
+    Fetch fetch(ahead);
     float* residual = call.residual + row_lo * s.wide;
     if (stage == 0)
         embed_rows<T>(call, row_lo, rows, residual, s.wide);
     else
-        after_attention<T>(call, stage - 1, row_lo, rows, residual, s);
+        after_attention<T>(call, stage - 1, row_lo, rows, residual, s, fetch);
     if (stage < call.num_layers)
-        before_attention<T>(call, stage, row_lo, rows, residual, s);
+        before_attention<T>(call, stage, row_lo, rows, residual, s, fetch);
     else
         final_norm_rows<T>(call, residual, static_cast<T*>(call.out) + row_lo * call.hidden, s.wide, rows);
 }
@@ -330,7 +366,8 @@ void run_linear(const LinearCall& call, int64_t row_lo, int64_t row_hi, void* sc
         copy_operands(static_cast<const T*>(call.x) + from * call.x_stride, x + r * stride, m.num_in);
     }
     float* out = call.out + row_lo * call.out_stride;
-    product(x, stride, rows, m, [&](int r, int64_t panel, V low, V high) {
+    Fetch nothing{Ahead{}};
+    product(x, stride, rows, m, nothing, [&](int r, int64_t panel, V low, V high) {
         float* to = out + r * call.out_stride + panel * kWidth;
         const int64_t left = m.num_out - panel * kWidth;
         if (left >= kWidth) {

@@ -7,6 +7,28 @@
 
 namespace ttc {
 
+enum class Isa;
+class Scratch;
+
+// Rows to draw one token each for; what may be passed is in ttc_kernels/sample/api.py.
+struct SampleArgs {
+    const float* logits;
+    int64_t row_stride, num_rows, vocab;
+    const uint64_t* keys;
+    const int32_t* positions;
+    const float* temperature;
+    const int32_t* top_k;
+    const float *top_p, *min_p;
+    int32_t* tokens;
+    float* logprobs;
+};
+
+// Throws std::invalid_argument for the first value out of range.
+void check_sampling(const SampleArgs& args);
+
+// Draws the token of one row, for callers with threads of their own.
+void sample_row(const SampleArgs& args, int64_t row, Isa isa, Scratch* scratch);
+
 // One row, and the tokens of it that the filters keep: those above `cut`, and at `cut` those up to `last_tie`.
 struct Row {
     const float* logits;  // (num)

@@ -41,18 +41,6 @@ const SampleKernels& kernels_for(Isa isa) {
     return portable::sample_kernels;
 }
 
-struct SampleArgs {
-    const float* logits;
-    int64_t row_stride, num_rows, vocab;
-    const uint64_t* keys;
-    const int32_t* positions;
-    const float* temperature;
-    const int32_t* top_k;
-    const float *top_p, *min_p;
-    int32_t* tokens;
-    float* logprobs;
-};
-
 struct Weighted {
     uint64_t key;
     double weight;
@@ -178,7 +166,9 @@ void sample_row(const SampleKernels& kernels, const SampleArgs& a, int64_t i, Sc
                                 ", got " + number);
 }
 
-void check(const SampleArgs& a) {
+}  // namespace
+
+void check_sampling(const SampleArgs& a) {
     for (int64_t i = 0; i < a.num_rows; ++i) {
         if (!(a.temperature[i] >= 0 && a.temperature[i] < __builtin_inff()))
             refuse("temperature", i, a.temperature[i], "finite and >= 0");
@@ -189,6 +179,12 @@ void check(const SampleArgs& a) {
     }
 }
 
+void sample_row(const SampleArgs& args, int64_t row, Isa isa, Scratch* scratch) {
+    sample_row(kernels_for(isa), args, row, scratch);
+}
+
+namespace {
+
 void sample(uintptr_t logits, int64_t row_stride, int64_t num_rows, int64_t vocab, uintptr_t keys, uintptr_t positions,
             uintptr_t temperature, uintptr_t top_k, uintptr_t top_p, uintptr_t min_p, uintptr_t tokens,
             uintptr_t logprobs, const std::string& isa) {
@@ -196,7 +192,7 @@ void sample(uintptr_t logits, int64_t row_stride, int64_t num_rows, int64_t voca
     const SampleArgs args = {(const float*)logits, row_stride, num_rows, vocab, (const uint64_t*)keys,
                              (const int32_t*)positions, (const float*)temperature, (const int32_t*)top_k,
                              (const float*)top_p, (const float*)min_p, (int32_t*)tokens, (float*)logprobs};
-    check(args);
+    check_sampling(args);
 #pragma omp parallel if (num_rows > 1 && num_rows * vocab >= kMinParallelTokens)
     {
         Scratch scratch;

@@ -66,9 +66,7 @@ void choose_rows(const AttentionShape& shape, int num_threads, AttentionSchedule
     const int64_t wanted = (int64_t(shape.rows) * shape.num_kv_heads + num_wanted - 1) / num_wanted;
     if (num_threads > 1) rows = std::min(rows, std::max<int64_t>((min_rows + 1) / 2, wanted));
     rows = std::max<int64_t>(1, std::min<int64_t>(rows, shape.rows));
-    const int num_groups = int((shape.rows + rows - 1) / rows);
-    schedule.rows_per_group = (shape.rows + num_groups - 1) / num_groups;
-    schedule.num_groups = (shape.rows + schedule.rows_per_group - 1) / schedule.rows_per_group;
+    schedule.num_groups = int((shape.rows + rows - 1) / rows);
     // The KV heads of a block lie side by side: one task for all of them where there are tasks enough.
     const bool has_enough = num_threads == 1 || schedule.num_groups >= num_wanted;
     schedule.heads_per_task = is_near && has_enough ? shape.num_kv_heads : 1;
@@ -81,7 +79,7 @@ void list_lone_units(const int32_t* items, const int32_t* blocks, const Attentio
     schedule.lone_start.assign(1, 0);
     schedule.lone_units.clear();
     for (int g = 0; g < schedule.num_groups; ++g) {
-        const int row_lo = g * schedule.rows_per_group, row_hi = std::min(shape.rows, row_lo + schedule.rows_per_group);
+        const int row_lo = schedule.row_start(g), row_hi = schedule.row_start(g + 1);
         const size_t before = schedule.lone_units.size();
         for (int k = schedule.group_start[size_t(g)]; k < schedule.group_start[size_t(g) + 1]; ++k) {
             const int32_t* it = items + int64_t(schedule.group_items[size_t(k)]) * 5;
@@ -100,19 +98,18 @@ void list_lone_units(const int32_t* items, const int32_t* blocks, const Attentio
 
 // Gives every group its items.
 void cut_groups(const int32_t* items, const AttentionShape& shape, AttentionSchedule& schedule) {
-    const int rows = schedule.rows_per_group;
     std::vector<int32_t>& start = schedule.group_start;
     start.assign(size_t(schedule.num_groups) + 1, 0);
     for (int i = 0; i < shape.num_items; ++i) {
         const int32_t* it = items + int64_t(i) * 5;
-        for (int g = it[0] / rows; g <= (it[1] - 1) / rows; ++g) ++start[size_t(g) + 1];
+        for (int g = schedule.group_of(it[0]), last = schedule.group_of(it[1] - 1); g <= last; ++g) ++start[size_t(g) + 1];
     }
     for (int g = 0; g < schedule.num_groups; ++g) start[size_t(g) + 1] += start[size_t(g)];
     schedule.group_items.resize(size_t(start[size_t(schedule.num_groups)]));
     schedule.fill.assign(start.begin(), start.end() - 1);
     for (int i = 0; i < shape.num_items; ++i) {
         const int32_t* it = items + int64_t(i) * 5;
-        for (int g = it[0] / rows; g <= (it[1] - 1) / rows; ++g)
+        for (int g = schedule.group_of(it[0]), last = schedule.group_of(it[1] - 1); g <= last; ++g)
             schedule.group_items[size_t(schedule.fill[size_t(g)]++)] = i;
     }
 }
@@ -131,34 +128,39 @@ RunFn run_fn(Isa isa) {
 }  // namespace
 
 void make_schedule(const int32_t* items, const int32_t* blocks, const AttentionShape& shape, int max_threads,
-                   AttentionSchedule& schedule) {
+                   AttentionSchedule& schedule, int num_groups) {
     if (shape.num_kv_heads < 1 || shape.num_heads % shape.num_kv_heads || shape.block_size < kUnit ||
         shape.block_size % kUnit)
         throw std::invalid_argument("tree_attention: num_heads " + std::to_string(shape.num_heads) +
                                     ", num_kv_heads " + std::to_string(shape.num_kv_heads) + ", block_size " +
                                     std::to_string(shape.block_size));
+    schedule.rows = shape.rows;
     schedule.num_tasks = 0;
     schedule.num_threads = 1;
     if (shape.rows == 0) return;
     count_units(items, blocks, shape, schedule);
     const int64_t work = schedule.total_units * kUnit * shape.num_heads * shape.head_dim;
     const int num_threads = work >= kParallelWork ? std::max(1, max_threads) : 1;
-    choose_rows(shape, num_threads, schedule);
+    if (num_groups > 0) {
+        schedule.num_groups = num_groups;
+        schedule.heads_per_task = shape.num_kv_heads;
+    } else {
+        choose_rows(shape, num_threads, schedule);
+    }
     cut_groups(items, shape, schedule);
     list_lone_units(items, blocks, shape, schedule);
     schedule.num_tasks = shape.num_kv_heads / schedule.heads_per_task * schedule.num_groups;
     schedule.num_threads = std::min(num_threads, schedule.num_tasks);
 }
 
-bool run_schedule_task(const AttentionCall& call, const AttentionShape& shape, const AttentionSchedule& schedule,
-                       int t, Isa isa) noexcept {
+bool run_schedule_task(const AttentionCall& call, const AttentionSchedule& schedule, int t, Isa isa) noexcept {
     thread_local Scratch scratch;
     const int g = t % schedule.num_groups;
     AttentionTask task;
     task.items = schedule.group_items.data() + schedule.group_start[size_t(g)];
     task.num_items = schedule.group_start[size_t(g) + 1] - schedule.group_start[size_t(g)];
-    task.row_lo = g * schedule.rows_per_group;
-    task.row_hi = std::min(shape.rows, task.row_lo + schedule.rows_per_group);
+    task.row_lo = schedule.row_start(g);
+    task.row_hi = schedule.row_start(g + 1);
     task.head_lo = t / schedule.num_groups * schedule.heads_per_task;
     task.head_hi = task.head_lo + schedule.heads_per_task;
     task.lone_units = schedule.lone_units.data() + schedule.lone_start[size_t(g)];
@@ -166,7 +168,7 @@ bool run_schedule_task(const AttentionCall& call, const AttentionShape& shape, c
     task.max_units = std::max(1, schedule.max_units);
     try {
         task.scratch = static_cast<float*>(scratch.take(
-            4 * task_scratch_floats(schedule.rows_per_group, call.group, call.head_dim, task.max_units)));
+            4 * task_scratch_floats(schedule.most_rows(), call.group, call.head_dim, task.max_units)));
     } catch (const std::bad_alloc&) {
         return false;
     }
@@ -174,16 +176,15 @@ bool run_schedule_task(const AttentionCall& call, const AttentionShape& shape, c
     return true;
 }
 
-void run_schedule(const AttentionCall& call, const AttentionShape& shape, const AttentionSchedule& schedule,
-                  Isa isa) {
+void run_schedule(const AttentionCall& call, const AttentionSchedule& schedule, Isa isa) {
     std::atomic<bool> out_of_memory{false};  // must not leave the parallel region as an exception
     if (schedule.num_threads == 1) {
         for (int t = 0; t < schedule.num_tasks; ++t)
-            if (!run_schedule_task(call, shape, schedule, t, isa)) out_of_memory = true;
+            if (!run_schedule_task(call, schedule, t, isa)) out_of_memory = true;
     } else {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(schedule.num_threads)
         for (int t = 0; t < schedule.num_tasks; ++t)
-            if (!run_schedule_task(call, shape, schedule, t, isa)) out_of_memory = true;
+            if (!run_schedule_task(call, schedule, t, isa)) out_of_memory = true;
     }
     if (out_of_memory) throw std::bad_alloc();
 }

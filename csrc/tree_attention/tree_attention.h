@@ -2,7 +2,7 @@
 //
 // A forward makes one schedule of its plan and runs it once per layer:
 //   make_schedule(items, blocks, shape, max_threads, schedule);
-//   for each layer: run_schedule(call, shape, schedule, isa);
+//   for each layer: run_schedule(call, schedule, isa);
 #pragma once
 
 #include <cstddef>
@@ -36,10 +36,14 @@ struct AttentionSchedule {
     std::vector<int32_t> lone_units;   // units that one row of the group reads, in order: block * units + unit
     int max_units = 0;
     int64_t total_units = 0;
-    int rows_per_group = 0, num_groups = 0;
-    int heads_per_task = 1;  // KV heads
+    int rows = 0, num_groups = 0;  // cut evenly
+    int heads_per_task = 1;        // KV heads
     int num_tasks = 0;    // any order, any threads: a task writes its own part of out and nothing else
     int num_threads = 1;  // what run_schedule uses
+
+    int row_start(int g) const { return int(int64_t(rows) * g / num_groups); }
+    int group_of(int row) const { return int(((int64_t(row) + 1) * num_groups - 1) / rows); }
+    int most_rows() const { return (rows + num_groups - 1) / num_groups; }
 };
 
 // One call of the op, that is one layer; strides in elements.
@@ -83,20 +87,20 @@ static inline size_t task_scratch_floats(int rows, int group, int head_dim, int 
            size_t(rows) + 64;
 }
 
-// Cuts the plan into tasks for at most max_threads threads (1 where the work is too small to share).
+// Cuts the plan into tasks for at most max_threads threads (1 where the work is too small to share). With num_groups
+// the rows are cut into so many groups, and task i is group i with all its heads.
 // items is (num_items, 5), blocks (num_block_ids,).  Throws std::invalid_argument for a plan that points outside
 // the rows or the cache, and for heads or a block size that the kernel does not have.
 void make_schedule(const int32_t* items, const int32_t* blocks, const AttentionShape& shape, int max_threads,
-                   AttentionSchedule& schedule);
+                   AttentionSchedule& schedule, int num_groups = 0);
 
 // Attention of one layer, in a parallel region of its own; call.items and call.blocks are the schedule's plan.
 // The bits of a row do not depend on the schedule.  Throws std::bad_alloc.
-void run_schedule(const AttentionCall& call, const AttentionShape& shape, const AttentionSchedule& schedule, Isa isa);
+void run_schedule(const AttentionCall& call, const AttentionSchedule& schedule, Isa isa);
 
 // One task of [0, schedule.num_tasks), for callers with a parallel region of their own.  Never throws; false: out
 // of memory, the task was not run.
-bool run_schedule_task(const AttentionCall& call, const AttentionShape& shape, const AttentionSchedule& schedule,
-                       int task, Isa isa) noexcept;
+bool run_schedule_task(const AttentionCall& call, const AttentionSchedule& schedule, int task, Isa isa) noexcept;
 
 void run_attention_portable(const AttentionCall& call, const AttentionTask& task);
 void run_attention_avx2(const AttentionCall& call, const AttentionTask& task);

@@ -51,7 +51,7 @@ void bound(uintptr_t q, int64_t q_row, int64_t q_head, uintptr_t k, int64_t k_bl
 #endif
     thread_local AttentionSchedule schedule;
     make_schedule(call.items, call.blocks, shape, max_threads, schedule);
-    run_schedule(call, shape, schedule, chosen);
+    run_schedule(call, schedule, chosen);
 }
 
 }  // namespace

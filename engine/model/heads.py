@@ -60,15 +60,15 @@ class LMHead:
         self,
         config: ModelConfig,
         tensors: dict[str, torch.Tensor],
-        max_packed_weights: int = MAX_PACKED_WEIGHTS,
+        max.packed_weights: int = MAX_PACKED_WEIGHTS,
     ):
         self.weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
-        self._packed = PackedLinear(self.weight) if self.weight.numel() <= max_packed_weights else None
+        self.packed = PackedLinear(self.weight) if self.weight.numel() <= max.packed_weights else None
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(len(rows), vocabulary) float32 of `hidden[rows]`; `rows` is int64."""
-        if self._packed is not None:
-            return self._packed.forward(hidden, rows)
+        if self.packed is not None:
+            return self.packed.forward(hidden, rows)
         return linear(hidden, self.weight, rows)
 
 

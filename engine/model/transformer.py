@@ -33,7 +33,8 @@ class Decoder:
         weights = read_weights(config, tensors)
         self.embedding, self.dtype = weights.embedding, weights.embedding.dtype
         self.is_packed = _num_matrix_weights(weights) <= max_packed_weights
-        self._trunk = PackedDecoder(weights) if self.is_packed else TorchDecoder(weights)
+        self.packed = PackedDecoder(weights) if self.is_packed else None
+        self._trunk = self.packed or TorchDecoder(weights)
 
     @property
     def best_batch(self) -> int:

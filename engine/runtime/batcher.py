@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.runtime.requests import Request
-from engine.runtime.runner import Runner
+from engine.runtime.runner import MAX_FORWARDS, Runner
 
 _MIN_FEED_TOKENS = 512  # a verifier runs once so many tokens wait for it ...
 _MAX_WAIT_TICKS = 4  # ... or has waited for so many forwards of the policy
@@ -85,11 +85,11 @@ class Batcher:
         )
 
     def tick(self) -> None:
-        """One forward of the policy, and one of each verifier that has enough to do."""
+        """One forward of the policy, and one of each verifier that has enough to do; more where no verifier waits."""
         policy, verifiers = self.runners[0], self.runners[1:]
         has_policy_work = policy.has_work
         if has_policy_work:
-            policy.tick()
+            policy.tick(1 if any(runner.has_work for runner in verifiers) else MAX_FORWARDS)
         for i, runner in enumerate(verifiers, start=1):
             if not runner.has_work:
                 continue

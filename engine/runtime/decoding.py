@@ -38,20 +38,24 @@ class Decoding:
         self.store.fork_all([job.partial for job in fresh])
         self.rows.start([job.row for job in jobs], [job.partial.handle for job in jobs])
 
-    def push(self, slots: np.ndarray | None, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """One sampled token for each of the slots, by default for all active rows; finishes what it completes."""
+    def push_active(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """Sampled tokens, (steps, n), of all active rows; only the last of a row may complete it."""
         rows = self.rows
-        if slots is None:
-            active = rows.active()
-            slots = active.slots
-            rows.push_active(tokens, logprobs)
-            is_end = self.stops.ends(active.rules, tokens)
-            if active.num_left > 0 and not np.count_nonzero(is_end):
-                return
-            rows.settle()
-        else:
-            rows.push(slots, tokens, logprobs)
-            is_end = self.stops.ends(rows.rule[slots], tokens)
+        active = rows.active()
+        rows.push_active(tokens, logprobs)
+        is_end = self.stops.ends(active.rules, tokens[-1])
+        if active.num_left > 0 and not np.count_nonzero(is_end):
+            return
+        rows.settle()
+        self._finish_ended(active.slots, tokens[-1], is_end)
+
+    def push(self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """One sampled token for each of the slots; finishes what it completes."""
+        self.rows.push(slots, tokens, logprobs)
+        self._finish_ended(slots, tokens, self.stops.ends(self.rows.rule[slots], tokens))
+
+    def _finish_ended(self, slots: np.ndarray, tokens: np.ndarray, is_end: np.ndarray) -> None:
+        rows = self.rows
         which = np.flatnonzero(is_end | (rows.count[slots] >= rows.max_count[slots]))
         if len(which):
             ends = [(slots[i].item(), self._how(slots[i].item(), tokens[i], is_end[i])) for i in which]

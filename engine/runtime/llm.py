@@ -26,7 +26,7 @@ from engine.model import (
 from engine.runtime.branch import Branch
 from engine.runtime.kv import KVPool
 from engine.runtime.requests import FeedJob, FeedRequest, Request, Sampled, SampleJob, SampleRequest
-from engine.runtime.runner import Runner
+from engine.runtime.runner import MAX_FORWARDS, Runner
 from engine.types import Sampling
 
 HeadMaker = Callable[[ModelConfig, dict[str, torch.Tensor]], ScoreHead]
@@ -178,7 +178,7 @@ class LLM:
         """Ticks until the request is done; raises its error."""
         while not request.is_done:
             assert self.runner.has_work, "a request is waiting for nothing"
-            self.runner.tick()
+            self.runner.tick(MAX_FORWARDS)
         if request.error is not None:
             raise request.error
 

@@ -167,14 +167,18 @@ class Rows:
             self.count[active.slots] = active.at // self.max_rows
 
     def push_active(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Appends one sampled token to each active row; keeps `tokens`, which must not change."""
-        active = self._active
-        self.tokens.reshape(-1)[active.at] = tokens
-        self.logprobs.reshape(-1)[active.at] = logprobs
-        active.pending = tokens
-        active.at += self.max_rows
-        active.positions += 1
-        active.num_left -= 1
+        """Appends sampled tokens to the active rows, (steps, n) of each; keeps `tokens`, which must not change.
+
+        No row may get more than `num_left` of them.
+        """
+        active, num = self._active, len(tokens)
+        at = active.at + self.max_rows * np.arange(num)[:, None]
+        self.tokens.reshape(-1)[at] = tokens
+        self.logprobs.reshape(-1)[at] = logprobs
+        active.pending = tokens[-1]
+        active.at += self.max_rows * num
+        active.positions += num
+        active.num_left -= num
 
     def push(self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Appends one sampled token to each of the rows."""

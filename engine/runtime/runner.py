@@ -19,7 +19,11 @@ from engine.runtime.requests import FeedJob, Request, SampleJob
 from engine.runtime.rows import Active
 from engine.runtime.tips import Tip, TipStore
 from ttc_kernels._native import OutOfBlocks, Plan
+from ttc_kernels.decoder import DecodeLoop
 from ttc_kernels.sample import sample
+
+# Of one tick: whoever runs nothing but one model lets it go on for so long, yet a key press soon has its effect.
+MAX_FORWARDS = 64
 
 
 class Runner:
@@ -44,6 +48,9 @@ class Runner:
         self.decoder, self.pool, self.tree = decoder, pool, pool.tree
         self.lm_head, self.score_head = lm_head, score_head
         self.shape = _shape(decoder, lm_head, score_head)
+        # As for the trunk and the head, the sizes of the model alone say who draws its tokens.
+        is_packed = decoder.packed is not None and lm_head is not None and lm_head.packed is not None
+        self.loop = DecodeLoop(decoder.packed, lm_head.packed) if is_packed else None
         self.store = TipStore(self.tree)
         self.decoding = Decoding(self.store, self.shape, max_rows, decoder.config.vocab_size)
         self.rows, self.stops = self.decoding.rows, self.decoding.stops
@@ -111,8 +118,11 @@ class Runner:
 
     # -- one tick ---------------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """One forward pass; finishes whatever it completes."""
+    def tick(self, max_forwards: int = 1) -> None:
+        """One forward pass; finishes whatever it completes.
+
+        Where branches are sampled and nothing else waits, up to `max_forwards`, until one of them completes something.
+        """
         if self.suspended:
             self._resume()
         if self.queue and self.rows.num_free:
@@ -123,8 +133,7 @@ class Runner:
             self.num_ticks += 1
             self._run_mixed(active, pieces)
         elif active is not None:
-            self.num_ticks += 1
-            self._run_decode(active)
+            self.num_ticks += self._run_decode(active, max_forwards)
 
     def _admit(self) -> None:
         """Gives queued jobs their rows; they wait for their sources to be fed."""
@@ -146,8 +155,27 @@ class Runner:
                     self.fail(rows.decoding_jobs()[0].request, PoolTooSmall(str(error)))
         return None
 
-    def _run_decode(self, active: Active) -> None:
-        """A forward of decoding rows alone: their order is the plan's, so that nothing is gathered."""
+    def _run_decode(self, active: Active, max_forwards: int) -> int:
+        """Forwards of decoding rows alone; how many."""
+        if self.loop is None:
+            self._run_decode_once(active)
+            return 1
+        decoded = self.loop.run(
+            self.tree,
+            self.pool.k,
+            self.pool.v,
+            active.handles,
+            active.sampling,
+            active.rules,
+            self.stops.pauses,
+            min(max_forwards, active.num_left),
+        )
+        self._read_trunk(active.slots, decoded.tokens[-1], decoded.hidden, decoded.rows)
+        self.decoding.push_active(decoded.tokens, decoded.logprobs)
+        return len(decoded.tokens)
+
+    def _run_decode_once(self, active: Active) -> None:
+        """One forward of decoding rows alone: their order is the plan's, so that nothing is gathered."""
         plan = self.tree.plan(active.handles, active.ones)
         if np.count_nonzero(plan.order != active.indices):
             active = self.rows.reorder(plan.order)
@@ -155,7 +183,7 @@ class Runner:
         logits = self.lm_head.logits(hidden, active.where)
         tokens, logprobs = (x.numpy() for x in sample(logits, *active.sampling))
         self._read_trunk(active.slots, tokens, hidden, active.indices)
-        self.decoding.push(None, tokens, logprobs)
+        self.decoding.push_active(tokens[None], logprobs[None])
 
     def _run_mixed(self, active: Active | None, pieces: list[Piece]) -> None:
         """A forward of pieces, and of the decoding rows beside them."""

@@ -17,6 +17,7 @@ class StopRules:
         self.is_eos = np.zeros(vocab_size + 1, bool)
         self.is_scored: np.ndarray | None = None  # tokens at which the trunk head is read
         self._table = np.zeros((0, vocab_size + 1), bool)
+        self._pauses: np.ndarray | None = None
 
     def set_eos(self, token_ids: list[int]) -> None:
         """Names the end-of-text tokens; before any rule is added."""
@@ -27,11 +28,20 @@ class StopRules:
         """The number of a new rule; `mask` is (vocabulary,) bool."""
         rule = np.append(mask, True) | self.is_eos
         self._table = np.concatenate([self._table, rule[None]])
+        self._pauses = None
         return len(self._table) - 1
 
     def score_at(self, mask: np.ndarray) -> None:
         """Has the trunk head read at these tokens, (vocabulary,) bool, and at the end of text."""
         self.is_scored = np.append(mask, False) | self.is_eos
+        self._pauses = None
+
+    @property
+    def pauses(self) -> np.ndarray:
+        """(rules, vocabulary + 1) bool: tokens after which something is to be done before the next one."""
+        if self._pauses is None:
+            self._pauses = self._table if self.is_scored is None else self._table | self.is_scored
+        return self._pauses
 
     def ends(self, rules: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """(rows,) bool: whether each row's token ends its step."""

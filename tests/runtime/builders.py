@@ -91,10 +91,10 @@ def bound_ticks(runner: Runner) -> None:
     tick, num_calls = runner.tick, [0]
     runner.max_used = 0
 
-    def counted() -> None:
+    def counted(max_forwards: int = 1) -> None:
         num_calls[0] += 1
         assert num_calls[0] <= MAX_TICKS, "no end in sight: a search waits for what never comes"
-        tick()
+        tick(max_forwards)
         tree = runner.tree
         runner.max_used = max(runner.max_used, tree.num_blocks - tree.num_free_blocks - tree.num_cached_blocks)
 

@@ -45,7 +45,7 @@ def test_active_rows_keep_step_with_the_columns():
         plain.push(tables[0][1], tokens, logprobs)
         active = active_rows.active()
         assert (active.slots == tables[1][1][order]).all()
-        active_rows.push_active(tokens[order], logprobs[order])
+        active_rows.push_active(tokens[None, order], logprobs[None, order])
         if active.num_left == 0:  # the table is full: it grows when the rows are next put side by side
             active_rows.settle()
     assert (active_rows.active().pending == tokens[order]).all()
@@ -61,12 +61,28 @@ def test_active_rows_keep_step_with_the_columns():
     assert all((a == b).all() for a, b in zip(wanted, got, strict=True))
 
 
+def test_several_tokens_at_once():
+    step_by_step, at_once = Rows(4), Rows(4)
+    tokens = np.arange(24, dtype=np.int32).reshape(6, 4)
+    logprobs = -tokens.astype(np.float32)
+    slots = [decode(rows, make_jobs(4, num_done=3)) for rows in (step_by_step, at_once)]
+    for i in range(6):
+        step_by_step.active()
+        step_by_step.push_active(tokens[i : i + 1], logprobs[i : i + 1])
+    num_left = at_once.active().num_left
+    at_once.push_active(tokens, logprobs)
+    assert at_once.active().num_left == num_left - 6
+    assert at_once.active().pending.tolist() == [20, 21, 22, 23]
+    assert at_once.sampled(slots[1]) == step_by_step.sampled(slots[0])
+    assert at_once.position.tolist() == step_by_step.position.tolist()
+
+
 def test_removed_rows_leave_the_others_in_order():
     rows = Rows(4)
     jobs = make_jobs(4)
     slots = decode(rows, jobs)
     rows.reorder(np.array([2, 0, 3, 1]))
-    rows.push_active(np.array([2, 0, 3, 1], np.int32), np.zeros(4, np.float32))
+    rows.push_active(np.array([[2, 0, 3, 1]], np.int32), np.zeros((1, 4), np.float32))
     rows.remove([int(slots[0])])
     assert rows.active().slots.tolist() == [slots[2], slots[3], slots[1]]
     assert rows.active().pending.tolist() == [2, 3, 1]
@@ -112,3 +128,5 @@ def test_where_the_trunk_head_reads():
     stops.set_eos([3])
     stops.score_at(np.arange(4) == 1)
     assert stops.is_scored[np.array([0, 1, 2, 3, -1])].tolist() == [False, True, False, True, False]
+    stops.add(np.arange(4) == 2)
+    assert stops.pauses.tolist() == [[False, True, True, True, True]], "read before it goes on"

@@ -1,0 +1,165 @@
+"""The decode loop against one forward, one product with the head and one draw at a time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ttc_kernels import _native, kv_cache
+from ttc_kernels.decoder import DecodeLoop, PackedDecoder, PackedLinear, cases
+from ttc_kernels.sample import sample
+
+ISAS = _native.decoder_isas()
+VOCABULARY = cases.VOCABULARY
+HOME = cases.Case(2, 96, 256, 6, 2, 16, torch.float32, ((1, 1),))
+
+
+class Branches:
+    """Branches of different lengths over one prompt, their last tokens without KV."""
+
+    def __init__(self, case: cases.Case, num: int, num_blocks: int = 400, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.num = num
+        self.tree = _native.KVTree(num_blocks, 16)
+        root, _ = self.tree.open(np.zeros(0, np.int32))
+        self.tree.extend(np.array([root], np.int32), np.array([20], np.int32), np.zeros(20, np.int32))
+        forks = np.asarray(self.tree.fork(root, num), np.int32)
+        lengths = rng.integers(1, 40, num).astype(np.int32)
+        self.tree.extend(forks, lengths, rng.integers(0, VOCABULARY, lengths.sum()).astype(np.int32))
+        self.handles = forks[rng.permutation(num)]  # not in the order of the plan
+        shape = (case.num_layers, num_blocks, case.num_kv_heads, 16, case.head_dim)
+        self.k, self.v = kv_cache.allocate(*shape, case.dtype)
+        generator = torch.Generator().manual_seed(1)
+        self.k.copy_(torch.randn(shape, generator=generator))
+        self.v.copy_(torch.randn(shape, generator=generator))
+        self.keys = torch.from_numpy(rng.integers(0, 1 << 60, num))
+        self.rules = np.zeros(num, np.int32)
+        self.table = np.zeros((2, VOCABULARY + 1), bool)
+        self.table[:, -1] = True
+
+    def sampling(self) -> tuple[torch.Tensor, ...]:
+        lengths = [self.tree.num_tokens(handle) for handle in self.handles.tolist()]
+        positions = torch.tensor(lengths, dtype=torch.int32)
+        some = torch.arange(self.num) % 3
+        ones = torch.ones(self.num)
+        return self.keys, positions, 0.5 * some, some.int() * 4, ones - 0.1 * some, ones * 0.01
+
+    def loop(self, loop: DecodeLoop, max_forwards: int):
+        arguments = self.tree, self.k, self.v, self.handles, self.sampling(), self.rules, self.table
+        return loop.run(*arguments, max_forwards)
+
+    def step(self, trunk: PackedDecoder, head: PackedLinear, isa: str):
+        """One forward with the ops themselves: tokens, log-probabilities, hidden states, in the branches' order."""
+        plan = self.tree.plan(self.handles, np.ones(self.num, np.int32))
+        inputs = (torch.from_numpy(x) for x in (plan.positions, plan.slots))
+        hidden = trunk.forward(torch.from_numpy(plan.tokens), plan, *inputs, self.k, self.v)
+        rows = torch.empty(self.num, dtype=torch.int64)
+        rows[torch.from_numpy(plan.order).long()] = torch.arange(self.num)
+        drawn = sample(head.forward(hidden, rows), *self.sampling(), isa=isa)
+        return *(x.numpy() for x in drawn), hidden[rows]
+
+    def append(self, tokens: np.ndarray) -> None:
+        self.tree.extend(self.handles, np.ones(self.num, np.int32), tokens)
+
+
+def make(case: cases.Case, isa: str = "auto") -> tuple[PackedDecoder, PackedLinear]:
+    weights = case.weights()
+    return PackedDecoder(weights, isa=isa), PackedLinear(weights.embedding, isa=isa)
+
+
+def models() -> list[cases.Case]:
+    """Rows that go apart; two blocks of a head that no vector fills; a layer beyond the cache; long paths."""
+    return [
+        HOME,
+        dataclasses.replace(HOME, dtype=torch.bfloat16),
+        cases.Case(2, 33, 41, 3, 1, 24, torch.float32, ((1, 1),)),
+        cases.Case(1, 256, 640, 4, 2, 32, torch.float32, ((1, 1),)),
+    ]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", models(), ids=lambda case: f"{case.hidden}-{case.dtype}")
+@pytest.mark.parametrize("num", [1, 3, 30, 67])
+def test_the_same_bits_as_the_ops(case, num, isa):
+    trunk, head = make(case, isa)
+    want, got = Branches(case, num), Branches(case, num)
+    tokens, logprobs, num_forwards = [], [], 20
+    for step in range(num_forwards):
+        if step:
+            want.append(tokens[-1])
+        drawn, logprob, hidden = want.step(trunk, head, isa.removesuffix("_bf16"))
+        tokens.append(drawn)
+        logprobs.append(logprob)
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 + num % 2)
+        decoded = got.loop(DecodeLoop(trunk, head), num_forwards)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert np.array_equal(decoded.tokens, tokens)
+    assert np.array_equal(decoded.logprobs, logprobs)
+    assert torch.equal(decoded.hidden[decoded.rows], hidden)
+    assert [got.tree.tokens(handle).tolist() for handle in got.handles] == [
+        want.tree.tokens(handle).tolist() for handle in want.handles
+    ]
+    assert torch.equal(got.k, want.k)
+    assert torch.equal(got.v, want.v)
+    got.tree.check_integrity()
+
+
+def test_it_ends_with_the_first_token_that_the_table_names():
+    trunk, head = make(HOME)
+    loop = DecodeLoop(trunk, head)
+    free = Branches(HOME, 40).loop(loop, 30).tokens
+    row, token = 7, free[12, 7]
+    first = int(np.flatnonzero(free[:, row] == token)[0])
+    branches = Branches(HOME, 40)
+    branches.rules[row] = 1
+    branches.table[1, token] = True
+    assert np.array_equal(branches.loop(loop, 30).tokens, free[: first + 1])
+
+
+def test_it_ends_where_the_pool_does():
+    trunk, head = make(HOME)
+    loop = DecodeLoop(trunk, head)
+    roomy, tight = Branches(HOME, 24), Branches(HOME, 24, num_blocks=64)
+    want, got = roomy.loop(loop, 60).tokens, tight.loop(loop, 60).tokens
+    assert 0 < len(got) < 60
+    assert np.array_equal(got, want[: len(got)])
+    with pytest.raises(_native.OutOfBlocks):
+        tight.append(got[-1])
+    tight.tree.check_integrity()
+
+
+def test_a_row_that_is_no_number_ends_it():
+    case = dataclasses.replace(HOME, num_layers=1)
+    weights = case.weights()
+    loop = DecodeLoop(PackedDecoder(weights), PackedLinear(weights.embedding))
+    branches = Branches(case, 9)
+    plan = branches.tree.plan(branches.handles, np.ones(9, np.int32))
+    branches.k[:, plan.slots[3] // 16, :, :, :] = torch.nan  # only that branch's own block
+    decoded = branches.loop(loop, 5)
+    assert len(decoded.tokens) == 1
+    assert (decoded.tokens[0] == -1).sum() == 1
+    assert np.isnan(decoded.logprobs[decoded.tokens == -1]).all()
+
+
+def test_refusals():
+    trunk, head = make(HOME)
+    loop, branches = DecodeLoop(trunk, head), Branches(HOME, 3)
+    with pytest.raises(ValueError, match=r"the head takes 33 torch.float32, the trunk gives 96"):
+        DecodeLoop(trunk, PackedLinear(torch.zeros(25, 33)))
+    with pytest.raises(ValueError, match="both sizes at least 1"):
+        branches.loop(loop, 0)
+    branches.rules[1] = 2
+    with pytest.raises(ValueError, match=r"rule 2 of branch 1 is outside 0\.\.1"):
+        branches.loop(loop, 1)
+    branches.rules[1] = 0
+    branches.table = branches.table[:, 1:].copy()
+    with pytest.raises(ValueError, match=r"table must be \(rules, vocabulary \+ 1\)"):
+        branches.loop(loop, 1)
+    branches = Branches(HOME, 3)
+    branches.keys = branches.keys[:2]
+    with pytest.raises(ValueError, match=r"sampling must be contiguous \(3,\), got \(2,\)"):
+        branches.loop(loop, 1)
