@@ -53,4 +53,4 @@ wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info ttc_kernels/_native*.so
+	rm -rf $(VENV) build dist out *.egg-info ttc_kernels/_native*.so ttc_kernels/_cuda.so

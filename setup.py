@@ -1,14 +1,16 @@
-"""Builds ttc_kernels._native, the one compiled module: CPU kernels, KV tree and attention plan.
+"""Builds ttc_kernels._native (CPU kernels, KV tree, attention plan) and, with nvcc, ttc_kernels/_cuda.so.
 
 `build_ext` writes build/native/build.ninja and runs ninja on it, so a second build compiles only what
 changed. Everything else about the package stands in pyproject.toml. Needs a C++17 compiler (CXX, or c++)
-with OpenMP and the headers of this Python; torch is not needed.
+with OpenMP and the headers of this Python; neither torch nor a GPU is needed. nvcc is NVCC, or that of
+CUDA_HOME, or the one on the PATH; TTC_CUDA=off builds without it.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -51,6 +53,20 @@ ISA_FLAGS = {
     "_avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 
+# For sm_80 and newer. The library brings its own CUDA runtime, hidden from the one that torch has loaded, and uses
+# no part of torch: one build serves every version of it.
+NVCC_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-Icsrc",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
+    "-gencode=arch=compute_80,code=sm_80",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-Xptxas=-v",  # what it says of registers and spills stays beside the object
+]
+CUDA_LINK_FLAGS = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL", "-Xlinker=-Bsymbolic"]
+CUDA_LIBRARY = "_cuda.so"  # in ttc_kernels/
+
 RULES = """\
 rule compile
   command = {cxx} -MMD -MF $out.d {flags} $isa -c $in -o $out
@@ -60,6 +76,17 @@ rule compile
 
 rule link
   command = {cxx} {link} $in -o $out
+  description = link $out
+"""
+CUDA_RULES = """
+rule compile_cuda
+  command = {nvcc} -MMD -MF $out.d {flags} -c $in -o $out > $out.log 2>&1 || {{ cat $out.log; exit 1; }}
+  depfile = $out.d
+  deps = gcc
+  description = compile $in
+
+rule link_cuda
+  command = {nvcc} {link} $in -o $out
   description = link $out
 """
 
@@ -82,9 +109,49 @@ def compiler() -> list[str]:
     return cxx
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler, or None where there is none to be used. Raises CompileError for a wrong NVCC or TTC_CUDA."""
+    mode = os.environ.get("TTC_CUDA", "auto")
+    if mode not in ("auto", "off"):
+        raise CompileError(f"TTC_CUDA must be 'auto' or 'off', got {mode!r}")
+    if mode == "off":
+        return None
+    if named := os.environ.get("NVCC"):
+        if found := shutil.which(named):
+            return found
+        raise CompileError(f"NVCC names no program: {named!r}")
+    home = os.environ.get("CUDA_HOME")
+    return (home and shutil.which(str(Path(home, "bin", "nvcc")))) or shutil.which("nvcc")
+
+
+def check_ptxas(log: str) -> None:
+    """Raises CompileError where the log of a tree attention file tells of a spill or a stack frame, or of nothing.
+
+    Either sends what the kernel keeps in registers through memory at every tile.
+    """
+    kernel, num_seen = "", 0
+    for line in log.splitlines():
+        if named := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
+            kernel = " for ".join(named.groups())
+        elif sizes := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            num_seen += 1
+            if any(map(int, sizes.groups())):
+                raise CompileError(f"a kernel of tree attention does not fit its registers: {kernel}: {line.strip()}")
+    if not num_seen:
+        raise CompileError("ptxas tells nothing about tree attention: its log has no line on stack frames and spills")
+
+
 def quote(text: str | Path) -> str:
     """A path as ninja writes it."""
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def install(built: Path, target: Path) -> None:
+    """Puts a built file in its place; a process that has the old one mapped keeps it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(built, fresh)
+    os.replace(fresh, target)
 
 
 class NinjaBuild(build_ext):
@@ -94,16 +161,35 @@ class NinjaBuild(build_ext):
         folder = Path("build/native")
         folder.mkdir(parents=True, exist_ok=True)
         module = folder / Path(self.get_ext_filename(ext.name)).name
-        (folder / "build.ninja").write_text(self.ninja_file(ext, folder, module))
+        nvcc = find_nvcc()
+        text = self.ninja_file(ext, folder, module)
+        if nvcc:
+            text += self.cuda_part(nvcc, folder)
+        (folder / "build.ninja").write_text(text)
         try:
             subprocess.run([sys.executable, "-m", "ninja", "-f", str(folder / "build.ninja")], check=True)
         except subprocess.CalledProcessError as error:
             raise CompileError(f"ninja exited with status {error.returncode}") from None
         target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(module, fresh)
-        os.replace(fresh, target)  # a process that has the old module mapped keeps it
+        install(module, target)
+        library = target.with_name(CUDA_LIBRARY)
+        if nvcc:
+            for log in sorted((folder / "cuda").glob("tree_attention_*.o.log")):
+                check_ptxas(log.read_text())
+            install(folder / CUDA_LIBRARY, library)
+        else:
+            library.unlink(missing_ok=True)  # what an earlier build left
+
+    def copy_extensions_to_source(self) -> None:
+        """Where --inplace puts what was built: the CUDA library goes along with the module, or goes away with it."""
+        super().copy_extensions_to_source()
+        package = self.extensions[0].name.rpartition(".")[0]
+        built = Path(self.build_lib, *package.split("."), CUDA_LIBRARY)
+        target = Path(self.get_finalized_command("build_py").get_package_dir(package), CUDA_LIBRARY)
+        if built.exists():
+            install(built, target)
+        else:
+            target.unlink(missing_ok=True)
 
     def ninja_file(self, ext: Extension, folder: Path, module: Path) -> str:
         """The text of build.ninja: one object per source, one module."""
@@ -123,6 +209,17 @@ class NinjaBuild(build_ext):
             lines.append(f"build {objects[-1]}: compile {quote(source)}")
             lines.append(f"  isa = {' '.join(isa_flags(source))}")
         lines.append(f"build {quote(module)}: link {' '.join(objects)}")
+        return "\n".join(lines) + "\n"
+
+    def cuda_part(self, nvcc: str, folder: Path) -> str:
+        """What build.ninja holds besides where there is nvcc: one object per source, one library."""
+        flags, link = shlex.join(NVCC_FLAGS), shlex.join(CUDA_LINK_FLAGS)
+        lines = [CUDA_RULES.format(nvcc=shlex.quote(nvcc).replace("$", "$$"), flags=flags, link=link)]
+        objects = []
+        for source in sorted(Path("csrc").glob("*/*.cu")):
+            objects.append(quote(folder / "cuda" / f"{source.stem}.o"))
+            lines.append(f"build {objects[-1]}: compile_cuda {quote(source)}")
+        lines.append(f"build {quote(folder / CUDA_LIBRARY)}: link_cuda {' '.join(objects)}")
         return "\n".join(lines) + "\n"
 
 

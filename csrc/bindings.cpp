@@ -10,6 +10,7 @@ void bind_swiglu(pybind11::module_& m);
 void bind_sample(pybind11::module_& m);
 void bind_step_score(pybind11::module_& m);
 void bind_decoder(pybind11::module_& m);
+void bind_attention_work(pybind11::module_& m);
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "KV tree, attention plan and CPU kernels";
@@ -22,4 +23,5 @@ PYBIND11_MODULE(_native, m) {
     bind_sample(m);
     bind_step_score(m);
     bind_decoder(m);
+    bind_attention_work(m);
 }

@@ -60,10 +60,10 @@ class LMHead:
         self,
         config: ModelConfig,
         tensors: dict[str, torch.Tensor],
-        max.packed_weights: int = MAX_PACKED_WEIGHTS,
+        max_packed_weights: int = MAX_PACKED_WEIGHTS,
     ):
         self.weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
-        self.packed = PackedLinear(self.weight) if self.weight.numel() <= max.packed_weights else None
+        self.packed = PackedLinear(self.weight) if self.weight.numel() <= max_packed_weights else None
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(len(rows), vocabulary) float32 of `hidden[rows]`; `rows` is int64."""

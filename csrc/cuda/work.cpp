@@ -1,0 +1,198 @@
+// Cuts an attention plan into units for the GPU; see work.h. No CUDA is needed here.
+#include "cuda/work.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace ttc {
+namespace {
+
+constexpr int64_t kMinSplit = 128;  // below, the partial results cost as much traffic as the keys
+
+struct Item {
+    int32_t row_lo, row_hi, block_offset, num_tokens, causal;
+
+    int64_t num_rows() const { return int64_t(row_hi) - row_lo; }
+    // Tokens of the node that a row sees.
+    int64_t limit(int64_t row) const { return causal ? num_tokens - (row_hi - 1 - row) : num_tokens; }
+    // The first row that sees token `kv_lo`; later rows see it too.
+    int64_t first_row(int64_t kv_lo) const {
+        return causal ? std::max<int64_t>(row_lo, int64_t(row_hi) - num_tokens + kv_lo) : row_lo;
+    }
+};
+
+int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+void fail_item(int64_t i, const Item& item, const char* why) {
+    throw std::invalid_argument("attention_work: item " + std::to_string(i) + " (" + std::to_string(item.row_lo) +
+                                ", " + std::to_string(item.row_hi) + ", " + std::to_string(item.block_offset) + ", " +
+                                std::to_string(item.num_tokens) + ", " + std::to_string(item.causal) + ") " + why);
+}
+
+class WorkMaker {
+public:
+    WorkMaker(const int32_t* items, int64_t num_items, const WorkShape& shape)
+        : items_(reinterpret_cast<const Item*>(items)), num_items_(num_items), shape_(shape),
+          group_(shape.num_heads / shape.num_kv_heads) {}
+
+    void check(const int32_t* blocks, int64_t num_block_ids) const {
+        for (int64_t i = 0; i < num_items_; ++i) {
+            const Item& item = items_[i];
+            if (item.row_lo < 0 || item.row_lo >= item.row_hi || item.row_hi > shape_.num_rows)
+                fail_item(i, item, "has rows outside q");
+            const int64_t num = (int64_t(item.num_tokens) + shape_.block_size - 1) / shape_.block_size;
+            if (item.block_offset < 0 || item.num_tokens < 1 || item.block_offset + num > num_block_ids)
+                fail_item(i, item, "exceeds the plan's blocks");
+        }
+        for (int64_t i = 0; i < num_block_ids; ++i)
+            if (blocks[i] < 0 || blocks[i] >= shape_.num_blocks)
+                throw std::invalid_argument("attention_work: block " + std::to_string(blocks[i]) +
+                                            " is outside the cache of " + std::to_string(shape_.num_blocks));
+    }
+
+    void make() {
+        choose_split();
+        count_parts();
+        for (int64_t i = 0; i < num_items_; ++i) add_item(items_[i]);
+        std::stable_sort(units_.begin(), units_.end(), [](const WorkUnit& a, const WorkUnit& b) {
+            return a.kv_hi - a.kv_lo > b.kv_hi - b.kv_lo;
+        });
+    }
+
+    void write(const int32_t* blocks, int64_t num_block_ids, std::vector<int32_t>& buffer) const {
+        constexpr int64_t kHeaderInts = sizeof(WorkHeader) / 4, kUnitInts = sizeof(WorkUnit) / 4;
+        const int64_t num_units = int64_t(units_.size()), num_rows = shape_.num_rows;
+        const int64_t units_at = kHeaderInts, blocks_at = units_at + num_units * kUnitInts;
+        const int64_t start_at = blocks_at + num_block_ids, slots_at = start_at + num_rows + 1;
+        const int64_t num_ints = slots_at + int64_t(merge_slots_.size());
+        if (num_ints > INT32_MAX || num_slots_ > INT32_MAX)
+            throw std::invalid_argument("attention_work: a work list of " + std::to_string(num_ints) + " ints and " +
+                                        std::to_string(num_slots_) + " partial results is too long");
+        const WorkHeader header = {int32_t(num_units), shape_.num_rows,   int32_t(units_at),   int32_t(blocks_at),
+                                   int32_t(start_at),  int32_t(slots_at), int32_t(num_slots_), int32_t(num_ints)};
+        buffer.resize(size_t(num_ints));
+        std::memcpy(buffer.data(), &header, sizeof header);
+        if (num_units) std::memcpy(buffer.data() + units_at, units_.data(), units_.size() * sizeof(WorkUnit));
+        std::copy(blocks, blocks + num_block_ids, buffer.begin() + blocks_at);
+        std::copy(merge_start_.begin(), merge_start_.end(), buffer.begin() + start_at);
+        std::copy(merge_slots_.begin(), merge_slots_.end(), buffer.begin() + slots_at);
+    }
+
+private:
+    int64_t num_packed(const Item& item) const { return item.num_rows() * group_; }
+
+    // So many tokens a unit that all units together are about as many as wanted.
+    void choose_split() {
+        split_ = round_up(shape_.split_tokens, kWorkTokens);
+        if (split_) return;
+        int64_t total = 0;
+        for (int64_t i = 0; i < num_items_; ++i)
+            total += round_up(num_packed(items_[i]), kWideRows) / kWideRows * items_[i].num_tokens;
+        const int64_t per_unit = total * shape_.num_kv_heads / std::max(1, shape_.num_wanted);
+        split_ = round_up(std::max(kMinSplit, per_unit), kWorkTokens);
+    }
+
+    // How many parts each row's softmax comes in, and where their slots go in merge_slots.
+    void count_parts() {
+        num_parts_.assign(size_t(shape_.num_rows), 0);
+        for (int64_t i = 0; i < num_items_; ++i)
+            for (int64_t kv_lo = 0; kv_lo < items_[i].num_tokens; kv_lo += split_)
+                for (int64_t row = items_[i].first_row(kv_lo); row < items_[i].row_hi; ++row) ++num_parts_[size_t(row)];
+        merge_start_.assign(size_t(shape_.num_rows) + 1, 0);
+        for (int64_t row = 0; row < shape_.num_rows; ++row)
+            merge_start_[size_t(row) + 1] = merge_start_[size_t(row)] + num_parts_[size_t(row)];
+        merge_slots_.resize(size_t(merge_start_.back()));
+        next_.assign(merge_start_.begin(), merge_start_.end() - 1);
+    }
+
+    // Whether the item is all that each of its rows sees, in one part.
+    bool is_direct(const Item& item) const {
+        if (item.num_tokens > split_ || item.first_row(0) != item.row_lo || item.limit(item.row_lo) < 1) return false;
+        return std::all_of(num_parts_.begin() + item.row_lo, num_parts_.begin() + item.row_hi,
+                           [](int32_t parts) { return parts == 1; });
+    }
+
+    void add_item(const Item& item) {
+        const bool direct = is_direct(item);
+        for (int64_t kv_lo = 0; kv_lo < item.num_tokens; kv_lo += split_) {
+            const int64_t kv_hi = std::min<int64_t>(item.num_tokens, kv_lo + split_);
+            for (int64_t row = item.first_row(kv_lo); row < item.row_hi; ++row)
+                merge_slots_[size_t(next_[size_t(row)]++)] =
+                    direct ? kDirect : int32_t(num_slots_ + row - item.row_lo);
+            add_units(item, kv_lo, kv_hi, direct ? kDirect : int32_t(num_slots_));
+            if (!direct) num_slots_ += item.num_rows();
+            if (num_slots_ > INT32_MAX) return;  // write() refuses it
+        }
+    }
+
+    // One unit for every tile of packed rows that sees a token at all.
+    void add_units(const Item& item, int64_t kv_lo, int64_t kv_hi, int32_t slot_base) {
+        const int64_t total = num_packed(item);
+        for (int64_t packed_lo = 0; packed_lo < total;) {
+            const int64_t left = total - packed_lo;
+            const int64_t count = left <= kNarrowRows ? left : std::min<int64_t>(left, kWideRows);
+            const int64_t last_row = item.row_lo + (packed_lo + count - 1) / group_;
+            const int64_t end = std::min(kv_hi, item.limit(last_row));
+            const int32_t causal_add = item.causal ? item.num_tokens - item.row_hi + 1 : kAllTokens;
+            if (end > kv_lo)
+                units_.push_back({item.row_lo, int32_t(packed_lo), int32_t(count), item.block_offset, int32_t(kv_lo),
+                                  int32_t(end), causal_add, slot_base});
+            packed_lo += count;
+        }
+    }
+
+    const Item* items_;
+    const int64_t num_items_;
+    const WorkShape& shape_;
+    const int64_t group_;
+    int64_t split_ = 0, num_slots_ = 0;
+    std::vector<int32_t> num_parts_, merge_start_, merge_slots_, next_;
+    std::vector<WorkUnit> units_;
+};
+
+}  // namespace
+
+void make_work(const int32_t* items, int64_t num_items, const int32_t* blocks, int64_t num_block_ids,
+               const WorkShape& shape, std::vector<int32_t>& buffer) {
+    if (shape.num_rows < 0 || shape.num_rows >= kAllTokens || shape.num_kv_heads < 1 || shape.num_heads < 1 ||
+        shape.num_heads % shape.num_kv_heads || shape.block_size < 1 || shape.split_tokens < 0)
+        throw std::invalid_argument(
+            "attention_work: num_rows " + std::to_string(shape.num_rows) + ", num_heads " +
+            std::to_string(shape.num_heads) + ", num_kv_heads " + std::to_string(shape.num_kv_heads) +
+            ", block_size " + std::to_string(shape.block_size) + ", split_tokens " +
+            std::to_string(shape.split_tokens));
+    WorkMaker maker(items, num_items, shape);
+    maker.check(blocks, num_block_ids);
+    maker.make();
+    maker.write(blocks, num_block_ids, buffer);
+}
+
+}  // namespace ttc
+
+void bind_attention_work(pybind11::module_& m) {
+    namespace py = pybind11;
+    using Ints = py::array_t<int32_t, py::array::c_style>;
+    m.def(
+        "attention_work",
+        [](const Ints& items, const Ints& blocks, int32_t num_rows, int32_t num_heads, int32_t num_kv_heads,
+           int64_t num_blocks, int32_t block_size, int32_t num_wanted, int32_t split_tokens) {
+            if (items.ndim() != 2 || items.shape(1) != 5)
+                throw std::invalid_argument("attention_work: plan.items must have shape (num_items, 5)");
+            std::vector<int32_t> buffer;
+            ttc::make_work(items.data(), items.shape(0), blocks.data(), blocks.size(),
+                           {num_rows, num_heads, num_kv_heads, num_blocks, block_size, num_wanted, split_tokens},
+                           buffer);
+            return Ints(static_cast<py::ssize_t>(buffer.size()), buffer.data());
+        },
+        py::arg("items"), py::arg("blocks"), py::arg("num_rows"), py::arg("num_heads"), py::arg("num_kv_heads"),
+        py::arg("num_blocks"), py::arg("block_size"), py::arg("num_wanted") = 264, py::arg("split_tokens") = 0,
+        R"(The GPU's work list of a plan, int32; csrc/cuda/work.h says what lies where.
+
+Ints 0 to 7 are num_units, num_rows, the offsets of units, blocks, merge_start and merge_slots, num_slots, and the length.
+A node's tokens are split into units of `split_tokens` (0: so many that about `num_wanted` units come out).)");
+}

@@ -1,0 +1,13 @@
+// Head size 128; a file each, so that they are compiled side by side.
+#include "tree_attention/tree_attention_gpu.h"
+
+namespace ttc {
+namespace gpu {
+
+const char* tree_attention_128(const AttentionArgs& args, int64_t num_rows, int64_t stream, bool is_bf16) {
+    return is_bf16 ? tree_attention<Bf16, 128>(args, num_rows, stream)
+                   : tree_attention<Half, 128>(args, num_rows, stream);
+}
+
+}  // namespace gpu
+}  // namespace ttc

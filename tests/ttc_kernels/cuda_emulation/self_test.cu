@@ -1,0 +1,46 @@
+// What tests of the emulator itself run: kernels with the faults that it must show, and its rounding. Compiled with
+// the real kernels, and by the tests alone.
+#include "cuda/launch.h"
+
+namespace ttc {
+namespace gpu {
+namespace {
+
+constexpr int kThreads = 64;
+
+struct Fault {
+    int64_t kind;  // 0 none, 1 a barrier is missing, 2 a wait is missing, 3 a barrier that one thread never reaches
+    const uint32_t* from;  // (4 * kThreads) words
+    uint32_t* to;
+};
+
+// Copies words through shared memory; each thread hands on what another one fetched.
+TTC_KERNEL(kThreads) hand_on(Fault a) {
+    const int thread = thread_index(), other = (thread + 37) % kThreads;
+    uint32_t* const shared = (uint32_t*)shared_memory();
+    copy_async(shared + 4 * thread, a.from + 4 * thread, true);
+    copy_commit();
+    if (a.kind != 2) copy_wait<0>();
+    if (a.kind == 3 && thread == 5) return;
+    if (a.kind != 1) block_barrier();
+    for (int i = 0; i < 4; ++i) a.to[4 * thread + i] = shared[4 * other + i];
+}
+
+}  // namespace
+}  // namespace gpu
+}  // namespace ttc
+
+TTC_EXPORT const char* ttc_test_fault(int64_t kind, int64_t from, int64_t to) {
+    using namespace ttc::gpu;
+    return launch(hand_on, {1, kThreads, 16 * kThreads}, false, 0,
+                  Fault{kind, (const uint32_t*)from, (uint32_t*)to});
+}
+
+// The emulator's own rounding of n floats to 16 bits.
+TTC_EXPORT void ttc_test_round(int64_t from, int64_t to, int64_t n, int64_t is_bf16) {
+    using namespace ttc::gpu;
+    for (int64_t i = 0; i < n; ++i) {
+        const float x = ((const float*)from)[i];
+        ((uint16_t*)to)[i] = is_bf16 ? from_float<Bf16>(x).bits : from_float<Half>(x).bits;
+    }
+}

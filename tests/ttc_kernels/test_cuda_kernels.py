@@ -1,0 +1,300 @@
+"""The CUDA kernels against their definitions, by emulation: the sources that nvcc compiles, run thread for thread."""
+
+import ctypes
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ttc_kernels.cuda_library import emulated
+from ttc_kernels import kv_cache
+from ttc_kernels.copy_blocks import cases as copy_cases
+from ttc_kernels.copy_blocks import reference as copy_reference
+from ttc_kernels.copy_blocks.cuda import copy_blocks
+from ttc_kernels.rms_norm.reference import rms_norm
+from ttc_kernels.sample import reference as sample_reference
+from ttc_kernels.sample.cuda import STEP_ENDS, TEXT_ENDS, Stops, sample_head
+from ttc_kernels.step_score import cases as score_cases
+from ttc_kernels.step_score import reference as score_reference
+from ttc_kernels.step_score.cuda import step_score
+from ttc_kernels.testing import assert_within_budget, poisoned
+from ttc_kernels.tree_attention import cases, reference
+from ttc_kernels.tree_attention.cuda import AttentionWork, tree_attention
+
+HALF, BF16 = torch.float16, torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def lib():
+    return emulated()
+
+
+@pytest.mark.parametrize(("kind", "is_caught"), [(0, False), (1, True), (2, True), (3, True)])
+def test_the_emulator_shows_faults(lib, kind, is_caught):
+    """A missing barrier, a missing wait, and a barrier that one thread never reaches."""
+    function = ctypes.CDLL(lib.path).ttc_test_fault
+    function.argtypes, function.restype = [ctypes.c_int64] * 3, ctypes.c_char_p
+    given, got = torch.arange(256, dtype=torch.int32), torch.full((256,), -1, dtype=torch.int32)
+    error = function(kind, given.data_ptr(), got.data_ptr())
+    is_right = torch.equal(got.view(64, 4), given.view(64, 4).roll(-37, 0))
+    assert (error is not None or not is_right) == is_caught
+    assert (error is not None) == (kind == 3)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BF16], ids=["fp16", "bf16"])
+def test_the_emulator_rounds_as_torch_does(lib, dtype):
+    """All 16-bit values, the numbers halfway between neighbours and just beside, and what is out of range."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    values = values[values.isfinite()].sort().values
+    middle = values[:-1] + (values[1:] - values[:-1]) / 2
+    extremes = torch.tensor([65519.0, 65520.0, 1e30, -1e30, float("inf"), 1e-9, -1e-45])
+    given = torch.cat([values, middle, middle * (1 + 2**-20), middle * (1 - 2**-20), extremes])
+    got = torch.empty(len(given), dtype=torch.int16)
+    function = ctypes.CDLL(lib.path).ttc_test_round
+    function.argtypes, function.restype = [ctypes.c_int64] * 4, None
+    function(given.data_ptr(), got.data_ptr(), len(given), dtype is BF16)
+    assert torch.equal(got, given.to(dtype).view(torch.int16))
+
+
+def attention_inputs(case: cases.Case, seed: int = 0) -> dict:
+    inputs = case.inputs(seed)
+    return inputs | {"k_cache": inputs["k_cache"].contiguous()}  # as kv_cache.allocate lays it out on a GPU
+
+
+def assert_attention_agrees(inputs: dict, out: torch.Tensor, **options) -> None:
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    exact, plain = reference.tree_attention(**wide), reference.tree_attention(**inputs)
+    assert_within_budget(out, exact, plain, **options)
+
+
+def attend(lib, inputs: dict, **options) -> torch.Tensor:
+    """tree_attention over a work list whose partial results, and result, start as NaN."""
+    q, k = inputs["q"], inputs["k_cache"]
+    work = AttentionWork(q.shape[1], k.shape[1], q.shape[2], "cpu", **options)
+    work.update(inputs["plan"], len(q), k.shape[0], k.shape[2])
+    for partial in (work.partial, work.partial_lse):
+        partial.fill_(float("nan"))
+    return tree_attention(**inputs, out=poisoned(*q.shape, dtype=q.dtype), work=work, lib=lib)
+
+
+SHAPES = [(2, 1, 64), (6, 2, 64), (5, 1, 128), (4, 4, 128), (32, 1, 64)]
+TREES = [
+    (((1, 1),), 1, 16, 0),
+    (((1, 16), (2, 1)), 1, 16, 0),
+    (((1, 70), (3, 9), (2, 4)), 1, 32, 3),
+    (((1, 37), (3, 5), (2, 9)), 11, 16, 4),
+    (((1, 150),), 40, 64, 0),
+]
+
+
+@pytest.mark.parametrize("dtype", [HALF, BF16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(tree[0]).replace(" ", ""))
+def test_tree_attention(lib, tree, shape, dtype):
+    levels, num_queries, block_size, spread = tree
+    case = cases.Case(*shape, dtype, levels, num_queries, block_size, spread)
+    inputs = attention_inputs(case)
+    assert_attention_agrees(inputs, attend(lib, inputs, split_tokens=64 if num_queries > 1 else 0))
+
+
+@pytest.mark.parametrize("split_tokens", [64, 128, 0])
+def test_tree_attention_over_many_tiles(lib, split_tokens):
+    """A ring of three comes round several times, in wide units and in narrow ones."""
+    for num_queries in (1, 30):
+        inputs = attention_inputs(cases.Case(4, 2, 64, HALF, ((1, 450),), num_queries))
+        assert_attention_agrees(inputs, attend(lib, inputs, split_tokens=split_tokens, num_wanted=1))
+
+
+@pytest.mark.parametrize("scale", [60.0, 0.0, -3.0])
+def test_tree_attention_of_peaked_and_flat_scores(lib, scale):
+    inputs = attention_inputs(cases.Case(4, 2, 64, BF16, ((1, 70), (3, 20)))) | {"scale": scale}
+    assert_attention_agrees(inputs, attend(lib, inputs), num_ulps=600)
+
+
+def test_tree_attention_rows_that_are_bad_or_see_nothing_stay_alone(lib):
+    inputs = attention_inputs(cases.Case(4, 2, 64, HALF, ((1, 40), (6, 20))))
+    clean = attend(lib, inputs)
+    wide = poisoned(8, 4, 3 * 64, dtype=HALF)
+    wide[:6, :, 64:128] = inputs["q"]
+    wide[6:] = 1.0
+    wide[2, 1] = float("nan")
+    out = attend(lib, inputs | {"q": wide[:, :, 64:128]})  # the plan covers six of eight rows
+    assert torch.isnan(out[2, 1]).all()
+    out[2, 1] = clean[2, 1]
+    assert torch.equal(out, torch.cat([clean, torch.zeros(2, 4, 64, dtype=HALF)]))
+
+
+def test_one_work_list_serves_changing_plans_at_the_same_addresses(lib):
+    """What a CUDA graph that is replayed sees."""
+    work = AttentionWork(4, 2, 64, "cpu", num_ints=2000, num_slots=200)
+    work.may_grow = False
+    addresses = [x.data_ptr() for x in (work.ints, work.partial, work.partial_lse)]
+    for levels in (((1, 40), (6, 20)), ((1, 130), (2, 3)), ((6, 5),)):
+        case = cases.Case(4, 2, 64, HALF, levels)
+        inputs = attention_inputs(case)
+        work.update(inputs["plan"], len(inputs["q"]), len(inputs["k_cache"]), 16)
+        assert_attention_agrees(inputs, tree_attention(**inputs, work=work, lib=lib))
+    assert [x.data_ptr() for x in (work.ints, work.partial, work.partial_lse)] == addresses
+    plan, num_blocks = cases.Case(4, 2, 64, HALF, ((1, 40), (300, 20))).plan()
+    with pytest.raises(RuntimeError, match="may not grow has room for 2000 and 200"):
+        work.update(plan, 300, num_blocks, 16)
+    with pytest.raises(ValueError, match=r"got \(6, 4, 2, 64"):
+        tree_attention(**(inputs | {"q": inputs["q"][:3]}), work=work, lib=lib)
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"q": torch.zeros(1, 2, 32, dtype=HALF)}, "head_dim 64 or 128"),
+        ({"q": torch.zeros(1, 2, 64)}, "torch.float32"),
+        ({"k_cache": torch.zeros(4, 1, 64, 16, dtype=HALF).transpose(2, 3)}, r"strides \(1024, 1024, 1, 16\)"),
+        ({"k_cache": torch.zeros(4, 1, 48, 64, dtype=HALF), "v_cache": torch.zeros(4, 1, 48, 64, dtype=HALF)}, "48"),
+        ({"q": torch.zeros(1, 2, 64, dtype=HALF, device="meta")}, "q on meta"),
+    ],
+)
+def test_tree_attention_refuses(lib, change, shown):
+    inputs = attention_inputs(cases.Case(2, 1, 64, HALF, ((1, 20),)))
+    with pytest.raises(ValueError, match=shown):
+        tree_attention(**(inputs | change), lib=lib)
+
+
+@pytest.mark.parametrize("case", [case for case in copy_cases.tiny() if case.head_dim > 2], ids=str)
+def test_copy_blocks(lib, case):
+    inputs = case.inputs()
+    expected = [cache.clone() for cache in inputs["caches"]]
+    copy_reference.copy_blocks(expected, inputs["pairs"])
+    copy_blocks(**inputs, lib=lib)
+    assert all(map(torch.equal, inputs["caches"], expected))
+
+
+def test_copy_blocks_of_strided_layers_and_refusals(lib):
+    pool = torch.arange(3 * 6 * 2 * 8).view(3, 6, 2, 8)
+    pairs = torch.tensor([[3, 1], [0, 5]], dtype=torch.int32)
+    expected = pool.clone()
+    copy_reference.copy_blocks([expected[::2]], pairs)
+    copy_blocks([pool[::2]], pairs, lib=lib)
+    assert torch.equal(pool, expected)
+    with pytest.raises(ValueError, match=r"strides \(96, 16, 8, 1\)"):
+        copy_blocks([pool[:, :, :1]], pairs, lib=lib)
+    with pytest.raises(ValueError, match="9 caches"):
+        copy_blocks([pool] * 9, pairs, lib=lib)
+    with pytest.raises(ValueError, match="beside 2 layers"):
+        copy_blocks([*kv_cache.allocate(2, 6, 1, 16, 8), pool], pairs, lib=lib)
+
+
+@pytest.mark.parametrize("case", score_cases.tiny(), ids=str)
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_step_score(lib, case, has_norm):
+    """Scores of one slot, of which there are many here, are folded in order; rows that the mask leaves out are not."""
+    case = replace(case, dtype=HALF) if case.has_bias and case.dtype is BF16 else case
+    inputs = case.inputs()
+    mask = torch.rand(case.num_scores, generator=torch.Generator().manual_seed(3)) < 0.7
+    options = {"norm_weight": 1 + inputs["weight"][0], "eps": 1e-6} if has_norm else {}
+    hidden = rms_norm(inputs["hidden"], *options.values()) if has_norm else inputs["hidden"]
+    masked = {"hidden": hidden, "rows": inputs["rows"][mask], "slot": inputs["slot"][mask]}
+    state, counts = inputs["state"].clone(), inputs["counts"].clone()
+    expected = score_reference.step_score(**(inputs | masked | {"state": state, "counts": counts}))
+    scores = step_score(**inputs, mask=mask, **options, lib=lib)
+    tolerance = {"atol": 2e-3 if has_norm and case.dtype is not torch.float32 else 2e-6, "rtol": 0}
+    torch.testing.assert_close(scores[mask], expected, **tolerance)
+    assert torch.isnan(scores[~mask]).all()
+    assert torch.equal(inputs["counts"], counts)
+    used = counts > 0
+    torch.testing.assert_close(inputs["state"][used], state[used], **tolerance)
+    assert not inputs["state"][~used].any()
+
+
+def test_step_score_leaves_out_what_is_out_of_range(lib):
+    inputs = score_cases.Case(4, 3, 16, 2, torch.float32, True, 2).inputs()
+    inputs |= {"rows": torch.tensor([0, 9, 1], dtype=torch.int32), "slot": torch.tensor([0, 1, 7], dtype=torch.int32)}
+    scores = step_score(**inputs, lib=lib)
+    assert torch.isnan(scores).tolist() == [False, True, True]
+    assert inputs["counts"].tolist() == [1, 1]
+    assert torch.isnan(inputs["state"][1]).all()
+    with pytest.raises(ValueError, match=r"slot must be contiguous, \(3,\) torch.int32, got \(3,\) torch.int64"):
+        step_score(**(inputs | {"slot": inputs["slot"].long()}), lib=lib)
+    with pytest.raises(ValueError, match="good_index must be within"):
+        step_score(**(inputs | {"good_index": 2}), lib=lib)
+
+
+def head_inputs(rows: int, size: int, vocab: int, dtype: torch.dtype, seed: int = 1) -> dict:
+    """Arguments of sample_head, every fifth row greedy and others at all temperatures."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "hidden": torch.randn(rows, size, generator=generator).to(dtype),
+        "weight": (torch.randn(vocab, size, generator=generator) * 3 / size**0.5).to(dtype),
+        "keys": torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator),
+        "positions": torch.randint(2**31 - 1, (rows,), generator=generator, dtype=torch.int32),
+        "temperature": torch.tensor([1.0, 0.0, 0.7, 1e-3, 1e-40])[torch.arange(rows) % 5],
+    }
+
+
+def reference_sample(inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = (inputs["hidden"].double() @ inputs["weight"].double().T).float()
+    rows = len(logits)
+    off = (torch.zeros(rows, dtype=torch.int32), torch.ones(rows), torch.zeros(rows))
+    return sample_reference.sample(logits, inputs["keys"], inputs["positions"], inputs["temperature"], *off)
+
+
+SIZES = [(5, 24, 131, HALF), (70, 96, 300, BF16), (3, 200, 128, BF16), (1, 8, 1, HALF), (64, 64, 1000, HALF)]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_sample_head_draws_the_reference_tokens(lib, sizes):
+    inputs = head_inputs(*sizes)
+    tokens, logprobs, flags = sample_head(**inputs, lib=lib)
+    expected, expected_logprobs = reference_sample(inputs)
+    assert flags is None
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=0)
+
+
+def test_sample_head_ties_bad_rows_and_strides(lib):
+    inputs = head_inputs(10, 32, 400, HALF)
+    inputs["weight"][150:300] = inputs["weight"][:150]  # greedy rows: the lowest index wins
+    wide = torch.zeros(10, 96, dtype=HALF)
+    wide[:, 32:64] = inputs["hidden"]
+    wide[3, 40] = float("nan")
+    wide[4, 32:64] = float("inf")
+    wide[6, 33] = float("-inf")
+    inputs["hidden"] = wide[:, 32:64]
+    tokens, logprobs, _ = sample_head(**inputs, lib=lib)
+    expected, expected_logprobs = reference_sample(inputs)
+    assert expected.tolist()[3:7:3] == [-1, -1]
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(logprobs, expected_logprobs, atol=1e-4, rtol=0, equal_nan=True)
+
+
+def test_sample_head_says_where_steps_and_texts_end(lib):
+    inputs = head_inputs(40, 16, 9, BF16)
+    inputs["hidden"][7] = float("nan")
+    generator = torch.Generator().manual_seed(2)
+    ends, is_eos = torch.rand(3, 10, generator=generator) < 0.5, torch.rand(10, generator=generator) < 0.3
+    ends[:, -1] = is_eos[-1] = True
+    rule = torch.arange(40, dtype=torch.int32) % 3
+    tokens, _, flags = sample_head(**inputs, stops=Stops(ends, rule, is_eos), lib=lib)
+    expected = STEP_ENDS * ends[rule.long(), tokens.long()].int() + TEXT_ENDS * is_eos[tokens.long()].int()
+    assert tokens[7] == -1
+    assert torch.equal(flags.int(), expected.int())
+    assert len(set(flags.tolist())) == 4
+
+
+def test_sample_head_follows_the_distribution(lib):
+    """Chi-square of 4,000 draws from one row of logits."""
+    inputs = head_inputs(1, 16, 20, HALF)
+    inputs = {k: v.expand(4000, *v.shape[1:]).contiguous() if k != "weight" else v for k, v in inputs.items()}
+    inputs |= {"keys": torch.arange(4000) * (0x9E3779B97F4A7C15 - 2**64)}
+    tokens, _, _ = sample_head(**inputs, lib=lib)
+    p = (inputs["hidden"][0].double() @ inputs["weight"].double().T).softmax(0)
+    observed = np.bincount(tokens.numpy(), minlength=20)
+    expected = p.numpy() * 4000
+    assert (((observed - expected) ** 2 / expected).sum()) < 43.8  # the 0.999 quantile of 19 degrees of freedom
+
+
+def test_sample_head_refuses(lib):
+    inputs = head_inputs(2, 16, 20, HALF)
+    with pytest.raises(ValueError, match=r"hidden \(2, 12\)"):
+        sample_head(**(inputs | {k: inputs[k][:, :12].contiguous() for k in ("hidden", "weight")}), lib=lib)
+    with pytest.raises(ValueError, match=r"keys must be contiguous, \(2,\) torch.int64, got \(1,\)"):
+        sample_head(**(inputs | {"keys": inputs["keys"][:1]}), lib=lib)

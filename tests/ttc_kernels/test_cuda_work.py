@@ -1,0 +1,147 @@
+"""The work list of the GPU against its plan: all that the definition sees, once each, where merging finds it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ttc_kernels import _native
+from ttc_kernels.tree_attention import cases
+from ttc_kernels.tree_attention.reference import visible_slots
+
+DIRECT = -1
+ALL_TOKENS = 1 << 30
+
+
+def decode(work: np.ndarray) -> SimpleNamespace:
+    """The parts of a work list, as csrc/cuda/work.h lays them out."""
+    num_units, num_rows, units_at, blocks_at, start_at, slots_at, num_slots, num_ints = work[:8].tolist()
+    assert num_ints == len(work)
+    assert units_at % 4 == 0  # a unit is read 16 bytes at a time
+    return SimpleNamespace(
+        units=work[units_at : units_at + 8 * num_units].reshape(-1, 8),
+        blocks=work[blocks_at:start_at],
+        merge_start=work[start_at : start_at + num_rows + 1],
+        merge_slots=work[slots_at:],
+        num_slots=num_slots,
+        num_rows=num_rows,
+    )
+
+
+def make(plan, num_rows: int, num_heads: int, num_kv_heads: int, num_blocks: int, block_size: int, **options):
+    items = np.ascontiguousarray(plan.items)
+    sizes = (num_rows, num_heads, num_kv_heads, num_blocks, block_size)
+    return decode(_native.attention_work(items, plan.blocks, *sizes, **options))
+
+
+def check(plan, num_rows: int, group: int, num_blocks: int, block_size: int, **options) -> SimpleNamespace:
+    """Walks the units one packed row and one key at a time, as the kernel's definition reads."""
+    work = make(plan, num_rows, 2 * group, 2, num_blocks, block_size, **options)
+    lengths = work.units[:, 5] - work.units[:, 4]
+    assert (np.diff(lengths) <= 0).all(), "the longest units come first"
+    seen: dict[tuple[int, int, int], list[int]] = {}  # (row, head in the group, partial slot) -> cache slots
+    for row_lo, packed_lo, num_packed, block_offset, kv_lo, kv_hi, causal_add, slot_base in work.units.tolist():
+        assert 0 < num_packed <= 64
+        assert kv_lo % 64 == 0
+        assert kv_lo < kv_hi
+        for packed in range(packed_lo, packed_lo + num_packed):
+            row, head = row_lo + packed // group, packed % group
+            limit = min(kv_hi, row + causal_add)
+            slots = [
+                int(work.blocks[block_offset + key // block_size]) * block_size + key % block_size
+                for key in range(kv_lo, limit)
+            ]
+            cell = (row, head, DIRECT if slot_base == DIRECT else slot_base + row - row_lo)
+            assert cell not in seen, "two units write the same partial result"
+            assert slot_base == DIRECT or cell[2] < work.num_slots
+            seen[cell] = slots
+    expected = visible_slots(plan, block_size, num_rows)
+    for row in range(num_rows):
+        parts = work.merge_slots[work.merge_start[row] : work.merge_start[row + 1]].tolist()
+        assert len(set(parts)) == len(parts)
+        assert DIRECT not in parts or len(parts) == 1
+        for head in range(group):
+            merged = [slot for part in parts for slot in seen.pop((row, head, part))]
+            assert merged == expected[row].tolist()
+    assert not any(seen.values()), "a partial result that nothing merges"
+    return work
+
+
+TREES = [
+    cases.Case(2, 1, 64, None, ((1, 1),)),
+    cases.Case(2, 1, 64, None, ((1, 200),), 1),
+    cases.Case(2, 1, 64, None, ((1, 150),), 150, 32),
+    cases.Case(2, 1, 64, None, ((1, 70), (3, 9), (2, 5)), 1, 16, 4),
+    cases.Case(2, 1, 64, None, ((1, 37), (3, 5), (2, 9)), 20, 64, 4),
+    cases.Case(2, 1, 64, None, ((1, 500), (5, 33)), 11, 16, 9),
+]
+
+
+@pytest.mark.parametrize("split_tokens", [0, 64, 100, 1024])
+@pytest.mark.parametrize("group", [1, 3, 6, 16])
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(tree.levels).replace(" ", ""))
+def test_covers_what_the_rows_see_once(tree, group, split_tokens):
+    plan, num_blocks = tree.plan(seed=group)
+    check(plan, len(plan.positions), group, num_blocks, tree.block_size, split_tokens=split_tokens)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_covers_random_plans(data):
+    """Items of any row range, causal or not, also such whose first rows see nothing of them."""
+    num_rows, group = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 7))
+    block_size = data.draw(st.sampled_from([16, 32]))
+    items, blocks = [], []
+    for _ in range(data.draw(st.integers(0, 5))):
+        row_lo = data.draw(st.integers(0, num_rows - 1))
+        row_hi = data.draw(st.integers(row_lo + 1, num_rows))
+        num_tokens = data.draw(st.integers(1, 300))
+        items.append([row_lo, row_hi, len(blocks), num_tokens, data.draw(st.integers(0, 1))])
+        first = len(blocks)
+        blocks += range(first, first + -(-num_tokens // block_size))
+    plan = SimpleNamespace(items=np.array(items, np.int32).reshape(-1, 5), blocks=np.array(blocks, np.int32))
+    split = data.draw(st.sampled_from([0, 64, 128]))
+    check(plan, num_rows, group, len(blocks), block_size, split_tokens=split)
+
+
+def test_a_row_with_one_part_needs_no_merging():
+    plan, num_blocks = TREES[2].plan()
+    work = check(plan, 150, 1, num_blocks, 32, split_tokens=192)
+    assert work.num_slots == 0
+    assert (work.units[:, 7] == DIRECT).all()
+    split = check(plan, 150, 1, num_blocks, 32, split_tokens=64)
+    assert split.num_slots > 150
+    # Rows before a split see nothing of it, so tiles of such rows make no unit.
+    assert len(split.units) == 3 + 2 + 1
+
+
+def test_a_long_node_is_split_until_there_is_work_for_all():
+    plan, num_blocks = cases.Case(2, 1, 64, None, ((1, 8192),)).plan()
+    sizes = [len(check(plan, 1, 1, num_blocks, 16, num_wanted=wanted).units) for wanted in (1, 16, 264)]
+    assert sizes == [1, 8, 64]  # two KV heads each; no unit below 128 tokens
+
+
+def test_rows_without_items_merge_nothing():
+    plan, num_blocks = TREES[0].plan()
+    work = check(plan, 4, 2, num_blocks, 16)
+    assert np.diff(work.merge_start).tolist() == [1, 0, 0, 0]
+    none = SimpleNamespace(items=np.zeros((0, 5), np.int32), blocks=np.zeros(0, np.int32))
+    assert len(check(none, 0, 1, 0, 16).units) == 0
+
+
+@pytest.mark.parametrize(
+    ("item", "blocks", "shown"),
+    [
+        ([0, 4, 0, 5, 0], [0], "rows outside q"),
+        ([2, 2, 0, 5, 0], [0], "rows outside q"),
+        ([0, 1, 0, 17, 0], [0], "exceeds the plan's blocks"),
+        ([0, 1, 0, 0, 0], [0], "exceeds the plan's blocks"),
+        ([0, 1, 0, 5, 0], [9], "block 9 is outside the cache of 2"),
+    ],
+)
+def test_refuses_a_plan_that_points_outside(item, blocks, shown):
+    plan = SimpleNamespace(items=np.array([item], np.int32), blocks=np.array(blocks, np.int32))
+    with pytest.raises(ValueError, match=shown):
+        make(plan, 3, 2, 1, 2, 16)

@@ -1,0 +1,67 @@
+"""copy_blocks on an NVIDIA GPU: all layers of all caches in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ttc_kernels.cuda import Library, describe, library
+
+MAX_CACHES = 8  # of one launch
+
+
+def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, lib: Library | None = None) -> None:
+    """`reference.copy_blocks`; pairs may lie on the CPU, and is sent over then.
+
+    That the pairs are within the caches is for the caller to know: they may be on the GPU. Raises ValueError for
+    caches that the kernel cannot copy, RuntimeError where the launch fails.
+    """
+    lib = lib or library()
+    if not len(caches) or not len(pairs):
+        return
+    device = lib.check_device("copy_blocks", **{f"caches[{i}]": cache for i, cache in enumerate(caches)})
+    num_layers = caches[0].shape[0]
+    for cache in caches:
+        _check(cache, num_layers)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype is not torch.int32 or len(caches) > MAX_CACHES:
+        raise ValueError(
+            f"copy_blocks: pairs must be int32 (n, 2) and the CUDA kernel takes up to {MAX_CACHES} caches, got "
+            f"{tuple(pairs.shape)} {pairs.dtype} and {len(caches)} caches"
+        )
+    pairs = pairs.to(device).contiguous()
+    chunks = np.array([_chunks(cache) for cache in caches], np.int64)
+    lib.call(
+        "copy_blocks",
+        device,
+        f"{len(pairs)} pairs in caches {[tuple(cache.shape) for cache in caches]}",
+        chunks.ctypes.data,
+        len(caches),
+        num_layers,
+        pairs.data_ptr(),
+        len(pairs),
+    )
+
+
+def _chunks(cache: torch.Tensor) -> tuple[int, int, int]:
+    """Address, and the chunks of 16 bytes from layer to layer and in a block."""
+    size = cache.element_size()
+    return cache.data_ptr(), cache.stride(0) * size // 16, cache.stride(1) * size // 16
+
+
+def _check(cache: torch.Tensor, num_layers: int) -> None:
+    """ValueError unless the blocks of a layer lie without gaps, whatever the order within a block, in whole chunks."""
+    inner = sorted((stride, size) for stride, size in zip(cache.stride()[2:], cache.shape[2:], strict=True) if size > 1)
+    expected = 1
+    is_dense = cache.ndim >= 2 and cache.numel() > 0
+    for stride, size in inner:
+        is_dense = is_dense and stride == expected
+        expected *= size
+    num_bytes = [stride * cache.element_size() for stride in cache.stride()[:2]]
+    is_whole = cache.data_ptr() % 16 == 0 and not any(n % 16 for n in num_bytes)
+    if not is_dense or not is_whole or cache.stride(1) != expected or cache.shape[0] != num_layers:
+        raise ValueError(
+            "copy_blocks: the CUDA kernel takes caches of as many layers each, whose blocks lie without gaps and "
+            f"in whole chunks of 16 bytes, got {describe(cache)} beside {num_layers} layers"
+        )

@@ -1,0 +1,70 @@
+"""The CUDA kernels' library, ttc_kernels/_cuda.so: loading it, and calling it with errors checked.
+
+setup.py builds it where it finds nvcc. It links neither torch nor libcudart, so it loads on a machine without a
+GPU; there a launch fails. Tensors go in as addresses and strides, the stream as an integer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_INT, _FLOAT = ctypes.c_int64, ctypes.c_double
+
+# (integers, floats) after device and stream of each exported function; the sources have their names.
+SIGNATURES = {
+    "tree_attention": (21, 1),
+    "copy_blocks": (5, 0),
+    "step_score": (18, 1),
+    "sample_head": (19, 0),
+}
+
+
+class Library:
+    """The functions of one build; `device_type` is where the tensors that it takes must lie."""
+
+    def __init__(self, path: Path, device_type: str = "cuda"):
+        self.path, self.device_type = path, device_type
+        self._functions = {}
+        loaded = ctypes.CDLL(str(path))
+        for name, (num_ints, num_floats) in SIGNATURES.items():
+            function = getattr(loaded, f"ttc_{name}")
+            function.argtypes = [_INT] * (2 + num_ints) + [_FLOAT] * num_floats
+            function.restype = ctypes.c_char_p
+            self._functions[name] = function
+
+    def call(self, op: str, device: torch.device, shapes: str, *values: float) -> None:
+        """Launches `op` on the current stream of the device.
+
+        Raises RuntimeError with the op, `shapes` and CUDA's name of the error where a launch fails.
+        """
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        error = self._functions[op](device.index or 0, stream, *values)
+        if error:
+            raise RuntimeError(f"{op}: {error.decode()} from CUDA for {shapes}")
+
+    def check_device(self, op: str, **tensors: torch.Tensor | None) -> torch.device:
+        """The one device of the tensors (None is left out); ValueError unless it is this library's kind."""
+        devices = {name: x.device for name, x in tensors.items() if x is not None}
+        first = next(iter(devices.values()))
+        if first.type != self.device_type or any(device != first for device in devices.values()):
+            shown = ", ".join(f"{name} on {device}" for name, device in devices.items())
+            raise ValueError(f"{op}: the CUDA kernel takes tensors on one {self.device_type} device, got {shown}")
+        return first
+
+
+@cache
+def library() -> Library:
+    """The library that was built with this package. Raises RuntimeError where there is none."""
+    path = Path(__file__).with_name("_cuda.so")
+    if not path.exists():
+        raise RuntimeError(f"ttc_kernels was built without CUDA: {path.name} is missing (no nvcc, or TTC_CUDA=off)")
+    return Library(path)
+
+
+def describe(x: torch.Tensor) -> str:
+    """Shape, type, strides and place of a tensor, for an error."""
+    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

@@ -1,0 +1,104 @@
+"""Sampling fused with the LM head on an NVIDIA GPU: from hidden states to tokens, logits never stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ttc_kernels.cuda import Library, describe, library
+
+TOKENS_PER_TILE = 128  # of the vocabulary, in one block of threads
+STEP_ENDS, TEXT_ENDS = 1, 2  # bits of a flag
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Which tokens end a step or the text; the last column speaks for token -1, an error."""
+
+    ends: torch.Tensor  # (num_rules, vocab + 1) bool: after which tokens a step ends, under each rule
+    rule: torch.Tensor  # (rows,) int32: the rule of each row
+    is_eos: torch.Tensor  # (vocab + 1,) bool
+
+
+def sample_head(
+    hidden: torch.Tensor,  # (rows, size) float16 or bfloat16
+    weight: torch.Tensor,  # (vocab, size): the LM head
+    keys: torch.Tensor,  # (rows,) int64
+    positions: torch.Tensor,  # (rows,) int32
+    temperature: torch.Tensor,  # (rows,) float32 >= 0; 0 takes the argmax
+    stops: Stops | None = None,
+    *,
+    lib: Library | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(tokens int32, logprobs float32, flags uint8), each (rows,): `reference.sample` without filters.
+
+    The logits are hidden @ weight.T summed in float32. The draw is the reference's, from the same Philox4x32-10
+    counters, but for tokens whose noised logits agree to rounding. Flags are sums of STEP_ENDS and TEXT_ENDS, or
+    None without `stops`. Raises ValueError for what the kernel does not have, RuntimeError where a launch fails.
+    """
+    lib = lib or library()
+    tables = {} if stops is None else {"ends": stops.ends, "rule": stops.rule, "is_eos": stops.is_eos}
+    given = {"keys": keys, "positions": positions, "temperature": temperature, **tables}
+    device = lib.check_device("sample_head", hidden=hidden, weight=weight, **given)
+    _check_product(hidden, weight)
+    (num_rows, size), vocab = hidden.shape, len(weight)
+    shapes = {
+        "keys": ((num_rows,), torch.int64),
+        "positions": ((num_rows,), torch.int32),
+        "temperature": ((num_rows,), torch.float32),
+    }
+    if stops is not None:
+        shapes["ends"] = ((len(stops.ends), vocab + 1), torch.bool)
+        shapes["rule"] = ((num_rows,), torch.int32)
+        shapes["is_eos"] = ((vocab + 1,), torch.bool)
+    for name, (shape, dtype) in shapes.items():
+        x = given[name]
+        if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
+            raise ValueError(f"sample_head: {name} must be contiguous, {shape} {dtype}, got {describe(x)}")
+    num_tiles = -(-vocab // TOKENS_PER_TILE)
+    parts = torch.empty(4, num_rows, num_tiles, dtype=torch.float32, device=device)
+    part_tokens = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=device)
+    tokens = torch.empty(num_rows, dtype=torch.int32, device=device)
+    logprobs = torch.empty(num_rows, dtype=torch.float32, device=device)
+    flags = None if stops is None else torch.empty(num_rows, dtype=torch.uint8, device=device)
+    lib.call(
+        "sample_head",
+        device,
+        f"hidden {describe(hidden)}, weight {describe(weight)}",
+        hidden.data_ptr(),
+        hidden.stride(0),
+        weight.data_ptr(),
+        weight.stride(0),
+        num_rows,
+        size,
+        vocab,
+        keys.data_ptr(),
+        positions.data_ptr(),
+        temperature.data_ptr(),
+        parts.data_ptr(),
+        part_tokens.data_ptr(),
+        tokens.data_ptr(),
+        logprobs.data_ptr(),
+        *((0, 0, 0, 0) if stops is None else (*(x.data_ptr() for x in tables.values()), flags.data_ptr())),
+        hidden.dtype is torch.bfloat16,
+    )
+    return tokens, logprobs, flags
+
+
+def _check_product(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    is_right = (
+        hidden.ndim == weight.ndim == 2
+        and hidden.shape[1] == weight.shape[1]
+        and hidden.shape[1] % 8 == 0
+        and weight.numel() > 0
+        and hidden.dtype in (torch.float16, torch.bfloat16)
+        and weight.dtype is hidden.dtype
+        and all(x.stride(1) == 1 and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0 for x in (hidden, weight))
+    )
+    if not is_right:
+        raise ValueError(
+            "sample_head: the CUDA kernel takes hidden (rows, size) and weight (vocab > 0, size), float16 or "
+            "bfloat16, size a positive multiple of 8, rows adjacent and aligned to 16 bytes, got hidden "
+            f"{describe(hidden)}, weight {describe(weight)}"
+        )
