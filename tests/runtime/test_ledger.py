@@ -42,6 +42,18 @@ class Meter:
                 return logits(hidden, rows)
 
             runner.lm_head.logits = counted_logits
+            run = runner.loop.run
+
+            def counted_run(tree, k, v, handles, *rest):
+                lengths = sum(map(tree.num_tokens, handles.tolist()))
+                decoded = run(tree, k, v, handles, *rest)
+                num_forwards, num_branches = decoded.tokens.shape
+                self.num_rows += decoded.tokens.size
+                self.num_head_rows += decoded.tokens.size
+                self.num_keys += num_forwards * lengths + num_branches * num_forwards * (num_forwards - 1) // 2
+                return decoded
+
+            runner.loop.run = counted_run
 
     @property
     def flops(self) -> int:
