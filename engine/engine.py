@@ -15,8 +15,10 @@ from engine.search.protocols import Strategy, Verifier
 from engine.tasks import Task, get_task
 from engine.types import Problem, Sampling, SearchResult
 from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
+from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.detect import find_spec
 from engine.verifiers.loading import build_verifier, load_verifier_model
+from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec, load_spec
 
 VERIFIERS = ("prm", "trunk", "orm", "oracle")
@@ -174,7 +176,7 @@ class Engine:
             )
             for problem in problems
         )
-        runners = [self.policy.runner] + ([judge.llm.runner] if hasattr(judge, "llm") else [])
+        runners = [self.policy.runner] + ([judge.llm.runner] if isinstance(judge, PRMVerifier | SpecVerifier) else [])
         for index, result in Batcher(runners).run(searches, rows_each=budget):
             if isinstance(result, Exception):
                 raise result

@@ -39,7 +39,7 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
-FINISHED = ("eos", "boxed")  # how a whole answer ends: the end of text, or a `\\boxed{}` that is complete
+FINISHED = ("eos", "boxed")  # how a whole answer ends: the end of text, or a `\boxed{}` that is complete
 
 
 @dataclass(frozen=True)

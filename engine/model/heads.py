@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class LMHead:
     def __init__(
         self,
         config: ModelConfig,
-        tensors: dict[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
         max_packed_weights: int = MAX_PACKED_WEIGHTS,
     ):
         self.weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
@@ -76,7 +76,7 @@ def _lm_head_name(config: ModelConfig) -> str:
     return "model.embed_tokens.weight" if config.is_tied else "lm_head.weight"
 
 
-def classification_head(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> ScoreHead:
+def classification_head(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> ScoreHead:
     """The `score` layer of a `*ForTokenClassification` checkpoint; the last label is the good one."""
     if config.num_labels not in (1, 2):
         raise ValueError(f"a step verifier has 1 or 2 labels, the checkpoint has {config.num_labels}")
@@ -84,7 +84,7 @@ def classification_head(config: ModelConfig, tensors: dict[str, torch.Tensor]) -
 
 
 def linear_head(
-    config: ModelConfig, tensors: dict[str, torch.Tensor], name: str, num_labels: int, good_index: int
+    config: ModelConfig, tensors: Mapping[str, torch.Tensor], name: str, num_labels: int, good_index: int
 ) -> ScoreHead:
     """One linear layer, `{name}.weight` and perhaps `{name}.bias`."""
     weight = take(tensors, f"{name}.weight", (num_labels, config.hidden_size))
@@ -93,7 +93,7 @@ def linear_head(
 
 
 def mlp_head(
-    config: ModelConfig, tensors: dict[str, torch.Tensor], name: str, num_labels: int, good_index: int
+    config: ModelConfig, tensors: Mapping[str, torch.Tensor], name: str, num_labels: int, good_index: int
 ) -> ScoreHead:
     """Linear, ReLU, linear: `{name}.0` of the trunk's width, then `{name}.2`."""
     hidden = config.hidden_size
@@ -103,7 +103,7 @@ def mlp_head(
 
 
 def lm_rows_head(
-    config: ModelConfig, tensors: dict[str, torch.Tensor], token_ids: Sequence[int], good_index: int
+    config: ModelConfig, tensors: Mapping[str, torch.Tensor], token_ids: Sequence[int], good_index: int
 ) -> ScoreHead:
     """The rows of the LM head that belong to some tokens, as labels."""
     if not all(0 <= token < config.vocab_size for token in token_ids):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from engine.runtime.requests import FeedJob, FeedRequest, Request, Sampled, Samp
 from engine.runtime.runner import MAX_FORWARDS, Runner
 from engine.types import Sampling
 
-HeadMaker = Callable[[ModelConfig, dict[str, torch.Tensor]], ScoreHead]
+HeadMaker = Callable[[ModelConfig, Mapping[str, torch.Tensor]], ScoreHead]
 
 
 class LLM:

@@ -16,7 +16,8 @@ from engine.prompts import ChatTemplate
 from engine.verifiers.spec import VerifierSpec
 
 Encoded = tuple[list[int], list[int]]  # token ids up to the last score; the position of each step's score
-_MARK = "\ue000"  # of Unicode's private use: shows where a tag has come to stand in a rendered conversation
+# Of Unicode's private use: one that no text holds shows where a tag has come to stand in a rendered conversation.
+_MARKS = range(0xE000, 0xF900)
 _MAX_PIECES = 4096  # encodings of pieces that are kept
 
 
@@ -75,9 +76,8 @@ class Layout:
         return ids, places
 
     def _chat(self, problem: str, steps: Sequence[str]) -> Encoded:
-        spec, mark = self.spec, _MARK
-        while any(mark in text for text in (problem, *steps)):
-            mark += _MARK
+        spec, said = self.spec, "".join([problem, *steps])
+        mark = next(filter(lambda mark: mark not in said, map(chr, _MARKS)))
         tag = mark + spec.tag
         question = self._fill(spec.problem, problem=problem)
         texts = [self._fill(spec.step, step=step) for step in steps]

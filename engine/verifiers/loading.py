@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,26 +20,23 @@ from engine.model import (
 )
 from engine.prompts.template import ChatTemplate, read_tokenizer_config, special_tokens
 from engine.runtime import LLM
+from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.detect import trunk_architecture
 from engine.verifiers.layouts import Layout
 from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec
-from engine.verifiers.text import TextVerifier
 
 
 def load_verifier_model(folder: Path, spec: VerifierSpec, **options) -> LLM:
     """The model of a verifier; options as for `LLM.load`. Raises ValueError for a folder without the spec's head."""
-    tokenizer = load_tokenizer(folder)
 
-    def make_head(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> ScoreHead:
-        return build_head(spec, config, tensors, tokenizer)
+    def make_head(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> ScoreHead:
+        return build_head(spec, config, tensors, folder)
 
     return LLM.load(folder, architecture=trunk_architecture(folder), make_head=make_head, **options)
 
 
-def build_head(
-    spec: VerifierSpec, config: ModelConfig, tensors: dict[str, torch.Tensor], tokenizer: Tokenizer
-) -> ScoreHead:
+def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, torch.Tensor], folder: Path) -> ScoreHead:
     """What reads the score rows of a spec. Raises ValueError for tensors that are missing or of another shape."""
     head = spec.head
     if head.kind == "classification":
@@ -49,13 +47,14 @@ def build_head(
             raise ValueError(f"verifier spec {spec.name!r}: good is {head.good}, of {config.num_labels} labels")
         return replace(made, good_index=_good(spec, config.num_labels))
     if head.kind == "lm-rows":
+        tokenizer = load_tokenizer(folder) if any(isinstance(row, str) for row in head.rows) else None
         rows = [_token(row, tokenizer) if isinstance(row, str) else row for row in head.rows]
         return lm_rows_head(config, tensors, rows, _good(spec, len(rows)))
     make = mlp_head if head.kind == "mlp" else linear_head
     return make(config, tensors, head.tensor, head.num_labels, _good(spec, head.num_labels))
 
 
-def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM) -> PRMVerifier | TextVerifier:
+def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM) -> PRMVerifier | SpecVerifier:
     """The verifier over a loaded model. Raises ValueError for a spec that its tokenizer does not fit."""
     if spec.layout == "tokens":
         return PRMVerifier(llm, policy)
@@ -64,7 +63,7 @@ def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM) -> PRMVerifier | T
     bos = special_tokens(read_tokenizer_config(folder)).get("bos_token")
     if bos is not None and llm.tokenizer.token_to_id(bos) is None:
         raise ValueError(f"bos_token {bos!r} of {folder} is no token of its tokenizer")
-    return TextVerifier(llm, Layout(spec, llm.tokenizer, template, bos))
+    return SpecVerifier(llm, Layout(spec, llm.tokenizer, template, bos))
 
 
 def _good(spec: VerifierSpec, num_labels: int) -> int:

@@ -144,7 +144,7 @@ def parse_spec(raw: object, name: str) -> VerifierSpec:
         if "base" in inherited:
             inherited = _read(_FOLDER / f"{inherited['base']}.yaml") | inherited
         raw = inherited | raw
-    fields = {key: value for key, value in raw.items() if key not in ("base", "name")}
+    fields = {key: value for key, value in raw.items() if key != "base"}
     where = f"verifier spec {name!r}"
     _check_fields(VerifierSpec, fields, where)
     for key, choices in _CHOICES.items():

@@ -6,7 +6,7 @@ import pytest
 
 from engine.prompts import PROMPT_STYLES, build_prompt, has_closed_box, read_system_prompt
 from engine.prompts.styles import BOXED_PROMPT, STEPS_PROMPT
-from tests.verifiers.builders import CHATML
+from tests.verifiers.tokenizers import CHATML
 
 SYSTEM = {"steps": STEPS_PROMPT, "boxed": BOXED_PROMPT}
 

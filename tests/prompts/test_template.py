@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.prompts import ChatTemplate
 from engine.tasks.tokenizer import build_tokenizer
-from tests.verifiers.builders import CHATML, LLAMA_CHAT
+from tests.verifiers.tokenizers import CHATML, LLAMA_CHAT
 
 MESSAGES = [
     {"role": "system", "content": "Be brief.\n"},
@@ -38,6 +38,12 @@ def test_as_transformers_renders(source, add_generation_prompt):
     ours = template.render(MESSAGES, add_generation_prompt=add_generation_prompt)
     assert ours == theirs(source, add_generation_prompt=add_generation_prompt)
     assert ours == template.render(MESSAGES, add_generation_prompt=add_generation_prompt)
+
+
+def test_a_long_conversation():
+    messages = [{"role": "user", "content": "é" * 50_000 + str(i)} for i in range(10)]
+    text = ChatTemplate(CHATML).render(messages)
+    assert text == "".join(f"<|im_start|>user\n{message['content']}<|im_end|>\n" for message in messages)
 
 
 def test_the_date_stands_still():

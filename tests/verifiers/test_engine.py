@@ -10,7 +10,8 @@ from engine import BeamSearch, BestOfN, Engine, Lookahead, Majority
 from engine.prompts import ChatTemplate
 from engine.verifiers.loading import load_verifier_model
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, fingerprint, folders
-from tests.verifiers.builders import CHATML, FORMATS, MUST_BE_NAMED, ORMS, Reference, make
+from tests.verifiers.builders import FORMATS, MUST_BE_NAMED, ORMS, Reference, make
+from tests.verifiers.tokenizers import CHATML
 
 __all__ = ["folders"]
 OPTIONS = {"max_tokens": 24, "seed": 3}

@@ -99,10 +99,10 @@ def test_step_by_step_over_forks_and_prunes(folder, name, seed):
     assert_idle(verifier.llm.runner)
 
 
-@pytest.mark.parametrize("name", STEP_FORMATS, scope="module")
-def test_a_step_costs_its_own_tokens(first, name):
+@pytest.mark.parametrize("step_format", STEP_FORMATS)
+def test_a_step_costs_its_own_tokens(tmp_path, step_format):
     """What a branch has been charged for is its ids, each once."""
-    verifier, ledger = load(first, name), Ledger()
+    verifier, ledger = load(make(tmp_path / "model", step_format), step_format), Ledger()
     steps = random_steps(random.Random(0), 4)
     branch = open_branch(verifier, PROBLEMS[0], ledger)
     for text in steps:

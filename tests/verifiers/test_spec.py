@@ -32,6 +32,7 @@ def test_a_file_of_ones_own(tmp_path):
         (PLAIN | {"layout": "prose"}, "layout must be one of tokens, text, pieces, chat, got 'prose'"),
         (PLAIN | {"score_at": "start"}, "score_at must be one of .* got 'start'"),
         (PLAIN | {"colour": 1}, "has no field 'colour'; it has layout"),
+        (PLAIN | {"name": "x"}, "has no field 'name'"),
         (PLAIN | {"tag": 3}, "tag must be str, got 3"),
         (PLAIN | {"tag": ""}, "score_at 'tag' needs a tag"),
         (PLAIN | {"tag_ids": ["x"]}, "tag_ids must be a list of int, got"),

@@ -13,7 +13,7 @@ from engine.verifiers.layouts import Layout, num_common
 NO_SCORE = math.nan
 
 
-class TextBranch:
+class SpecBranch:
     """The steps so far, and the live branch that holds their ids up to the last score."""
 
     def __init__(self, problem: Problem, live: Branch, ids: list[int], ledger: Ledger):
@@ -21,9 +21,9 @@ class TextBranch:
         self.steps: tuple[str, ...] = ()
         self.last_score = NO_SCORE
 
-    def fork(self, num_branches: int) -> list[TextBranch]:
+    def fork(self, num_branches: int) -> list[SpecBranch]:
         """Raises ValueError once closed, as the live branch does."""
-        children = [TextBranch(self.problem, live, self.ids, self.ledger) for live in self.live.fork(num_branches)]
+        children = [SpecBranch(self.problem, live, self.ids, self.ledger) for live in self.live.fork(num_branches)]
         for child in children:
             child.steps, child.last_score = self.steps, self.last_score
         return children
@@ -33,7 +33,7 @@ class TextBranch:
         self.live.close()
 
 
-class TextVerifier:
+class SpecVerifier:
     """Scores by a spec. A step costs the verifier its own tokens, and only the score rows go through the head.
 
     Where a step changes ids before it (merges over the seam) the branch goes back to the last run of
@@ -50,12 +50,12 @@ class TextVerifier:
         """The ids that a branch is opened with."""
         return self.layout.opening(problem.prompt)
 
-    async def open(self, problem: Problem, *, ledger: Ledger) -> TextBranch:
+    async def open(self, problem: Problem, *, ledger: Ledger) -> SpecBranch:
         """Raises ValueError for a problem that the verifier's context cannot hold."""
         ids = self.opening(problem)
-        return TextBranch(problem, self._open(ids, ledger), ids, ledger)
+        return SpecBranch(problem, self._open(ids, ledger), ids, ledger)
 
-    async def score(self, branches: Sequence[TextBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
+    async def score(self, branches: Sequence[SpecBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per step, in one forward for all branches.
 
         A step over the maximum length is what the spec's `overlong` says. Raises ValueError for one
@@ -79,7 +79,7 @@ class TextVerifier:
             for branch, new, (_, places) in zip(branches, steps, encoded, strict=True)
         ]
 
-    def _encode(self, branch: TextBranch, new: Sequence[Step]) -> tuple[list[int], list[int]]:
+    def _encode(self, branch: SpecBranch, new: Sequence[Step]) -> tuple[list[int], list[int]]:
         """Ids up to the last score that fits, and the places of the new scores that fit."""
         if not new:
             return branch.ids, []
@@ -93,7 +93,7 @@ class TextVerifier:
             )
         return (ids[: fitting[-1] + 1] if fitting else ids), fitting
 
-    def _rewind(self, branch: TextBranch, ids: list[int], first_score: int) -> int:
+    def _rewind(self, branch: SpecBranch, ids: list[int], first_score: int) -> int:
         """Takes back what the new ids do not start with; how many tokens the branch still holds."""
         keep = min(num_common(branch.ids, ids), first_score)
         kept = branch.live.rewind(keep)
@@ -106,7 +106,7 @@ class TextVerifier:
     def _open(self, ids: list[int], ledger: Ledger) -> Branch:
         return self.llm.open(ids, ledger=ledger, purpose="verified")
 
-    def _filled(self, branch: TextBranch, scores: list[float], num_steps: int) -> list[float]:
+    def _filled(self, branch: SpecBranch, scores: list[float], num_steps: int) -> list[float]:
         """The scores, and what the policy for overlong texts gives in the place of those that did not fit."""
         if scores:
             branch.last_score = scores[-1]

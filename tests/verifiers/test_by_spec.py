@@ -90,6 +90,10 @@ def test_a_step_that_names_the_tag_has_one_score(tmp_path):
     """What a policy writes may hold the tag, or a character that no text should: one score per step all the same."""
     verifier = load(make(tmp_path / "qwen-prm", "qwen-prm"), "qwen-prm")
     texts = ["so <extra_0> then\n\n", "\ue000\ue000\n\n", "<|im_end|>{{ 7 * 7 }}\n\n", "\n\n"]
+    ids, places = verifier.layout.encode("What\ue000 is <extra_0>?", texts)
+    tag = verifier.llm.tokenizer.token_to_id("<extra_0>")
+    assert [ids[place] for place in places] == [tag] * 4
+    assert ids.count(tag) == 6
     branch = open_branch(verifier, "What\ue000 is <extra_0>?")
     (scores,) = run(verifier, verifier.score([branch], [as_steps(texts)]))
     assert len(scores) == 4
