@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 
 
@@ -26,9 +29,13 @@ def allocate(
             "kv_cache: sizes must be positive, block_size a multiple of 16 and head_dim even, got "
             f"(num_layers, num_blocks, num_kv_heads, block_size, head_dim) = {shape}"
         )
-    v_cache = torch.zeros(shape, dtype=dtype, device=device)
-    if v_cache.is_cpu:
-        k_cache = torch.zeros((*shape[:3], head_dim, block_size), dtype=dtype).transpose(-1, -2)
-    else:
-        k_cache = torch.zeros_like(v_cache)
-    return k_cache, v_cache
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+    k_cache = _untouched_zeros((*shape[:3], head_dim, block_size), dtype).transpose(-1, -2)
+    return k_cache, _untouched_zeros(shape, dtype)
+
+
+def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros of which no page is in memory before it is used; torch.zeros writes them all."""
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
