@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 
 import torch
+
+_HUGE_PAGE = 2 << 20  # bytes
 
 
 def allocate(
@@ -29,13 +32,22 @@ def allocate(
             "kv_cache: sizes must be positive, block_size a multiple of 16 and head_dim even, got "
             f"(num_layers, num_blocks, num_kv_heads, block_size, head_dim) = {shape}"
         )
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
-    k_cache = _untouched_zeros((*shape[:3], head_dim, block_size), dtype).transpose(-1, -2)
-    return k_cache, _untouched_zeros(shape, dtype)
+    if torch.device(device).type == "cpu":
+        k_cache = _zeros((*shape[:3], head_dim, block_size), dtype).transpose(-1, -2)
+        return k_cache, _zeros(shape, dtype)
+    v_cache = torch.zeros(shape, dtype=dtype, device=device)
+    return torch.zeros_like(v_cache), v_cache
 
 
-def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros of which no page is in memory before it is used; torch.zeros writes them all."""
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros on a CPU; large ones in huge pages where the system gives them.
+
+    Attention reads blocks that lie anywhere in the pool: with pages of 4 KiB each of them costs a page walk.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes < 2 * _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

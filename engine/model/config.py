@@ -62,14 +62,27 @@ class ModelConfig:
         )
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Reads `folder/config.json`. Raises ValueError for a missing file or anything unsupported."""
+def read_raw_config(folder: Path) -> dict:
+    """`folder/config.json` as it stands. Raises ValueError for a missing or damaged file."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no checkpoint at {folder}: config.json is missing")
-    raw = read_json(path)
+    return read_json(path)
+
+
+def named_architecture(raw: dict) -> object:
+    """What a raw configuration gives as its architecture."""
     named = raw.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else named
+    return named[0] if isinstance(named, list) and named else named
+
+
+def read_config(folder: Path, architecture: str | None = None) -> ModelConfig:
+    """Reads `folder/config.json`, by default as the architecture that it names.
+
+    Raises ValueError for a missing file or anything unsupported.
+    """
+    path, raw = folder / "config.json", read_raw_config(folder)
+    architecture = architecture or named_architecture(raw)
     family = family_of(architecture, raw, path)
     check_fields(raw, family, path)
     try:

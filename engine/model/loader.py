@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from engine.model.config import ModelConfig, read_config, read_json
 from engine.model.hub import fetch, is_hub_id
 from engine.model.tensor_files import TensorFiles
+from engine.model.tensor_files import take as take  # heads take tensors from here
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 HOME = Path(__file__).resolve().parent.parent / "home"
@@ -47,16 +48,22 @@ def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
     raise ValueError(f"no checkpoint folder at {str(name)!r}")
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype) -> Checkpoint:
+def load_checkpoint(folder: Path, dtype: torch.dtype, architecture: str | None = None) -> Checkpoint:
     """Reads the configuration, the tokenizer and what tensors there are; each tensor is read when it is taken.
 
-    Raises ValueError for a folder that is incomplete, damaged or not supported.
+    It is read as the architecture that config.json names, unless another is given. Raises ValueError for a folder
+    that is incomplete, damaged or not supported.
     """
-    config = read_config(folder)
+    config = read_config(folder, architecture)
     tensors = _open_weights(folder, dtype)
     if config.is_tied and _HEAD in tensors and _EMBEDDING in tensors and not tensors.is_equal(_HEAD, _EMBEDDING):
         config = replace(config, is_tied=False)  # what is stored beats what is said, as in transformers
     return Checkpoint(folder, config, tensors, load_tokenizer(folder))
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """The names of a checkpoint's tensors, without reading any. Raises ValueError for a damaged file."""
+    return set(_open_weights(folder, torch.float32))
 
 
 def read_tensors(path: Path, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:

@@ -37,7 +37,8 @@ class Decoder:
         shape = config.shape()
         num_weights = shape.num_matmul_params - shape.num_head_params
         self.is_packed = trunk.is_plain and num_weights <= max_packed_weights
-        self._trunk = PackedDecoder(trunk.weights) if self.is_packed else TorchDecoder(trunk)
+        self.packed = PackedDecoder(trunk.weights) if self.is_packed else None
+        self._trunk = self.packed or TorchDecoder(trunk)
 
     @property
     def best_batch(self) -> int:
