@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
 
@@ -29,6 +30,38 @@ def tiny_trunk_head(folder: Path, *, seed: int = 2) -> Path:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(1, HIDDEN_SIZE, generator=generator)
     save_file({"score.weight": weight, "score.bias": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
+
+
+def tiny_family(folder: Path, model_class: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **fields) -> Path:
+    """A random model of a class of transformers, norms and biases random too, over the home tokenizer.
+
+    `fields` are of its config, on top of two layers of 32 with four query heads and two KV heads of 16.
+    """
+    tokenizer = build_tokenizer()
+    cls = getattr(transformers, model_class)
+    defaults = {
+        "vocab_size": 41,
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = cls(cls.config_class(**defaults | fields))
+        for name, value in model.named_parameters():
+            if value.dim() == 1:
+                value.data.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.3)
+        model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

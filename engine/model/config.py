@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.accounting import ModelShape
+from engine.model.families import Family, check_fields, family_of, layer_windows
+from engine.model.rope import Rope, read_rope
+from engine.model.window import NUM_SCRATCH_BLOCKS
 
-_ARCHITECTURES = ("LlamaForCausalLM", "LlamaForTokenClassification")
-# Fields that would change the result if they had another value than this one.
-_REQUIRED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "sliding_window": None,
-    "quantization_config": None,
-}
+MAX_JSON_BYTES = 64 << 20
+MAX_HEAD_DIM = 256  # what the attention kernels have room for
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes and constants of a Llama-family decoder."""
+    """Shapes and constants of a decoder."""
 
     architecture: str
     vocab_size: int
@@ -37,6 +33,19 @@ class ModelConfig:
     is_tied: bool  # the LM head is the embedding
     num_labels: int  # of a classification head; 0 for a causal LM
     eos_token_ids: tuple[int, ...]
+    rope: Rope = field(default_factory=Rope)
+    has_qkv_bias: bool = False
+    has_qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()  # per layer, tokens that a row sees; None, and no entries: all
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that a row of a layer sees, itself included; None: all before it."""
+        return self.windows[layer] if self.windows else None
+
+    @property
+    def num_scratch_blocks(self) -> int:
+        """Blocks that the caches of this model need beyond those of the KV tree, at their end."""
+        return NUM_SCRATCH_BLOCKS if any(self.windows) else 0
 
     def shape(self, has_lm_head: bool = True) -> ModelShape:
         """What the FLOPs formulas need."""
@@ -58,13 +67,7 @@ def read_raw_config(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"no checkpoint at {folder}: config.json is missing")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:  # bad JSON, or bytes that are no text
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {str(raw)[:40]!r}")
-    return raw
+    return read_json(path)
 
 
 def named_architecture(raw: dict) -> object:
@@ -80,31 +83,51 @@ def read_config(folder: Path, architecture: str | None = None) -> ModelConfig:
     """
     path, raw = folder / "config.json", read_raw_config(folder)
     architecture = architecture or named_architecture(raw)
-    if architecture not in _ARCHITECTURES:
-        raise ValueError(f"{path}: architecture {architecture!r} is not supported ({', '.join(_ARCHITECTURES)} are)")
-    for name, value in _REQUIRED.items():
-        if raw.get(name, value) != value:
-            raise ValueError(f"{path}: {name} = {raw[name]!r} is not supported, only {value!r}")
+    family = family_of(architecture, raw, path)
+    check_fields(raw, family, path)
     try:
-        return _from_raw(raw, architecture, path)
+        return _from_raw(raw, architecture, family, path)
     except KeyError as missing:
         raise ValueError(f"{path}: field {missing} is missing") from None
 
 
-def _from_raw(raw: dict, architecture: str, path: Path) -> ModelConfig:
+def read_json(path: Path) -> dict:
+    """A JSON object from a file of at most 64 MiB. Raises ValueError for anything else."""
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is damaged: it has {size} bytes, at most {MAX_JSON_BYTES} are read")
+    try:
+        raw = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # bad JSON, bytes that are no text, a bomb of brackets
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {str(raw)[:40]!r}")
+    return raw
+
+
+def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> ModelConfig:
     def size(name: str, default: int | None = None) -> int:
-        value = raw[name] if default is None else raw.get(name) or default
+        value = raw[name] if default is None else raw.get(name)
+        value = default if value is None else value
         if type(value) is not int or value < 1:
             raise ValueError(f"{path}: {name} must be a whole number of at least 1, got {value!r}")
         return value
 
     heads, hidden, vocab_size = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
-    kv_heads = size("num_key_value_heads", heads)
-    head_dim = size("head_dim", max(hidden // heads, 1))
+    # Left out, it is the family's own number; null, as many as there are heads.
+    num_known = heads if "num_key_value_heads" in raw else family.default_kv_heads
+    kv_heads = size("num_key_value_heads", num_known or heads)
+    known_dim = None if "head_dim" in raw else family.default_head_dim
+    head_dim = size("head_dim", known_dim or max(hidden // heads, 1))
     if heads % kv_heads:
         raise ValueError(f"{path}: num_attention_heads = {heads} is not a multiple of {kv_heads} KV heads")
-    if head_dim % 2:
-        raise ValueError(f"{path}: head_dim must be even, got {head_dim}")
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"{path}: head_dim must be even and at most {MAX_HEAD_DIM}, got {head_dim}")
+    num_layers, max_positions = size("num_hidden_layers"), size("max_position_embeddings")
+    theta, rope = read_rope(raw, max_positions, path)
+    context = rope.context(max_positions)
+    windows = layer_windows(raw, family, num_layers, path)
+    windows = tuple(window if window and window < context else None for window in windows)
     labels = raw.get("id2label")
     is_classifier = architecture.endswith("ForTokenClassification")
     return ModelConfig(
@@ -112,16 +135,20 @@ def _from_raw(raw: dict, architecture: str, path: Path) -> ModelConfig:
         vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=size("intermediate_size"),
-        num_layers=size("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        context=size("max_position_embeddings"),
+        context=context,
         rms_eps=_number("rms_norm_eps", raw["rms_norm_eps"], path),
-        rope_theta=_rope_theta(raw, path),
+        rope_theta=theta,
         is_tied=bool(raw.get("tie_word_embeddings", False)),
         num_labels=(len(labels) if labels else size("num_labels", 2)) if is_classifier else 0,
         eos_token_ids=_eos_token_ids(raw.get("eos_token_id"), vocab_size, path),
+        rope=rope,
+        has_qkv_bias=family.has_qkv_bias,
+        has_qk_norm=family.has_qk_norm,
+        windows=windows if any(windows) else (),
     )
 
 
@@ -137,14 +164,3 @@ def _eos_token_ids(given: object, vocab_size: int, path: Path) -> tuple[int, ...
         if type(token) is not int or not 0 <= token < vocab_size:
             raise ValueError(f"{path}: eos_token_id must be within 0..{vocab_size - 1}, got {given!r}")
     return tuple(ids)
-
-
-def _rope_theta(raw: dict, path: Path) -> float:
-    """The base of the rotary embedding, from either spelling; scaled variants are refused by name."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"{path}: rope_parameters must be an object, got {rope!r}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"{path}: rope type {kind!r} is not supported, only 'default'")
-    return _number("rope_theta", rope.get("rope_theta", raw.get("rope_theta", 10000.0)), path)

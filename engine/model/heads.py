@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from engine.model.config import ModelConfig
-from engine.model.loader import read_tensors, take
+from engine.model.loader import read_tensors
+from engine.model.tensor_files import take
 from engine.model.transformer import MAX_PACKED_WEIGHTS
 from engine.model.unpacked import linear
 from ttc_kernels.decoder import PackedLinear

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from engine.model.config import ModelConfig, read_config
+from engine.model.config import ModelConfig, read_config, read_json
+from engine.model.hub import fetch, is_hub_id
+from engine.model.tensor_files import TensorFiles
+from engine.model.tensor_files import take as take  # heads take tensors from here
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 HOME = Path(__file__).resolve().parent.parent / "home"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -23,56 +25,50 @@ class Checkpoint:
 
     folder: Path
     config: ModelConfig
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]  # read from the files as they are asked for
     tokenizer: Tokenizer
 
 
 def resolve_dtype(name: str) -> torch.dtype:
     """The torch dtype of a name such as "float32" or "bf16"."""
     if name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+        raise ValueError(
+            f"dtype must be one of {', '.join(DTYPES)} (checkpoints in float16 load in either), got {name!r}"
+        )
     return DTYPES[name]
 
 
 def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
-    """The folder of a checkpoint; "home" is the shipped one of that part."""
+    """The folder of a checkpoint: a local one, or that of "owner/model" on the Hub; "home" is the shipped one."""
     folder = HOME / home_part if str(name) == "home" else Path(name)
-    if not folder.is_dir():
-        raise ValueError(f"no checkpoint folder at {str(name)!r}")
-    return folder
+    if folder.is_dir():
+        return folder
+    if isinstance(name, str) and is_hub_id(name):
+        return fetch(name)
+    raise ValueError(f"no checkpoint folder at {str(name)!r}")
 
 
 def load_checkpoint(folder: Path, dtype: torch.dtype, architecture: str | None = None) -> Checkpoint:
-    """Reads everything into memory in `dtype`, by default as the architecture that config.json names.
+    """Reads the configuration, the tokenizer and what tensors there are; each tensor is read when it is taken.
 
-    Raises ValueError for a folder that is incomplete, damaged or not supported.
+    It is read as the architecture that config.json names, unless another is given. Raises ValueError for a folder
+    that is incomplete, damaged or not supported.
     """
     config = read_config(folder, architecture)
-    tensors: dict[str, torch.Tensor] = {}
-    for path in _weight_files(folder):
-        tensors.update(read_tensors(path, dtype))
+    tensors = _open_weights(folder, dtype)
+    if config.is_tied and _HEAD in tensors and _EMBEDDING in tensors and not tensors.is_equal(_HEAD, _EMBEDDING):
+        config = replace(config, is_tied=False)  # what is stored beats what is said, as in transformers
     return Checkpoint(folder, config, tensors, load_tokenizer(folder))
 
 
 def tensor_names(folder: Path) -> set[str]:
     """The names of a checkpoint's tensors, without reading any. Raises ValueError for a damaged file."""
-    names: set[str] = set()
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names.update(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
-    return names
+    return set(_open_weights(folder, torch.float32))
 
 
-def read_tensors(path: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
     """The tensors of one safetensors file, in `dtype`. Raises ValueError for a damaged one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+    return TensorFiles([path], dtype)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -85,27 +81,28 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"the tokenizer at {folder} cannot be read: {error}") from None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is damaged: {error}") from None
-    else:
-        names = ["model.safetensors"]
+def _weight_map(path: Path) -> dict[str, str]:
+    """The index of a folder whose weights are in several files, tensor name -> file name; empty where there is none."""
+    if not path.is_file():
+        return {}
+    found = read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{path} is damaged: weight_map must map tensors to files, got {str(found)[:40]!r}")
+    return found
+
+
+def _open_weights(folder: Path, dtype: torch.dtype) -> TensorFiles:
+    """The weights of a folder: what its index names, or one file."""
+    path = folder / "model.safetensors.index.json"
+    weight_map = _weight_map(path)
+    names = sorted(set(weight_map.values())) or ["model.safetensors"]
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{index} names a file outside its folder: {name!r}")
+        if Path(name).name != name:
+            raise ValueError(f"{path} names a file outside its folder: {name!r}")
         if not (folder / name).is_file():
             raise ValueError(f"no weights at {folder}: {name} is missing (pickled .bin files are not read)")
-    return [folder / name for name in names]
-
-
-def take(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """One tensor by name, its shape checked against the configuration."""
-    if name not in tensors:
-        raise ValueError(f"the checkpoint lacks tensor {name!r}")
-    if tuple(tensors[name].shape) != shape:
-        raise ValueError(f"tensor {name!r} has shape {tuple(tensors[name].shape)}, the config says {shape}")
-    return tensors[name]
+    tensors = TensorFiles([folder / name for name in names], dtype)
+    for name, file in weight_map.items():
+        if name not in tensors or tensors.file(name).name != file:
+            raise ValueError(f"{path} says that tensor {name!r} is in {file}, it is not there")
+    return tensors

@@ -1,4 +1,4 @@
-"""The trunk layer by layer over torch's matrix products: for models too large for the packed one.
+"""The trunk layer by layer over torch's matrix products: for models too large for the packed one, or of other parts.
 
 Shapes: R rows (tokens of all branches of a batch), H hidden, I intermediate.
 """
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.model.weights import LayerExtras, Trunk
+from engine.model.window import Part, clip
 from ttc_kernels.decoder import DecoderWeights
 from ttc_kernels.rms_norm import rms_norm
 from ttc_kernels.rope_store_kv import rope_store_kv
@@ -45,6 +47,8 @@ class Views:
     normed: torch.Tensor
     delta: torch.Tensor
     qkv: torch.Tensor  # (R, q + 2 kv)
+    heads: torch.Tensor  # (R, all heads, head dim), the same memory
+    normed_heads: torch.Tensor  # (R, all heads, head dim)
     query: torch.Tensor  # (R, heads, head dim), within qkv
     attended: torch.Tensor  # (R, heads, head dim)
     gate_up: torch.Tensor  # (R, 2 I)
@@ -60,7 +64,7 @@ class Views:
 class Workspace:
     """Buffers for batches of up to `size` rows, made once and used by every layer; spare rows stay finite."""
 
-    def __init__(self, weights: DecoderWeights, size: int):
+    def __init__(self, weights: DecoderWeights, size: int, has_normed_heads: bool = False):
         layer, dtype = weights.layers[0], weights.embedding.dtype
         hidden, inter = layer.down.shape
         self.heads = (weights.num_heads, weights.head_dim)
@@ -68,6 +72,7 @@ class Workspace:
         self.normed = torch.zeros(size, hidden, dtype=dtype)
         self.delta = torch.zeros(size, hidden, dtype=dtype)
         self.qkv = torch.zeros(size, len(layer.qkv), dtype=dtype)
+        self.normed_heads = torch.zeros(size if has_normed_heads else 0, len(layer.qkv), dtype=dtype)
         self.attended = torch.zeros(size, layer.out.shape[1], dtype=dtype)
         self.gate_up = torch.zeros(size, 2 * inter, dtype=dtype)
         self.activated = torch.zeros(size, inter, dtype=dtype)
@@ -86,6 +91,8 @@ class Workspace:
             normed=self.normed[:rows],
             delta=self.delta[:rows],
             qkv=self.qkv[:rows],
+            heads=self.qkv[:rows].unflatten(1, (-1, self.heads[1])),
+            normed_heads=self.normed_heads[:rows].unflatten(1, (-1, self.heads[1])),
             query=self.qkv[:rows, :q_out].unflatten(1, self.heads),
             attended=self.attended[:rows].unflatten(1, self.heads),
             gate_up=self.gate_up[:rows],
@@ -102,8 +109,9 @@ class Workspace:
 class TorchDecoder:
     """Implements `forward` as `PackedDecoder` does, but for the padding of its result."""
 
-    def __init__(self, weights: DecoderWeights):
-        self.weights = weights
+    def __init__(self, trunk: Trunk):
+        self.weights, self.extras = trunk.weights, trunk.extras
+        self._head_ones = torch.ones(trunk.weights.head_dim, dtype=trunk.weights.embedding.dtype)
         self._workspaces: dict[int, Workspace] = {}
 
     def forward(
@@ -119,17 +127,19 @@ class TorchDecoder:
 
         The result lives in a buffer that the next call overwrites.
         """
-        weights = self.weights
+        weights, eps = self.weights, self.weights.rms_eps
         work = self._views(token_ids.shape[0])
-        scale, eps = weights.head_dim**-0.5, weights.rms_eps
         num_heads = weights.num_heads, weights.num_kv_heads
         caches = zip(k_cache.unbind(), v_cache.unbind(), strict=True)
+        windows = {extras.window for extras in self.extras} - {None}
+        parts = {window: clip(plan, window, k_cache.shape[3], k_cache.shape[1]) for window in windows}
         torch.index_select(weights.embedding, 0, token_ids, out=work.residual)
         rms_norm(work.residual, weights.layers[0].input_norm, eps, out=work.normed)
-        for i, (layer, (k, v)) in enumerate(zip(weights.layers, caches, strict=True)):
+        for i, (layer, extras, (k, v)) in enumerate(zip(weights.layers, self.extras, caches, strict=True)):
             padded_mm(work.padded_normed, layer.qkv, work.padded_qkv)
+            self._add_extras(work, extras)
             rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, *num_heads)
-            tree_attention(work.query, k, v, plan, scale, out=work.attended)
+            self._attend(work, k, v, plan, parts.get(extras.window))
             padded_mm(work.padded_attended, layer.out, work.padded_delta)
             rms_norm(work.delta, layer.post_norm, eps, residual=work.residual, out=work.normed)
             padded_mm(work.padded_normed, layer.gate_up, work.padded_gate_up)
@@ -140,9 +150,33 @@ class TorchDecoder:
             rms_norm(work.delta, norm, eps, residual=work.residual, out=work.normed)
         return work.padded_normed
 
+    def _add_extras(self, work: Views, extras: LayerExtras) -> None:
+        """The bias of the projections, and the norm of every query and key head, on `work.qkv`."""
+        if extras.qkv_bias is not None:
+            work.qkv.add_(extras.qkv_bias)
+        if extras.q_norm is not None:
+            # One call for all heads; their values are normed too, and not used. The weights come after the rounding.
+            flat, normed = work.heads.flatten(0, 1), work.normed_heads
+            rms_norm(flat, self._head_ones, self.weights.rms_eps, out=normed.flatten(0, 1))
+            first, last = self.weights.num_heads, self.weights.num_heads + self.weights.num_kv_heads
+            torch.mul(normed[:, :first], extras.q_norm, out=work.heads[:, :first])
+            torch.mul(normed[:, first:last], extras.k_norm, out=work.heads[:, first:last])
+
+    def _attend(self, work: Views, k: torch.Tensor, v: torch.Tensor, plan, parts: list[Part] | None) -> None:
+        """Attention of one layer; `parts` are the plan's within the layer's window."""
+        scale = self.weights.head_dim**-0.5
+        if parts is None:
+            tree_attention(work.query, k, v, plan, scale, out=work.attended)
+            return
+        for part in parts:
+            rows = slice(part.row_lo, part.row_hi)
+            part.copy_edges(k, v)
+            tree_attention(work.query[rows], k, v, part, scale, out=work.attended[rows])
+
     def _views(self, rows: int) -> Views:
         """Buffers with `rows` rows, cut from ones of the next power of two."""
         size = 1 << (max(rows, MIN_ROWS) - 1).bit_length()
         if size not in self._workspaces:
-            self._workspaces[size] = Workspace(self.weights, size)
+            has_qk_norm = any(extras.q_norm is not None for extras in self.extras)
+            self._workspaces[size] = Workspace(self.weights, size, has_qk_norm)
         return self._workspaces[size].views(rows)

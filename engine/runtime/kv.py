@@ -31,7 +31,8 @@ class KVPool:
             num_blocks = max(64, DEFAULT_KV_BYTES // per_block)
         if num_blocks < 1:
             raise ValueError(f"a KV pool needs at least one block, got {num_blocks}")
+        num_all = num_blocks + config.num_scratch_blocks  # the tree gives out the first ones
         k, v = kv_cache.allocate(
-            config.num_layers, num_blocks, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype, "cpu"
+            config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype, "cpu"
         )
         return cls(_native.KVTree(num_blocks, BLOCK_SIZE), k, v, per_block)

@@ -1,41 +1,17 @@
 """What a folder must hold; anything else is one sentence, and no pickle is ever opened."""
 
 import json
+import resource
 import shutil
 import struct
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from engine.model import load_trunk_head, read_config, resolve_dtype, resolve_folder
-from engine.runtime import LLM
-
-
-@pytest.fixture
-def folder(folders, tmp_path):
-    """A copy of the tiny policy, to be damaged."""
-    return shutil.copytree(folders.policy, tmp_path / "policy")
-
-
-def load(folder):
-    return LLM.load(folder, num_blocks=8)
-
-
-def refused(folder, *words: str) -> None:
-    """The folder is refused in one line that holds the words."""
-    with pytest.raises(ValueError, match=words[0]) as caught:
-        load(folder)
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def change_config(folder, **fields) -> None:
-    path = folder / "config.json"
-    raw = json.loads(path.read_text())
-    raw.update(fields)
-    path.write_text(json.dumps({name: value for name, value in raw.items() if value != "absent"}))
+from tests.model.folders import change_config, load, refused
 
 
 def change_tensors(folder, change) -> None:
@@ -73,35 +49,31 @@ def test_a_damaged_json_file(folder, name, text):
     refused(folder, name.removesuffix(".json"))
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"architectures": ["MambaForCausalLM"]}, ["MambaForCausalLM"]),
-        ({"architectures": None}, ["architecture", "None"]),
-        ({"architectures": 3}, ["architecture", "3"]),
-        ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
-        ({"attention_bias": True}, ["attention_bias", "True"]),
-        ({"sliding_window": 128}, ["sliding_window", "128"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, ["rope", "llama3"]),
-        ({"rope_parameters": "absent", "rope_scaling": {"type": "linear", "factor": 2}}, ["rope", "linear"]),
-        ({"hidden_size": "absent"}, ["hidden_size", "missing"]),
-        ({"hidden_size": "wide"}, ["hidden_size", "wide"]),
-        ({"hidden_size": -32}, ["hidden_size", "-32"]),
-        ({"num_hidden_layers": 2.5}, ["num_hidden_layers", "2.5"]),
-        ({"num_attention_heads": 0}, ["num_attention_heads", "0"]),
-        ({"num_attention_heads": 3, "num_key_value_heads": 2}, ["num_attention_heads", "3", "2"]),
-        ({"head_dim": 15}, ["head_dim", "15"]),
-        ({"vocab_size": 26}, ["embed_tokens", "26"]),
-        ({"hidden_size": 64}, ["64"]),
-        ({"eos_token_id": 25}, ["eos_token_id", "25"]),
-        ({"eos_token_id": [1, "x"]}, ["eos_token_id", "x"]),
-        ({"rms_norm_eps": "small"}, ["rms_norm_eps", "small"]),
-    ],
-)
-def test_a_config_that_is_not_supported(folder, fields, words):
-    change_config(folder, **fields)
-    refused(folder, *words)
+@pytest.mark.parametrize("part", ["self_attn.q_proj.bias", "self_attn.q_norm.weight", "mlp.router.weight"])
+def test_a_tensor_that_has_no_place(folder, part):
+    """A bias that is not read would be missing from the result."""
+    name = f"model.layers.0.{part}"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(32)}))
+    refused(folder, name, "no place", "LlamaForCausalLM")
+    change_tensors(folder, lambda tensors: tensors.pop(name))
+    derived = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change_tensors(folder, lambda tensors: tensors.update({derived: torch.zeros(8)}))
+    load(folder)
+
+
+def test_a_head_that_is_not_the_embedding_after_all(folder):
+    """Stored apart and different: what is stored counts, as in transformers."""
+    assert load(folder).config.is_tied
+    change_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 0}))
+    assert load(folder).config.is_tied
+    change_tensors(folder, lambda tensors: tensors["lm_head.weight"].mul_(-1))
+    llm = load(folder)
+    assert not llm.config.is_tied
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    branch = llm.open([5, 6, 7])
+    with torch.inference_mode():
+        want = model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    assert (llm.next_logits([branch])[0] - want).abs().max() <= 1e-4
 
 
 def test_truncated_weights(folder):
@@ -128,7 +100,7 @@ def test_mutated_weights(folder):
     head, body = header(folder)
     name = next(name for name in head if name != "__metadata__")
     write(folder, head, body, length=2**63)  # a huge header
-    refused(folder, "safetensors")
+    refused(folder, "safetensors", "header of up to", str(2**63))
     begin, end = head[name]["data_offsets"]
     overlap = {**head, name: {**head[name], "data_offsets": [begin + 4, end + 4]}}
     write(folder, overlap, body)
@@ -138,6 +110,23 @@ def test_mutated_weights(folder):
     refused(folder, "safetensors")
     write(folder, head, body)
     load(folder)
+
+
+def test_a_header_of_any_size_takes_no_memory(folder):
+    """A sparse file whose header is within the file, but larger than any model's."""
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 1 << 33) + b"{")
+    with open(path, "r+b") as file:
+        file.truncate(1 << 34)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(folder, "header of up to 16777216", str(1 << 33))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+
+
+def test_quantized_weights(folder):
+    name = "model.layers.1.self_attn.k_proj.weight"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(16, 32, dtype=torch.int8)}))
+    refused(folder, name, "I8", "quantized")
 
 
 def test_a_tensor_of_another_shape_or_missing(folder):
@@ -163,13 +152,21 @@ def test_shards(folder):
     sharded = load(folder)
     logits = [llm.next_logits([llm.open("1+1\n")]) for llm in (whole, sharded)]
     assert torch.equal(*logits)
+    weight_map = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**weight_map, names[0]: "b.safetensors"}}))
+    refused(folder, names[0], "b.safetensors", "not there")
+    index.write_text(json.dumps({"weight_map": {**weight_map, "model.extra": "a.safetensors"}}))
+    refused(folder, "model.extra", "a.safetensors", "not there")
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    save_file({name: tensors[name] for name in names[4:]}, folder / "b.safetensors")
+    refused(folder, names[4], "in both", "a.safetensors", "b.safetensors")
     (folder / "b.safetensors").unlink()
     refused(folder, "b.safetensors is missing")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{", "{}", '{"weight_map": []}', '{"weight_map": {"x": 3}}', '{"weight_map": {"x": ["y"]}}'],
+    ["[]", "{", "{}", "[" * 100_000, '{"weight_map": []}', '{"weight_map": {"x": 3}}', '{"weight_map": {"x": ["y"]}}'],
 )
 def test_a_damaged_index(folder, text):
     (folder / "model.safetensors.index.json").write_text(text)
@@ -207,17 +204,9 @@ def test_a_damaged_trunk_head(folders, tmp_path):
 
 def test_names(tmp_path):
     assert resolve_dtype("bf16") is torch.bfloat16
-    with pytest.raises(ValueError, match="float8"):
-        resolve_dtype("float8")
+    for name in ("float8", "fp16", "float16"):
+        with pytest.raises(ValueError, match=f"dtype must be one of float32.* got '{name}'"):
+            resolve_dtype(name)
     assert resolve_folder(str(tmp_path)) == tmp_path
     with pytest.raises(ValueError, match="no checkpoint folder at 'homes'"):
         resolve_folder("homes")
-
-
-def test_both_spellings_of_the_rope_base(folder):
-    change_config(folder, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    assert read_config(folder).rope_theta == 5e5
-    change_config(folder, rope_parameters="absent", rope_theta=2e4)
-    assert read_config(folder).rope_theta == 2e4
-    change_config(folder, rope_theta="absent")
-    assert read_config(folder).rope_theta == 1e4

@@ -1,0 +1,127 @@
+"""The model families that are read, and the fields of a `config.json` that would make another model of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+KINDS = ("ForCausalLM", "ForTokenClassification")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets a family apart from Llama, and what transformers takes for fields that a config leaves out."""
+
+    model_type: str
+    has_qkv_bias: bool = False
+    has_qk_norm: bool = False  # queries and keys are normed head by head before they are rotated
+    window_rule: str = "none"  # of layers: "none" has a window, "all" have, or those "chosen" by the config
+    default_window: int | None = None  # tokens
+    default_kv_heads: int | None = None  # None: as many as query heads
+    default_head_dim: int | None = None  # None: hidden size / heads
+
+
+FAMILIES = {
+    "Llama": Family("llama"),
+    "Mistral": Family("mistral", window_rule="all", default_window=4096, default_kv_heads=8),
+    "Qwen2": Family("qwen2", has_qkv_bias=True, window_rule="chosen", default_window=4096, default_kv_heads=32),
+    "Qwen3": Family(
+        "qwen3",
+        has_qk_norm=True,
+        window_rule="chosen",
+        default_window=4096,
+        default_kv_heads=32,
+        default_head_dim=128,
+    ),
+}
+ARCHITECTURES = {f"{name}{kind}": family for name, family in FAMILIES.items() for kind in KINDS}
+
+# Fields that would change the result if they had another value than one of these; null and absence are always fine.
+_ALLOWED: dict[str, tuple] = {
+    "hidden_act": ("silu", "swish"),
+    "mlp_bias": (False,),
+    "quantization_config": (),
+    "compression_config": (),
+    "per_layer_config": (),
+    "partial_rotary_factor": (1,),
+    "is_causal": (True,),
+    "use_bidirectional_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "alibi": (False,),
+    "position_embedding_type": ("rope", "absolute"),  # "absolute" is a leftover of transformers, read by none of ours
+    "use_parallel_residual": (False,),
+    "use_mrope": (False,),
+    "attention_chunk_size": (),
+    "no_rope_layers": (),
+    "query_pre_attn_scalar": (),
+    "kv_lora_rank": (),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "scale_emb": (1,),
+    "scale_depth": (),
+    "dim_model_base": (),
+}
+# Parts of names under which other models cap, scale or route: allowed where they are off.
+_SUSPECT = ("softcap", "soft_cap", "multiplier", "expert", "moe_", "embedding_scale", "embed_scale")
+_OFF = (False, 0, 1)
+_QK_NORM = ("qk_norm", "use_qk_norm", "qk_layernorm")
+
+
+def family_of(architecture: object, raw: dict, path: Path) -> Family:
+    """The family of an architecture. Raises ValueError for one that is not read, or is of another model type."""
+    family = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
+    if family is None:
+        remote = "wants remote code (auto_map), which is never run, and " if raw.get("auto_map") else ""
+        raise ValueError(
+            f"{path}: architecture {architecture!r} {remote}is not supported ({', '.join(ARCHITECTURES)} are)"
+        )
+    if raw.get("model_type", family.model_type) != family.model_type:
+        raise ValueError(f"{path}: model_type {raw['model_type']!r} does not go with architecture {architecture!r}")
+    return family
+
+
+def check_fields(raw: dict, family: Family, path: Path) -> None:
+    """Raises ValueError, by name, for a field that would make another model of the family."""
+    allowed = dict(_ALLOWED)
+    allowed["attention_bias"] = (family.has_qkv_bias,)  # elsewhere it means a bias on the output projection too
+    if not family.has_qk_norm:
+        allowed.update(dict.fromkeys(_QK_NORM, (False,)))
+    if family.window_rule == "all":
+        allowed["use_sliding_window"] = (True,)  # no switch in this family: the window is what sliding_window says
+    if family.window_rule == "none":
+        allowed.update(sliding_window=(), use_sliding_window=(False,))
+    for name, value in raw.items():
+        if value is None or value == {} or value == []:
+            continue
+        values = allowed.get(name)
+        if values is None and any(part in name for part in _SUSPECT):
+            values = _OFF
+        if values is not None and value not in values:
+            only = ", ".join(map(repr, values)) or "null"
+            raise ValueError(f"{path}: {name} = {str(value)[:80]!r} is not supported, only {only}")
+
+
+def layer_windows(raw: dict, family: Family, num_layers: int, path: Path) -> tuple[int | None, ...]:
+    """Per layer how many tokens a row sees, itself included; None is all of them."""
+    window = raw.get("sliding_window", family.default_window)
+    if family.window_rule == "none" or (family.window_rule == "chosen" and not raw.get("use_sliding_window")):
+        window = None
+    if window is not None and (type(window) is not int or window < 1):
+        raise ValueError(f"{path}: sliding_window must be a whole number of at least 1, got {window!r}")
+    types = raw.get("layer_types")
+    if family.window_rule == "chosen" and types is None:
+        first = raw.get("max_window_layers", 28)
+        if type(first) is not int:
+            raise ValueError(f"{path}: max_window_layers must be a whole number, got {first!r}")
+        return tuple(window if i >= first else None for i in range(num_layers))
+    if types is None:
+        return (window,) * num_layers
+    possible = {FULL} if window is None else {SLIDING} if family.window_rule == "all" else {FULL, SLIDING}
+    if not isinstance(types, list) or len(types) != num_layers or not all(kind in possible for kind in types):
+        raise ValueError(
+            f"{path}: layer_types must be {num_layers} of {', '.join(sorted(possible))} with a sliding window of "
+            f"{window}, got {str(types)[:120]}"
+        )
+    return tuple(window if kind == SLIDING else None for kind in types)

@@ -1,0 +1,35 @@
+"""Folders of the Hugging Face Hub: fetched once into its cache, read from there after."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# No pickle and no Python: what is not read is not fetched.
+PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be "owner/model"."""
+    return re.fullmatch(f"{_PART}/{_PART}", name) is not None
+
+
+def fetch(name: str) -> Path:
+    """The folder of "owner/model" in the Hub's cache, fetched if it is not there (never with HF_HUB_OFFLINE=1).
+
+    Raises ValueError, in one sentence, if it is neither there nor can be fetched.
+    """
+    # Loaded when asked for: most folders are local, and these take a third of a second.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+    except LocalEntryNotFoundError:
+        why = "it is not in the local cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set"
+    except RepositoryNotFoundError:
+        why = "the Hub has no such repository, or it is private"
+    except Exception as error:  # what else a download raises depends on the HTTP library beneath it
+        why = " ".join(str(error).split())[:200]
+    raise ValueError(f"no checkpoint folder at {name!r}, and it cannot be had from the Hub: {why}") from None

@@ -1,0 +1,131 @@
+"""The trunk of a checkpoint, tensor by tensor: what all families share, and what some add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from engine.model.config import ModelConfig
+from engine.model.rope import rope_tables
+from engine.model.tensor_files import fill, take
+from ttc_kernels.decoder import DecoderWeights, LayerWeights
+
+_PARTS = (  # of every layer
+    *("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
+# Buffers that old checkpoints hold, and that follow from the configuration.
+_DERIVED = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
+
+
+@dataclass(frozen=True)
+class LayerExtras:
+    """What a layer has beside LayerWeights; None where its family has no such thing."""
+
+    qkv_bias: torch.Tensor | None = None  # (Q + 2 K,)
+    q_norm: torch.Tensor | None = None  # (head dim,), of every query head
+    k_norm: torch.Tensor | None = None  # (head dim,), of every KV head
+    window: int | None = None  # tokens that a row sees, itself included
+
+    @property
+    def is_plain(self) -> bool:
+        return all(value is None for value in vars(self).values())
+
+
+class _Reader:
+    """Reads the layers of a checkpoint, every tensor straight into its place."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype):
+        self.config, self.tensors, self.dtype = config, tensors, dtype
+
+    def layer(self, i: int) -> LayerWeights:
+        config = self.config
+        hidden, inter, q_out = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+
+        def get(*names: str, sizes: list[int], rest: tuple[int, ...] = (hidden,)) -> torch.Tensor:
+            return self.stacked(i, [f"{name}.weight" for name in names], sizes, *rest)
+
+        return LayerWeights(
+            input_norm=get("input_layernorm", sizes=[hidden], rest=()),
+            qkv=get("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", sizes=self.qkv_sizes),
+            out=get("self_attn.o_proj", sizes=[hidden], rest=(q_out,)),
+            post_norm=get("post_attention_layernorm", sizes=[hidden], rest=()),
+            gate_up=get("mlp.gate_proj", "mlp.up_proj", sizes=[inter, inter]),
+            down=get("mlp.down_proj", sizes=[hidden], rest=(inter,)),
+        )
+
+    @property
+    def qkv_sizes(self) -> list[int]:
+        kv_size = self.config.num_kv_heads * self.config.head_dim
+        return [self.config.num_heads * self.config.head_dim, kv_size, kv_size]
+
+    def stacked(self, i: int, names: list[str], sizes: list[int], *rest: int) -> torch.Tensor:
+        """Tensors of (sizes[j], *rest) of a layer as one, each read into its place."""
+        out = torch.empty(sum(sizes), *rest, dtype=self.dtype)
+        for name, part in zip(names, out.split(sizes), strict=True):
+            fill(self.tensors, f"model.layers.{i}.{name}", part)
+        return out
+
+    def extras(self, i: int) -> LayerExtras:
+        """What layer i has beside LayerWeights."""
+        config = self.config
+        qkv_bias = q_norm = k_norm = None
+        if config.has_qkv_bias:
+            qkv_bias = self.stacked(i, [f"self_attn.{part}_proj.bias" for part in "qkv"], self.qkv_sizes)
+        if config.has_qk_norm:
+            q_norm = self.stacked(i, ["self_attn.q_norm.weight"], [config.head_dim])
+            k_norm = self.stacked(i, ["self_attn.k_norm.weight"], [config.head_dim])
+        return LayerExtras(qkv_bias, q_norm, k_norm, config.window(i))
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """All of a decoder but its head."""
+
+    weights: DecoderWeights
+    extras: tuple[LayerExtras, ...]  # one per layer
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every layer is of Llama's parts alone."""
+        return all(extras.is_plain for extras in self.extras)
+
+
+def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Trunk:
+    """The trunk of a checkpoint; no tensor is in memory twice.
+
+    Raises ValueError for a tensor that is missing, of another shape, or that this architecture does not have.
+    """
+    _check_names(config, tensors)
+    embedding = take(tensors, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+    reader = _Reader(config, tensors, embedding.dtype)
+    cos, sin = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
+    weights = DecoderWeights(
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        rms_eps=config.rms_eps,
+        embedding=embedding,
+        layers=tuple(reader.layer(i) for i in range(config.num_layers)),
+        final_norm=take(tensors, "model.norm.weight", (config.hidden_size,)),
+        cos=cos,
+        sin=sin,
+    )
+    return Trunk(weights, tuple(reader.extras(i) for i in range(config.num_layers)))
+
+
+def _check_names(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError for a tensor of the trunk that nothing will ask for: the result would lack it."""
+    known = [f"{name}.weight" for name in _PARTS]
+    known += [f"self_attn.{part}_proj.bias" for part in "qkv"] if config.has_qkv_bias else []
+    known += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] if config.has_qk_norm else []
+    expected = {f"model.layers.{i}.{name}" for i in range(config.num_layers) for name in known}
+    expected |= {"model.embed_tokens.weight", "model.norm.weight"}
+    for name in tensors:
+        if name.startswith("model.") and name not in expected and not name.endswith(_DERIVED):
+            raise ValueError(
+                f"tensor {name!r} has no place in {config.architecture} with {config.num_layers} layers as the "
+                "config describes it"
+            )

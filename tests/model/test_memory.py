@@ -1,0 +1,95 @@
+"""The most anonymous memory that loading takes, in a process of its own."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine.tasks.tokenizer import build_tokenizer
+
+HIDDEN, INTER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 512, 1536, 6, 8, 2, 64, 1000
+LOAD = """
+import sys
+
+import torch
+
+from engine import Engine
+
+torch.set_num_threads(1)
+torch.ones(64, 64) @ torch.ones(64, 64)
+print("ready", flush=True)
+folder, dtype = sys.stdin.readline().split()
+engine = Engine.load(folder, dtype=dtype)
+print("loaded", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Folders by stored type, 19 M weights each: 38 or 76 MB; the trunk is too large to be packed."""
+    generator = torch.Generator().manual_seed(0)
+    q_out, kv_out = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    shapes = {"model.embed_tokens": (VOCAB, HIDDEN), "lm_head": (VOCAB, HIDDEN), "model.norm": (HIDDEN,)}
+    for i in range(LAYERS):
+        layer = {"self_attn.q_proj": (q_out, HIDDEN), "self_attn.k_proj": (kv_out, HIDDEN)}
+        layer |= {"self_attn.v_proj": (kv_out, HIDDEN), "self_attn.o_proj": (HIDDEN, q_out)}
+        layer |= {"mlp.gate_proj": (INTER, HIDDEN), "mlp.up_proj": (INTER, HIDDEN), "mlp.down_proj": (HIDDEN, INTER)}
+        layer |= {"input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,)}
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    tensors = {f"{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+    }
+    folders = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        save_file({key: value.to(dtype) for key, value in tensors.items()}, folders[name] / "model.safetensors")
+        (folders[name] / "config.json").write_text(json.dumps(config))
+        build_tokenizer().save_pretrained(folders[name])
+    return folders, sum(value.numel() for value in tensors.values())
+
+
+def anonymous(process: subprocess.Popen) -> int:
+    """RssAnon of a process, in bytes."""
+    with open(f"/proc/{process.pid}/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "loaded"), [("bfloat16", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_weights_are_in_memory_once(checkpoints, stored, loaded):
+    folders, num_weights = checkpoints
+    size = num_weights * getattr(torch, loaded).itemsize
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", LOAD], text=True, env=environment, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        before = peak = anonymous(process)
+        process.stdin.write(f"{folders[stored]} {loaded}\n")
+        process.stdin.flush()
+        finished = select.poll()
+        finished.register(process.stdout, select.POLLIN)
+        while not finished.poll(0):
+            peak = max(peak, anonymous(process))
+            time.sleep(0.0005)
+        assert process.stdout.readline() == "loaded\n"
+        peak = max(peak, anonymous(process))
+        process.communicate("\n")
+    assert size * 0.99 <= peak - before <= 1.1 * size
