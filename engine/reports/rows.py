@@ -31,7 +31,7 @@ Row = dict[str, object]
 
 
 def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
-    """A result as a row: FIELDS, then the extra fields `answers` and `num_errors` (and `tree`).
+    """A result as a row: FIELDS, then `answers`, `num_errors` and `num_generations` (and `plan`, `tree`).
 
     `scores` has one list per completion with one score per step, `agg_scores`, `completion_tokens`
     and `answers` (extracted; null where there is none) one value per completion. A score that is
@@ -54,7 +54,10 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
         "ledger": result.ledger.as_dict(),
         "answers": [candidate.answer for candidate in candidates],
         "num_errors": result.num_errors,
+        "num_generations": result.num_generations,
     }
+    if result.plan is not None:
+        row["plan"] = result.plan
     if with_tree:
         answers = {candidate.address: candidate.answer for candidate in candidates}
         row["tree"] = tree_nodes(result.tree, answers)
