@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.runtime import LLM, Branch, PoolTooSmall
-    from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
+    from engine.scheduler import ComputeOptimal
+    from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase
     from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, Step
 
 __all__ = [
     "DVTS",
     "LLM",
+    "Adaptive",
     "BeamSearch",
     "BestOfN",
     "Branch",
     "Candidate",
+    "ComputeOptimal",
     "Engine",
     "Lookahead",
     "Majority",
     "PoolTooSmall",
     "Problem",
+    "Rebase",
     "Sampling",
     "SearchResult",
     "SearchTree",
@@ -35,7 +39,8 @@ __all__ = [
 _HOMES = {
     "engine.engine": ("Engine",),
     "engine.runtime": ("LLM", "Branch", "PoolTooSmall"),
-    "engine.search": ("DVTS", "BeamSearch", "BestOfN", "Lookahead", "Majority"),
+    "engine.scheduler": ("ComputeOptimal",),
+    "engine.search": ("DVTS", "Adaptive", "BeamSearch", "BestOfN", "Lookahead", "Majority", "Rebase"),
     "engine.types": ("Candidate", "Problem", "Sampling", "SearchResult", "SearchTree", "Step"),
 }
 

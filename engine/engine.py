@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from engine.accounting import Ledger
 from engine.model import load_trunk_head, read_config, resolve_dtype, resolve_folder
+from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.scheduler import ComputeOptimal, Planner, search_batch
 from engine.search import run_search
 from engine.search.loop import check_arguments
 from engine.search.protocols import Strategy, Verifier
@@ -51,6 +55,8 @@ class Engine:
         self.stops_at_box = prompt is not None and prompt.stops_at_box
         self._policy = ModelPolicy(policy, self.step_delimiter, encode=self.prompt_ids, stops_at_box=self.stops_at_box)
         self._judges: dict[str, Verifier] = {}
+        self.trunk_head_folder: Path | None = None  # where `load` found one
+        self._digests: dict[Path, str] = {}
 
     @classmethod
     def load(
@@ -109,7 +115,9 @@ class Engine:
                 judge = resolve_folder(name, part)
                 spec = judges[f"{part}_spec"] = find_spec(judge, chosen, judges=judged)
                 judges[part] = load_verifier_model(judge, spec, **limits)
-        return cls(LLM.load(folder, trunk_head=head, **limits), task=task, prompt=prompt, **judges)
+        engine = cls(LLM.load(folder, trunk_head=head, **limits), task=task, prompt=prompt, **judges)
+        engine.trunk_head_folder = None if trunk_head is None else resolve_folder(trunk_head, "trunk_head")
+        return engine
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The token ids that the policy is given for a problem's prompt."""
@@ -121,7 +129,7 @@ class Engine:
     def search(
         self,
         problems: Sequence[str | dict | Problem],
-        strategy: Strategy,
+        strategy: Strategy | Planner,
         budget: int = 16,
         **options,
     ) -> list[SearchResult]:
@@ -132,10 +140,27 @@ class Engine:
             results[index] = result
         return results
 
+    def search_batch(
+        self, problems: Sequence[str | dict | Problem], strategy: ComputeOptimal, total: int, **options
+    ) -> list[SearchResult]:
+        """Divides `total` generations over all problems by expected gain, and searches them; results in order.
+
+        Options as for `search_iter`. Where the strategy's calibration holds for other models its
+        fallback gets an equal share for every problem. Raises ValueError as `search_iter` does, and
+        for a total that is too small.
+        """
+        problems = [self.as_problem(problem, index) for index, problem in enumerate(problems)]
+        checked = strategy.checked(self.conditions(strategy, **options))
+        if not isinstance(checked, ComputeOptimal):
+            return self.search(problems, checked, total // max(1, len(problems)), **options)
+        return search_batch(
+            lambda chosen, planner, budget: self.search(chosen, planner, budget, **options), problems, checked, total
+        )
+
     def search_iter(
         self,
         problems: Sequence[str | dict | Problem],
-        strategy: Strategy,
+        strategy: Strategy | Planner,
         budget: int = 16,
         *,
         seed: int = 0,
@@ -156,14 +181,17 @@ class Engine:
         """
         problems = [self.as_problem(problem, index) for index, problem in enumerate(problems)]
         max_tokens = self.task.max_tokens if max_tokens is None else max_tokens
+        if isinstance(strategy, ComputeOptimal):
+            settings = {"sampling": sampling, "max_tokens": max_tokens, "agg_strategy": agg_strategy}
+            strategy = strategy.checked(self.conditions(strategy, verifier=verifier, **settings))
         judge = self.resolve_verifier(verifier) if strategy.is_scored else None
         check_arguments(strategy, judge, budget=budget, max_tokens=max_tokens, agg_strategy=agg_strategy)
+        run = strategy.search if isinstance(strategy, Planner) else partial(run_search, strategy=strategy)
         searches = (
-            run_search(
+            run(
                 problem,
-                strategy,
-                self._policy,
-                judge,
+                policy=self._policy,
+                verifier=judge,
                 budget=budget,
                 seed=seed,
                 sampling=sampling,
@@ -181,6 +209,36 @@ class Engine:
             if isinstance(result, Exception):
                 raise result
             yield index, result
+
+    def conditions(
+        self,
+        strategy: Strategy | Planner,
+        *,
+        verifier: str | Verifier | Callable[[str, list[str]], float] = "prm",
+        sampling: Sampling = DEFAULT_SAMPLING,
+        max_tokens: int | None = None,
+        agg_strategy: str = "last",
+        **_: object,
+    ) -> dict[str, object]:
+        """What accuracies measured with these models and options of a search hold for, as JSON values."""
+        name = verifier if isinstance(verifier, str) else getattr(verifier, "__name__", type(verifier).__name__)
+        folders = {"prm": None if self.prm is None else self.prm.folder, "trunk": self.trunk_head_folder}
+        folder = folders.get(name)
+        return {
+            "task": self.task.name,
+            "policy": self._digest(self.policy.folder),
+            "verifier": name if strategy.is_scored else None,
+            "verifier_digest": self._digest(folder) if strategy.is_scored and folder else None,
+            "agg_strategy": agg_strategy if strategy.is_scored else None,
+            "max_tokens": self.task.max_tokens if max_tokens is None else max_tokens,
+            **asdict(sampling),
+        }
+
+    def _digest(self, folder: Path) -> str:
+        """Of a checkpoint that this engine has loaded; computed once."""
+        if folder not in self._digests:
+            self._digests[folder] = checkpoint_digest(folder)
+        return self._digests[folder]
 
     def resolve_verifier(self, verifier: str | Verifier | Callable[[str, list[str]], float]) -> Verifier:
         """A verifier from its name, a function, or itself."""

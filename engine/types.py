@@ -114,3 +114,5 @@ class SearchResult:
     seed: int
     correct: bool | None = None  # None: no gold answer, or grading failed
     num_errors: int = 0  # candidates left out because a model or verifier gave NaN or Inf
+    num_generations: int = 0  # of the budget, spent: less where a search stopped early
+    plan: str | None = None  # what a scheduler decided for this problem, in words

@@ -5,8 +5,22 @@ import shutil
 import pytest
 import torch
 
-from engine import DVTS, BeamSearch, BestOfN, Engine, Lookahead, Majority, PoolTooSmall, Problem, Sampling
+from engine import (
+    DVTS,
+    Adaptive,
+    BeamSearch,
+    BestOfN,
+    ComputeOptimal,
+    Engine,
+    Lookahead,
+    Majority,
+    PoolTooSmall,
+    Problem,
+    Rebase,
+    Sampling,
+)
 from engine.runtime import LLM
+from engine.scheduler import Bins, Calibration, CalibrationWarning, Cell, Plan, Planned, Predictor, Sampled
 from engine.search import MAX_BUDGET
 from engine.tasks import get_task, take_problems
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, fingerprint, folders, runners
@@ -14,6 +28,7 @@ from tests.runtime.builders import PROBLEMS, Folders, assert_idle, fingerprint, 
 __all__ = ["folders"]
 OPTIONS = {"max_tokens": 24, "seed": 3}
 STRATEGIES = [Majority(), BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=1), DVTS(width=2)]
+STRATEGIES += [Rebase(), Adaptive(batch=2), BeamSearch(width=2, max_duplicates=0)]
 
 
 @pytest.fixture
@@ -236,3 +251,71 @@ def test_a_verifier_of_its_own_vocabulary(folders, tmp_path):
 def is_plain(candidate) -> bool:
     """Ended, and without the padding and unknown tokens that a random model samples and no text shows."""
     return candidate.finish == "eos" and candidate.num_tokens == len(candidate.text) + 1
+
+
+def calibration_for(engine: Engine, *cells: Cell) -> Calibration:
+    """Of one bin, for searches with OPTIONS."""
+    predictor = Predictor("agreement", 2)
+    conditions = engine.conditions(Sampled(predictor, True), max_tokens=OPTIONS["max_tokens"])
+    budgets = tuple(sorted({cell.budget for cell in cells}))
+    return Calibration(conditions, "some", predictor, Bins(), (9,), budgets, cells)
+
+
+def test_a_strategy_for_each_problem(engine):
+    cell = Cell(0, BeamSearch(width=2), 6, 5, 9, 6.0, 1.0, 1.0)
+    strategy = ComputeOptimal(calibration_for(engine, cell))
+    results = engine.search(PROBLEMS, strategy, 6, **OPTIONS)
+    plain = engine.search(PROBLEMS, BestOfN(), 2, **OPTIONS)
+    for result, pilot in zip(results, plain, strict=True):
+        assert result.candidates[:2] == pilot.candidates
+        assert (result.strategy, result.num_generations) == ("compute-optimal", 6)
+        tokens = result.ledger.tokens
+        assert tokens["estimation"] >= sum(candidate.num_tokens for candidate in pilot.candidates)
+        assert tokens["verified"] > 0
+    few = Engine.load(engine.policy.folder, prm=engine.prm.folder, num_blocks=256, max_batch=3)
+    again = few.search(PROBLEMS[::-1], strategy, 6, **OPTIONS)[::-1]
+    assert [fingerprint(result) for result in again] == [fingerprint(result) for result in results]
+    assert_idle(*runners(engine))
+
+
+def test_a_search_goes_on_to_the_same_answers(engine):
+    """On models, where prompts are read again from the cache: what a larger budget would have drawn."""
+    plain = engine.search(PROBLEMS, BestOfN(), 7, **OPTIONS)
+    pilots = engine.search(PROBLEMS, BestOfN(), 3, **OPTIONS)
+    plans = {pilot.problem.id: Plan(BestOfN(), 7, pilot) for pilot in pilots}
+    longer = engine.search(PROBLEMS, Planned(plans), 7, **OPTIONS)
+    assert [result.candidates for result in longer] == [result.candidates for result in plain]
+    early = engine.search(PROBLEMS, Adaptive(batch=2), 7, **OPTIONS)
+    assert [r.candidates for r in early] == [
+        p.candidates[: r.num_generations] for p, r in zip(plain, early, strict=True)
+    ]
+
+
+def test_one_budget_for_all_problems(engine):
+    cells = (Cell(0, Majority(), 4, 3, 9, 4.0, 1.0, 1.0), Cell(0, BestOfN(), 8, 5, 9, 8.0, 1.0, 1.0))
+    strategy = ComputeOptimal(calibration_for(engine, *cells))
+    results = engine.search_batch(PROBLEMS, strategy, 21, **OPTIONS)
+    assert [result.problem for result in results] == PROBLEMS
+    assert sum(result.num_generations for result in results) == 21
+    with pytest.raises(ValueError, match=r"at least 2 for each of .* got 3"):
+        engine.search_batch(PROBLEMS, strategy, 3, **OPTIONS)
+    with pytest.warns(CalibrationWarning, match=r"max_tokens was 24, now 12\): majority"):
+        results = engine.search_batch(PROBLEMS, strategy, 21, **{**OPTIONS, "max_tokens": 12})
+    assert {(result.strategy, result.num_generations) for result in results} == {("majority", 21 // len(PROBLEMS))}
+
+
+def test_conditions_name_what_accuracies_depend_on(engine, folders):
+    plain = engine.conditions(BestOfN())
+    assert plain == engine.conditions(BestOfN(), seed=5, verifier="prm")
+    changes = [
+        {"verifier": "trunk"},
+        {"verifier": len},
+        {"sampling": Sampling(top_k=3)},
+        {"max_tokens": 3},
+        {"agg_strategy": "min"},
+    ]
+    found = [engine.conditions(BestOfN(), **change) for change in changes]
+    found.append(Engine.load(folders.policy, prm=folders.policy, num_blocks=64).conditions(BestOfN()))
+    found.append(Engine.load(folders.prm, prm=folders.prm, num_blocks=64).conditions(BestOfN()))
+    assert all(each != plain for each in found)
+    assert engine.conditions(Majority()) == engine.conditions(Majority(), verifier="trunk", agg_strategy="min")

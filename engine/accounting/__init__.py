@@ -1,6 +1,7 @@
 """What a search costs: tokens and FLOPs, per problem and per purpose."""
 
+from engine.accounting.exchange import Exchange
 from engine.accounting.flops import ModelShape, attention_flops, forward_flops
 from engine.accounting.ledger import PURPOSES, Ledger
 
-__all__ = ["PURPOSES", "Ledger", "ModelShape", "attention_flops", "forward_flops"]
+__all__ = ["PURPOSES", "Exchange", "Ledger", "ModelShape", "attention_flops", "forward_flops"]

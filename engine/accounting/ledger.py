@@ -16,7 +16,8 @@ class Ledger:
     """Tokens and FLOPs of one problem by purpose.
 
     `generated` are sampled tokens that belong to an answer, `lookahead` those of rollouts that only
-    score a step, `estimation` those spent on predicting difficulty. `prefilled` are prompt and fed
+    score a step, `estimation` all that went through a model to predict difficulty (its samples may
+    vote too, and are not counted twice). `prefilled` are prompt and fed
     tokens, `recomputed` tokens whose KV was evicted and made again, `verified` tokens that went
     through a verifier. `cached` tokens were found in the KV cache and cost no forward, so their FLOPs are 0.
     """
@@ -28,6 +29,15 @@ class Ledger:
         """Charges tokens and FLOPs to one of PURPOSES."""
         self.tokens[purpose] += num_tokens
         self.flops[purpose] += flops
+
+    def include(self, other: Ledger, purpose: str | None = None) -> None:
+        """Adds another bill; with `purpose`, all that it had to compute is charged to that one.
+
+        What was read from the cache, and what a shortage of KV blocks made again, stay what they are.
+        """
+        for name in PURPOSES:
+            kept = purpose is None or name in ("cached", "recomputed")
+            self.add(name if kept else purpose, other.tokens[name], other.flops[name])
 
     @property
     def total_flops(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from engine.cli import env, grade, report, search, train
+from engine.cli import calibrate, env, exchange, grade, report, search, train
 from engine.cli.errors import run_app
 
 app = typer.Typer(
@@ -15,6 +15,8 @@ app = typer.Typer(
     help="Searches over the answers of a language model, against a verifier, within a compute budget.",
 )
 app.command("search")(search.search)
+app.command("calibrate")(calibrate.calibrate)
+app.command("exchange")(exchange.exchange)
 app.command("report")(report.report)
 app.command("grade")(grade.grade)
 app.command("env")(env.env)

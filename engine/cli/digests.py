@@ -5,28 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from engine.model.digest import checkpoint_digest
 from engine.types import Problem
 
-_PARTS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "*.safetensors",
-    "*.safetensors.index.json",
-)  # what the loader reads
-
-
-def checkpoint_digest(folder: Path) -> str:
-    """Of the contents of a checkpoint, wherever its folder stands."""
-    digest = hashlib.blake2b(digest_size=12)
-    for path in sorted(path for part in _PARTS for path in folder.glob(part)):
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12))
-        digest.update(f"{path.name} {content.hexdigest()}\n".encode())
-    return digest.hexdigest()
+__all__ = ["checkpoint_digest", "problems_digest", "prompts_digest"]
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.cli.options import option as _option
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.engine import Engine
     from engine.reports.rows import Row
+    from engine.scheduler import Planner
     from engine.search import Strategy
     from engine.search.protocols import Verifier
     from engine.types import Problem, Sampling
 
 _DEFAULT_LIMIT = 100  # problems of a task that has no end of them
-
-
-def _option(text: str, panel: str, *names: str):
-    return typer.Option(*names, help=text, rich_help_panel=panel)
 
 
 def search(
@@ -53,11 +52,26 @@ def search(
     step_delimiter: Annotated[
         str | None, _option(r"Ends a step, \n being a line's end; by default the style's or task's.", "Prompts")
     ] = None,
-    strategy: Annotated[str, _option("majority, best-of-n, beam, lookahead, dvts.", "Search")] = "beam",
+    strategy: Annotated[
+        str,
+        _option("majority, best-of-n, beam, lookahead, dvts, rebase, adaptive, compute-optimal.", "Search"),
+    ] = "beam",
     budget: Annotated[int, _option("Sampled answers per problem.", "Search")] = 16,
     beam_width: Annotated[int, _option("Children of a kept step.", "Search")] = 4,
     lookahead: Annotated[int, _option("Greedy steps beyond a step before it is scored.", "Search")] = 1,
     num_iterations: Annotated[int, _option("Steps of an answer, at most.", "Search")] = 40,
+    max_duplicates: Annotated[
+        int | None, _option("Kept steps that may say the same as a better one; by default all.", "Search")
+    ] = None,
+    rebase_temperature: Annotated[float, _option("Of the softmax that allots children.", "Search")] = 0.2,
+    adaptive_batch: Annotated[int, _option("Answers before the vote is looked at again.", "Search")] = 4,
+    confidence: Annotated[
+        float, _option("At which adaptive stops; 1: no answer can overtake the leader.", "Search")
+    ] = 1.0,
+    calibration: Annotated[str, _option("File of `ttc calibrate`, for compute-optimal.", "Search")] = "home",
+    total_budget: Annotated[
+        int | None, _option("Divided over all problems, in the place of --budget for each.", "Search")
+    ] = None,
     vote: Annotated[str, _option("weighted, naive, majority.", "Search")] = "weighted",
     agg_strategy: Annotated[str, _option("last, min, prod, mean of an answer's step scores.", "Search")] = "last",
     verifier: Annotated[str, _option("prm, trunk, orm (of whole answers), oracle.", "Search")] = "prm",
@@ -99,29 +113,36 @@ def run_search(options: SimpleNamespace, given: Collection[str]) -> str:
     """Checks everything that can be checked, loads the models, searches; returns the closing line."""
     from engine.cli.runs import check_out, run_rows
     from engine.cli.strategies import build_strategy
+    from engine.scheduler import ComputeOptimal
 
     check_out(options.out)
     strategy = build_strategy(options, given)
-    problems, origins = _problems(options, given)
-    sampling, max_tokens = _limits(options, strategy)
-    engine, folders = _load(options, strategy)
+    problems, origins = find_problems(options, given)
+    _check_total(options, given, strategy, len(problems))
+    sampling, max_tokens = find_limits(options, strategy)
+    engine, folders = load_engine(options, strategy)
     problems = [engine.as_problem(problem, index) for index, problem in enumerate(problems)]
     judge = engine.resolve_verifier(options.verifier) if strategy.is_scored else None
-    _check_prompts(engine, problems, origins, judge)
+    check_prompts(engine, problems, origins, judge)
+    settings = {
+        "seed": options.seed,
+        "sampling": sampling,
+        "max_tokens": max_tokens,
+        "agg_strategy": options.agg_strategy,
+        "verifier": options.verifier,
+    }
+    strategy = _checked(strategy, engine, settings)
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         from engine.reports import result_row
 
-        results = engine.search_iter(
-            [problems[index] for index in todo],
-            strategy,
-            options.budget,
-            seed=options.seed,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            agg_strategy=options.agg_strategy,
-            verifier=judge if judge is not None else options.verifier,
-        )
+        if options.total_budget is not None and isinstance(strategy, ComputeOptimal):
+            # All of them, whatever is done: what one problem is given depends on all others.
+            found = engine.search_batch(problems, strategy, options.total_budget, **settings)
+            results = [(position, found[index]) for position, index in enumerate(todo)]
+        else:
+            chosen = [problems[index] for index in todo]
+            results = engine.search_iter(chosen, strategy, options.budget, **settings)
         for position, result in results:
             yield todo[position], result_row(result, with_tree=options.with_tree)
 
@@ -131,7 +152,39 @@ def run_search(options: SimpleNamespace, given: Collection[str]) -> str:
     )
 
 
-def _problems(options: SimpleNamespace, given: Collection[str]) -> tuple[list[Problem | dict], list[str]]:
+def _check_total(
+    options: SimpleNamespace, given: Collection[str], strategy: Strategy | Planner, num_problems: int
+) -> None:
+    """Checks a total budget; the equal share is the budget where nothing better can be done with it."""
+    if options.total_budget is None:
+        return
+    if "budget" in given:
+        raise ValueError(f"--budget has no effect with --total-budget, got {options.budget}")
+    least = max(1, strategy.calibration.predictor.num_spent)
+    if options.total_budget < least * num_problems:
+        raise ValueError(
+            f"total_budget must be at least {least} for each of {num_problems} problems, got {options.total_budget}"
+        )
+    options.budget = options.total_budget // num_problems
+
+
+def _checked(strategy: Strategy | Planner, engine: Engine, settings: dict) -> Strategy | Planner:
+    """The strategy, or what runs in its place; the user is told why."""
+    import warnings
+
+    from engine.scheduler import ComputeOptimal
+
+    if not isinstance(strategy, ComputeOptimal):
+        return strategy
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        strategy = strategy.checked(engine.conditions(strategy, **settings))
+    for warning in caught:
+        typer.echo(f"warning: {warning.message}", err=True)
+    return strategy
+
+
+def find_problems(options: SimpleNamespace, given: Collection[str]) -> tuple[list[Problem | dict], list[str]]:
     """The problems, and where each of them stands."""
     from engine.cli.problems import read_problems
     from engine.tasks import get_task, take_problems
@@ -150,7 +203,7 @@ def _problems(options: SimpleNamespace, given: Collection[str]) -> tuple[list[Pr
     return problems, [f"problem {problem.id}" for problem in problems]
 
 
-def _limits(options: SimpleNamespace, strategy: Strategy) -> tuple[Sampling, int]:
+def find_limits(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple[Sampling, int]:
     """How tokens are drawn and how many; checks what a search would refuse, before a model is loaded."""
     from dataclasses import replace
 
@@ -169,7 +222,7 @@ def _limits(options: SimpleNamespace, strategy: Strategy) -> tuple[Sampling, int
     return sampling, max_tokens
 
 
-def _load(options: SimpleNamespace, strategy: Strategy) -> tuple[Engine, dict[str, Path]]:
+def load_engine(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple[Engine, dict[str, Path]]:
     """The engine with the models that this search uses and no other, and their folders."""
     from engine.engine import Engine
     from engine.model import resolve_folder
@@ -209,7 +262,7 @@ def _unescaped(delimiter: str | None) -> str | None:
     return delimiter and delimiter.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _check_prompts(engine: Engine, problems: list[Problem], origins: list[str], judge: Verifier | None) -> None:
+def check_prompts(engine: Engine, problems: list[Problem], origins: list[str], judge: Verifier | None = None) -> None:
     """Raises ValueError for a prompt that a model cannot hold, before any problem is searched."""
     for problem, origin in zip(problems, origins, strict=True):
         held = [(engine.policy, engine.prompt_ids(problem.prompt))]
@@ -224,7 +277,7 @@ def _check_prompts(engine: Engine, problems: list[Problem], origins: list[str], 
 
 def _config(
     options: SimpleNamespace,
-    strategy: Strategy,
+    strategy: Strategy | Planner,
     sampling: Sampling,
     max_tokens: int,
     problems: list[Problem],
@@ -244,8 +297,9 @@ def _config(
         "step_delimiter": engine.step_delimiter,
         "stops_at_box": engine.stops_at_box,
         "strategy": strategy.name,
-        **{f"strategy.{name}": value for name, value in asdict(strategy).items()},
+        **{f"strategy.{name}": value for name, value in _strategy_options(strategy).items()},
         "budget": options.budget,
+        **({} if options.total_budget is None else {"total_budget": options.total_budget}),
         "agg_strategy": options.agg_strategy if strategy.is_scored else None,
         "verifier": options.verifier if strategy.is_scored else None,
         "spec": asdict(engine.specs[options.verifier]) if options.verifier in folders else None,
@@ -257,3 +311,16 @@ def _config(
         "dtype": options.dtype,
         "with_tree": options.with_tree,
     }
+
+
+def _strategy_options(strategy: Strategy | Planner) -> dict[str, object]:
+    """Its fields as JSON values; a calibration stands for itself by its digest."""
+    import hashlib
+    from dataclasses import asdict
+
+    from engine.scheduler import ComputeOptimal, strategy_label
+
+    if not isinstance(strategy, ComputeOptimal):
+        return asdict(strategy)
+    digest = hashlib.blake2b(strategy.calibration.to_json().encode(), digest_size=12).hexdigest()
+    return {"calibration": digest, "fallback": strategy_label(strategy.fallback)}

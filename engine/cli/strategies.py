@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from types import SimpleNamespace
 
-from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority, Strategy
+from engine.scheduler import ComputeOptimal, Planner
+from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Strategy
 
 _BEAMS = ("beam", "lookahead", "dvts")
-_SCORED = ("best-of-n", *_BEAMS)
+_VOTED = ("best-of-n", *_BEAMS, "rebase", "adaptive")
+_SCORED = (*_VOTED, "compute-optimal")
 STRATEGIES = ("majority", *_SCORED)
 VERIFIERS = ("prm", "trunk", "orm", "oracle")
 
 # Which values of --strategy, or of --verifier, an option is for.
 _USED_BY_STRATEGY = {
     "beam_width": _BEAMS,
-    "num_iterations": _BEAMS,
+    "num_iterations": (*_BEAMS, "rebase"),
     "lookahead": ("lookahead",),
-    "vote": _SCORED,
+    "max_duplicates": ("beam", "lookahead"),
+    "rebase_temperature": ("rebase",),
+    "adaptive_batch": ("adaptive",),
+    "confidence": ("adaptive",),
+    "calibration": ("compute-optimal",),
+    "total_budget": ("compute-optimal",),
+    "vote": _VOTED,
     "agg_strategy": _SCORED,
     "verifier": _SCORED,
     "prm": _SCORED,
@@ -33,9 +42,10 @@ _USED_BY_VERIFIER = {
     "orm_spec": ("orm",),
     "trunk_head": ("trunk",),
 }
+_ONLY_SCORED = ("verifier", "agg_strategy", *_USED_BY_VERIFIER)
 
 
-def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy:
+def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy | Planner:
     """The strategy that the options describe; `given` are the names of those that the user typed.
 
     Raises ValueError for an unknown name, a value out of range, or an option without effect.
@@ -48,12 +58,40 @@ def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy
     _check_used(given, _USED_BY_VERIFIER, "verifier", options.verifier)
     if options.verifier == "orm" and options.strategy != "best-of-n":
         raise ValueError(f"--verifier orm judges whole answers, with --strategy best-of-n, got {options.strategy!r}")
-    if options.strategy == "best-of-n":
-        return BestOfN(vote=options.vote)
-    beams = {"width": options.beam_width, "max_rounds": options.num_iterations, "vote": options.vote}
-    if options.strategy == "lookahead":
-        return Lookahead(lookahead=options.lookahead, **beams)
-    return BeamSearch(**beams) if options.strategy == "beam" else DVTS(**beams)
+    strategy = _build(options)
+    if not strategy.is_scored:  # by its vote or its calibration, where the name alone does not say so
+        for option in _ONLY_SCORED:
+            if option in given:
+                flag = "--" + option.replace("_", "-")
+                raise ValueError(f"{flag} has no effect with this {options.strategy}, which scores nothing")
+    return strategy
+
+
+def _build(options: SimpleNamespace) -> Strategy | Planner:
+    name, vote = options.strategy, options.vote
+    if name == "best-of-n":
+        return BestOfN(vote=vote)
+    if name == "adaptive":
+        return Adaptive(vote=vote, batch=options.adaptive_batch, confidence=options.confidence)
+    if name == "rebase":
+        return Rebase(temperature=options.rebase_temperature, max_rounds=options.num_iterations, vote=vote)
+    if name == "compute-optimal":
+        return ComputeOptimal(calibration_file(options.calibration))
+    beams = {"width": options.beam_width, "max_rounds": options.num_iterations, "vote": vote}
+    if name == "dvts":
+        return DVTS(**beams)
+    beams["max_duplicates"] = options.max_duplicates
+    return BeamSearch(**beams) if name == "beam" else Lookahead(lookahead=options.lookahead, **beams)
+
+
+def calibration_file(name: str) -> Path:
+    """The file of a calibration; "home" is the shipped one. Raises ValueError where that is missing."""
+    from engine.model import HOME
+
+    path = HOME / "calibration.json" if name == "home" else Path(name)
+    if not path.is_file():
+        raise ValueError(f"no calibration file at {name!r}: `ttc calibrate --out FILE` measures one")
+    return path
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

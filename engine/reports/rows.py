@@ -31,7 +31,7 @@ Row = dict[str, object]
 
 
 def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
-    """A result as a row: FIELDS, then the extra fields `answers`, `finishes` and `num_errors` (and `tree`).
+    """A result as a row: FIELDS, then `answers`, `finishes`, `num_errors` and `num_generations` (and `plan`, `tree`).
 
     `scores` has one list per completion with one score per step, `agg_scores`, `completion_tokens`,
     `answers` (extracted; null where there is none) and `finishes` ("eos", "boxed", "length" or
@@ -56,7 +56,10 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
         "answers": [candidate.answer for candidate in candidates],
         "finishes": [candidate.finish for candidate in candidates],
         "num_errors": result.num_errors,
+        "num_generations": result.num_generations,
     }
+    if result.plan is not None:
+        row["plan"] = result.plan
     if with_tree:
         answers = {candidate.address: candidate.answer for candidate in candidates}
         row["tree"] = tree_nodes(result.tree, answers)

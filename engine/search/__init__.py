@@ -1,6 +1,7 @@
 """Searches over the answers of a policy, against a verifier."""
 
 from engine.keys import branch_key
+from engine.search.adaptive import Adaptive
 from engine.search.arguments import MAX_BUDGET, check_arguments
 from engine.search.beam import BeamSearch
 from engine.search.best_of_n import BestOfN, Majority
@@ -8,18 +9,21 @@ from engine.search.dvts import DVTS
 from engine.search.lookahead import Lookahead
 from engine.search.loop import run_search
 from engine.search.protocols import Policy, PolicyBranch, Strategy, Verifier, VerifierBranch
+from engine.search.rebase import Rebase
 from engine.search.vote import VOTES, merge_equal, vote
 
 __all__ = [
     "DVTS",
     "MAX_BUDGET",
     "VOTES",
+    "Adaptive",
     "BeamSearch",
     "BestOfN",
     "Lookahead",
     "Majority",
     "Policy",
     "PolicyBranch",
+    "Rebase",
     "Strategy",
     "Verifier",
     "VerifierBranch",

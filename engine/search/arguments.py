@@ -9,15 +9,27 @@ MAX_BUDGET = 65_536  # generations of one problem, checked before anything is al
 
 
 def check_arguments(
-    strategy: Strategy, verifier: Verifier | None, *, budget: int, max_tokens: int, agg_strategy: str
+    strategy: Strategy,
+    verifier: Verifier | None,
+    *,
+    budget: int,
+    max_tokens: int,
+    agg_strategy: str,
+    num_spent: int = 0,
 ) -> None:
-    """Raises ValueError, with the value received, for what `run_search` cannot run."""
+    """Raises ValueError, with the value received, for what `run_search` cannot run.
+
+    `num_spent` generations of the budget have been spent by an earlier search that this one goes on from.
+    """
     if not 1 <= budget <= MAX_BUDGET:
         raise ValueError(f"budget must be 1..{MAX_BUDGET} generations, got {budget}")
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     check_agg_strategy(agg_strategy)
-    strategy.groups(budget)
+    if num_spent > budget:
+        raise ValueError(f"budget must be at least the {num_spent} generations already spent, got {budget}")
+    if num_spent < budget:
+        strategy.groups(budget - num_spent)
     if strategy.is_scored and verifier is None:
         raise ValueError(f"strategy {strategy.name!r} needs a verifier, got None")
     if strategy.is_scored and strategy.stop_at_step and judges_answers(verifier):

@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.search.draw import AllAtOnce
 from engine.search.vote import check_vote
 
 
 @dataclass(frozen=True)
-class BeamSearch:
+class BeamSearch(AllAtOnce):
     """Keeps the best of all live steps and samples `width` continuations of each.
 
     With budget N, N first steps are sampled. An answer that ends keeps its slot; the R slots left
-    go on from the best ceil(R / width) steps. Raises ValueError for a value out of range.
+    go on from the best ceil(R / width) steps. `max_duplicates` is a floor under their diversity: of
+    the steps kept, at most so many say the same text as a better one. Raises ValueError for a value
+    out of range.
     """
 
     width: int = 4  # M: children of a kept step
     max_rounds: int = 40  # steps of an answer; what is live after them ends as "length"
     vote: str = "weighted"  # or "naive", "majority"
+    max_duplicates: int | None = None  # of the steps kept in a round; None keeps any
 
     name: ClassVar[str] = "beam"
     is_scored: ClassVar[bool] = True
@@ -31,6 +35,8 @@ class BeamSearch:
             raise ValueError(f"beam width must be at least 1, got {self.width}")
         if self.max_rounds < 1:
             raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
+        if self.max_duplicates is not None and self.max_duplicates < 0:
+            raise ValueError(f"max_duplicates must be at least 0, got {self.max_duplicates}")
         check_vote(self.vote)
 
     def groups(self, budget: int) -> tuple[int, int]:
@@ -39,11 +45,32 @@ class BeamSearch:
             raise ValueError(f"beam width must be at most the budget of {budget}, got {self.width}")
         return 1, budget
 
-    def select(self, agg_scores: Sequence[float], num_slots: int) -> list[tuple[int, int]]:
+    def select(
+        self, agg_scores: Sequence[float], num_slots: int, step_texts: Sequence[str] = ()
+    ) -> list[tuple[int, int]]:
         """(index, number of children) of the steps that go on, best first; `num_slots` children at most.
 
-        Equal scores keep their order. The last survivor gets the slots that are left.
+        Equal scores keep their order. The last survivor gets the slots that are left. Where duplicates
+        were left out and too few other steps are live, the survivors share all slots evenly.
         """
         ranked = sorted(range(len(agg_scores)), key=lambda index: -agg_scores[index])
         num_kept = -(-num_slots // self.width)
-        return [(index, min(self.width, num_slots - rank * self.width)) for rank, index in enumerate(ranked[:num_kept])]
+        kept = ranked if self.max_duplicates is None else self._diverse(ranked, step_texts)
+        if len(kept) < min(num_kept, len(ranked)):
+            each, more = divmod(num_slots, len(kept))
+            return [(index, each + (rank < more)) for rank, index in enumerate(kept)]
+        return [(index, min(self.width, num_slots - rank * self.width)) for rank, index in enumerate(kept[:num_kept])]
+
+    def _diverse(self, ranked: Sequence[int], step_texts: Sequence[str]) -> list[int]:
+        """The ranked steps without those that duplicate a better one, but for the first `max_duplicates` of these."""
+        assert len(step_texts) == len(ranked), "a diversity floor needs the text of every step"
+        seen: set[str] = set()
+        kept, num_duplicates = [], 0
+        for index in ranked:
+            is_duplicate = step_texts[index] in seen
+            if is_duplicate and num_duplicates == self.max_duplicates:
+                continue
+            num_duplicates += is_duplicate
+            seen.add(step_texts[index])
+            kept.append(index)
+        return kept

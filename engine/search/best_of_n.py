@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.search.draw import AllAtOnce
 from engine.search.vote import check_vote
 
 
 @dataclass(frozen=True)
-class WholeAnswers:
+class WholeAnswers(AllAtOnce):
     """What the parallel strategies share: one round, in which every slot samples a whole answer."""
 
     stop_at_step: ClassVar[bool] = False
@@ -21,7 +22,9 @@ class WholeAnswers:
         """One group with a slot for every generation."""
         return 1, budget
 
-    def select(self, agg_scores: Sequence[float], num_slots: int) -> list[tuple[int, int]]:
+    def select(
+        self, agg_scores: Sequence[float], num_slots: int, step_texts: Sequence[str] = ()
+    ) -> list[tuple[int, int]]:
         """Nobody goes on after the only round."""
         return []
 

@@ -14,6 +14,13 @@ class DVTS(BeamSearch):
 
     name: ClassVar[str] = "dvts"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_duplicates is not None:
+            raise ValueError(
+                f"max_duplicates has no effect with dvts, which keeps one step of a subtree, got {self.max_duplicates}"
+            )
+
     def groups(self, budget: int) -> tuple[int, int]:
         """The subtrees and their slots. Raises ValueError for a budget that the width does not divide."""
         if budget % self.width:

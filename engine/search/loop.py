@@ -37,6 +37,7 @@ async def run_search(
     grade: Grade | None = None,
     classify: Classify | None = None,
     ledger: Ledger | None = None,
+    start: SearchResult | None = None,
 ) -> SearchResult:
     """Searches for the answer of one problem with `budget` generations.
 
@@ -46,14 +47,22 @@ async def run_search(
     strings). `grade(answer, gold)` says whether it is right (default: the strings are equal), None or
     an exception that it cannot tell. The verifier is not used, and may be None, where the strategy scores nothing.
 
+    `start` is an earlier search of the same problem to go on from: what it spent counts, its
+    candidates vote, and the branches that follow are those that a larger budget would have given it.
+
     All branches are closed when the coroutine ends, is closed or raises. Raises ValueError for a
     budget, limit or option out of range, before anything is opened.
     """
-    check_arguments(strategy, verifier, budget=budget, max_tokens=max_tokens, agg_strategy=agg_strategy)
+    num_spent = 0 if start is None else start.num_generations
+    limits = {"budget": budget, "max_tokens": max_tokens, "agg_strategy": agg_strategy, "num_spent": num_spent}
+    check_arguments(strategy, verifier, **limits)
     ledger = Ledger() if ledger is None else ledger
     search = _Search(problem, strategy, policy, verifier, seed, sampling, max_tokens, agg_strategy, extract, ledger)
+    if start is not None:
+        search.go_on_from(start)
     try:
-        await search.run(budget)
+        if num_spent < budget:
+            num_spent += await search.run(budget - num_spent)
     finally:
         search.branches.close_all()
     if classify is not None:
@@ -69,12 +78,13 @@ async def run_search(
         strategy=strategy.name,
         budget=budget,
         seed=seed,
-        correct=_is_correct(answer, problem.answer, grade),
+        correct=is_correct(answer, problem.answer, grade),
         num_errors=sum(candidate.finish == "error" for candidate in search.candidates),
+        num_generations=num_spent,
     )
 
 
-def _is_correct(answer: str | None, gold: str | None, grade: Grade | None) -> bool | None:
+def is_correct(answer: str | None, gold: str | None, grade: Grade | None) -> bool | None:
     """None where there is no gold answer, or where the grader cannot tell."""
     if gold is None:
         return None
@@ -106,23 +116,47 @@ class _Search:
     branches: OpenBranches = field(default_factory=OpenBranches)
     candidates: list[Candidate] = field(default_factory=list)  # in the order in which they ended
     final_nodes: list[int] = field(default_factory=list)  # one per candidate
+    num_before: int = 0  # children of the root that an earlier search has sampled
+    num_left: int = 0  # slots that have not been drawn yet
 
-    async def run(self, budget: int) -> None:
-        """Fills `tree` and `candidates`. What an ended answer took of its group's slots stays taken."""
+    def go_on_from(self, start: SearchResult) -> None:
+        """Takes over the tree, the candidates and the bill of an earlier search."""
+        assert start.problem.id == self.problem.id, "a search goes on from one of the same problem"
+        self.tree.nodes[:] = start.tree.nodes
+        self.candidates += start.candidates
+        by_address = {node.address: index for index, node in enumerate(start.tree.nodes)}
+        self.final_nodes += [by_address[candidate.address] for candidate in start.candidates]
+        self.num_before = sum(len(node.address) == 1 for node in start.tree.nodes)
+        self.ledger.include(start.ledger)
+
+    async def run(self, budget: int) -> int:
+        """Fills `tree` and `candidates`; returns the generations spent.
+
+        What an ended answer took of its group's slots stays taken.
+        """
         num_groups, num_slots = self.strategy.groups(budget)
+        num_all = self.num_left = num_groups * num_slots
         num_ended = [0] * num_groups
-        root = Trajectory(address=(), node=0)
-        root.policy = self.branches.add(await self.policy.open(self.problem.prompt, ledger=self.ledger))
-        allotment: Allotment = [(root, num_groups * num_slots)]
+        root = Trajectory(address=(), node=0, num_children=self.num_before)
+        while self.num_left and (num_drawn := self.strategy.draw(self.candidates, self.num_left)):
+            assert 0 < num_drawn <= self.num_left, "budget overshot"
+            self.num_left -= num_drawn
+            if root.policy is None:
+                root.policy = self.branches.add(await self.policy.open(self.problem.prompt, ledger=self.ledger))
+            await self.descend([(root, num_drawn)], num_slots, num_ended)
+        return (num_all - self.num_left) * (self.strategy.lookahead + 1)
+
+    async def descend(self, allotment: Allotment, num_slots: int, num_ended: list[int]) -> None:
+        """Rounds of expanding, scoring and selecting until nothing is live; counts each group's ended answers."""
         num_rounds = 0
         while allotment:
             num_rounds += 1
             children = await self.expand(allotment, is_last=num_rounds == self.strategy.max_rounds)
             if self.strategy.is_scored:
                 await self.score(children)
-            live: list[list[Trajectory]] = [[] for _ in range(num_groups)]
+            live: list[list[Trajectory]] = [[] for _ in num_ended]
             for child in children:
-                group = child.address[0] // num_slots
+                group = (child.address[0] - self.num_before) // num_slots
                 if child.finish == "step":
                     live[group].append(child)
                 else:
@@ -132,15 +166,19 @@ class _Search:
             for members, ended in zip(live, num_ended, strict=True):
                 allotment += self.select(members, num_slots - ended)
 
+    def is_needed(self, parent: Trajectory) -> bool:
+        """Whether more children of an expanded trajectory may follow: of the root, while slots are left."""
+        return parent.parent is None and self.num_left > 0
+
     async def expand(self, allotment: Allotment, *, is_last: bool) -> list[Trajectory]:
         """Samples the children of every survivor in one call. A single child is forked too: where
         the KV is cut must follow from the search alone."""
         children = []
         for parent, num_children in allotment:
-            for index, branch in enumerate(self.branches.fork(parent.policy, num_children)):
-                children.append(parent.child(index, branch))
-            self.branches.close(parent.policy)
-            parent.policy = None
+            children += [parent.child(branch) for branch in self.branches.fork(parent.policy, num_children)]
+            if not self.is_needed(parent):
+                self.branches.close(parent.policy)
+                parent.policy = None
         steps = await self.policy.extend(
             [child.policy for child in children],
             keys=[branch_key(self.seed, self.problem.id, child.address) for child in children],
@@ -174,7 +212,7 @@ class _Search:
                 forks = self.branches.fork(parent.verifier, len(members))
                 for child, branch in zip(members, forks, strict=True):
                     child.verifier = branch
-            if parent.verifier is not None:
+            if parent.verifier is not None and not self.is_needed(parent):
                 self.branches.close(parent.verifier)
                 parent.verifier = None
         if not judged:
@@ -204,7 +242,8 @@ class _Search:
     def select(self, live: Sequence[Trajectory], num_slots: int) -> Allotment:
         """The survivors of one group and their numbers of children; the others are closed."""
         assert len(live) <= num_slots, "more live answers than the budget has slots"
-        chosen = self.strategy.select([child.agg_score for child in live], num_slots)
+        texts = [child.new_steps[-1].text for child in live]
+        chosen = self.strategy.select([child.agg_score for child in live], num_slots, texts)
         assert sum(num_children for _, num_children in chosen) <= num_slots, "budget overshot"
         survivors = [(live[index], num_children) for index, num_children in chosen]
         kept = {index for index, _ in chosen}

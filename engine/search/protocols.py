@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from engine.accounting.ledger import Ledger
-from engine.types import Problem, Sampling, Step
+from engine.types import Candidate, Problem, Sampling, Step
 
 
 class PolicyBranch(Protocol):
@@ -86,9 +86,20 @@ class Strategy(Protocol):
         """
         ...
 
-    def select(self, agg_scores: Sequence[float], num_slots: int) -> list[tuple[int, int]]:
+    def draw(self, candidates: Sequence[Candidate], num_left: int) -> int:
+        """How many first steps are sampled from the prompt now, `num_left` (at least 1) at most.
+
+        Asked at the start, and again whenever nothing is live while slots are left; 0 ends the
+        search. `candidates` are those so far, in the order in which they ended.
+        """
+        ...
+
+    def select(
+        self, agg_scores: Sequence[float], num_slots: int, step_texts: Sequence[str] = ()
+    ) -> list[tuple[int, int]]:
         """Of one group's live steps, in the order they were sampled: who survives, best first.
 
         Pairs of index and number of children (at least 1), `num_slots` children at most in all.
+        `step_texts` are the texts of the steps themselves, without what came before them.
         """
         ...

@@ -40,11 +40,13 @@ class Trajectory:
     new_scores: list[float] | None = None  # one per judged step, once there are any
     policy: PolicyBranch | None = None
     verifier: VerifierBranch | None = None
+    num_children: int = 0  # so far; the next one's address follows from it
 
-    def child(self, index: int, policy: PolicyBranch) -> Trajectory:
+    def child(self, policy: PolicyBranch) -> Trajectory:
         """The trajectory that goes on from here on a fork of its own."""
+        self.num_children += 1
         return Trajectory(
-            address=(*self.address, index),
+            address=(*self.address, self.num_children - 1),
             node=self.node,
             parent=self,
             text=self.text,

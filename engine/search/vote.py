@@ -30,6 +30,15 @@ def merge_equal(candidates: Sequence[Candidate], classify: Classify) -> list[Can
     return [replace(each, answer=spelling.get(each.answer)) for each in candidates]
 
 
+def voters_by_answer(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
+    """Indices of the candidates that may vote, by answer, in order of first appearance, which settles ties."""
+    voters: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        if candidate.finish in FINISHED and candidate.answer is not None:
+            voters.setdefault(candidate.answer, []).append(index)
+    return voters
+
+
 def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | None]:
     """The chosen answer and the index of its best candidate; (None, None) where nobody may vote.
 
@@ -38,10 +47,7 @@ def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | 
     equal strings (see `merge_equal`). Ties go to the earliest candidate. Raises ValueError for another rule.
     """
     check_vote(rule)
-    voters: dict[str, list[int]] = {}  # in order of first appearance, which settles ties
-    for index, candidate in enumerate(candidates):
-        if candidate.finish in FINISHED and candidate.answer is not None:
-            voters.setdefault(candidate.answer, []).append(index)
+    voters = voters_by_answer(candidates)
     if not voters:
         return None, None
 

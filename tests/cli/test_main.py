@@ -12,7 +12,7 @@ from engine.cli.errors import run_app
 from engine.cli.progress import RunProgress
 from tests.reports.builders import make_row
 
-COMMANDS = ("search", "report", "env", "train", "rollouts")
+COMMANDS = ("search", "calibrate", "exchange", "report", "env", "train", "rollouts")
 
 
 def test_help(ttc):

@@ -11,6 +11,13 @@ from tests.cli.conftest import assert_refused, comparable, small_search
 CHANGES = [
     (["--split", "validation"], "problem", []),
     (["--strategy", "dvts"], "completions", ["--strategy", "beam"]),
+    (["--strategy", "rebase"], "completions", ["--strategy", "beam"]),
+    (["--strategy", "adaptive", "--confidence", "0.51"], "completions", ["--strategy", "best-of-n", "--budget", "32"]),
+    (["--rebase-temperature", "0.01"], "completions", ["--strategy", "rebase"]),
+    (["--num-iterations", "1"], "completions", ["--strategy", "rebase"]),
+    (["--adaptive-batch", "7"], "completions", ["--strategy", "adaptive", "--confidence", "0.51", "--budget", "32"]),
+    (["--confidence", "0.51"], "completions", ["--strategy", "adaptive", "--budget", "32"]),
+    (["--max-duplicates", "0"], "completions", ["--strategy", "beam", "--top-k", "2", "--budget", "32"]),
     (["--beam-width", "2"], "completions", ["--strategy", "beam"]),
     (["--num-iterations", "1"], "completions", ["--strategy", "beam"]),
     (["--agg-strategy", "min"], "agg_scores", ["--strategy", "best-of-n"]),
@@ -106,6 +113,14 @@ def test_with_tree(search):
         ("best-of-n", "--trunk-head", "home"),
         ("beam", "--lookahead", "1"),
         ("dvts", "--lookahead", "1"),
+        ("dvts", "--max-duplicates", "1"),
+        ("beam", "--rebase-temperature", "0.1"),
+        ("rebase", "--beam-width", "4"),
+        ("best-of-n", "--confidence", "0.9"),
+        ("best-of-n", "--adaptive-batch", "2"),
+        ("adaptive", "--num-iterations", "4"),
+        ("beam", "--total-budget", "100"),
+        ("beam", "--calibration", "home"),
     ],
 )
 def test_an_option_without_effect_is_refused(ttc, models, tmp_path, strategy, option, value):
@@ -113,6 +128,13 @@ def test_an_option_without_effect_is_refused(ttc, models, tmp_path, strategy, op
     outcome = ttc(*arguments, "--strategy", strategy, option, value)
     assert_refused(outcome, f"{option} has no effect with --")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--verifier", "prm"), ("--agg-strategy", "min")])
+def test_an_adaptive_majority_scores_nothing(ttc, models, tmp_path, option, value):
+    arguments = [*small_search(models, tmp_path / "x", verifier=None), "--strategy", "adaptive", "--vote", "majority"]
+    assert_refused(ttc(*arguments, option, value), f"{option} has no effect with this adaptive")
+    assert ttc(*arguments).status == 0, "no PRM is asked for"
 
 
 def test_split_has_no_effect_with_a_file(ttc, models, tmp_path):

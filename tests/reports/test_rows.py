@@ -15,7 +15,7 @@ from tests.reports.builders import beam_result, make_row
 def test_a_row_has_the_fields_of_the_design_in_order():
     result = beam_result(num_errors=3)
     row = result_row(result)
-    assert tuple(row) == (*FIELDS, "answers", "finishes", "num_errors")
+    assert tuple(row) == (*FIELDS, "answers", "finishes", "num_errors", "num_generations")
     assert row["pred"] == "7"
     assert row["correct"] is True
     assert row["num_errors"] == 3

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
+from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase
 
 from .fakes import FakePolicy, FakeVerifier, drive, hashed_judge, random_draw, search, start
 
 STRATEGIES = [Majority(), BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=2), DVTS(width=2)]
+STRATEGIES += [Rebase(), Adaptive(batch=3)]
 by_name = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
 BUDGET = 8
 
@@ -97,6 +98,9 @@ def strategies_with_budget(draw):
                 (Majority(), budget),
                 (BestOfN(), budget),
                 (BeamSearch(**limits), max(width, budget)),
+                (BeamSearch(**limits, max_duplicates=draw(st.integers(0, 3))), max(width, budget)),
+                (Rebase(temperature=draw(st.sampled_from([1e-3, 0.2, 10.0])), max_rounds=limits["max_rounds"]), budget),
+                (Adaptive(batch=width, confidence=draw(st.sampled_from([0.6, 0.9, 1.0]))), budget),
                 (DVTS(**limits), budget * width),
                 (Lookahead(**limits, lookahead=lookahead), max(width, budget) * (lookahead + 1)),
             ]
@@ -121,7 +125,13 @@ def test_a_budget_is_never_overshot(strategy_and_budget, share_ended, share_erro
     assert 1 <= len(result.candidates) <= num_beams
     sampled = [call for call in policy.extends if call["purpose"] == "generated"]
     rollouts = [call for call in policy.extends if call["purpose"] == "lookahead"]
+    if isinstance(strategy, Adaptive):
+        assert sum(call["num_branches"] for call in sampled) == result.num_generations <= budget
+        assert all(call["num_branches"] <= strategy.batch for call in sampled)
+        check_tree(result)
+        return
     assert sampled[0]["num_branches"] == num_beams
+    assert result.num_generations == num_beams * (strategy.lookahead + 1) <= budget
     assert len(sampled) <= strategy.max_rounds
     # An answer holds its slot from its first step on: sampled in a round, or ended before it.
     num_ended = 0

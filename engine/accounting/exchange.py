@@ -1,0 +1,78 @@
+"""Train a bigger model, or let a small one think longer? Both in FLOPs (Snell et al. 2024, section 7).
+
+A model of N parameters costs 6·N per token of pretraining and 2·N per token of inference. One that is
+M times larger costs M times more of both, so a small model with the same total may spend
+M + 3·(D_pre / D_inf)·(M - 1) times its inference tokens. The revised paper (ICLR 2025) also counts
+the verifier, which doubles what an inference token costs: 4·N, and 3/2 in the place of 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+PRETRAIN_FLOPS = 6  # per parameter and token
+INFERENCE_FLOPS = {"arxiv": 2, "iclr": 4}  # per parameter and token, by version of the paper
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A small model against one that is larger. Raises ValueError for what cannot be compared."""
+
+    params_small: float
+    params_large: float
+    tokens_pretrain: float  # D_pre, the same for both
+    tokens_inference: float  # D_inf: all answers over the model's life, one answer to a question
+    version: str = "arxiv"  # or "iclr", which counts the verifier
+
+    def __post_init__(self) -> None:
+        for name in ("params_small", "params_large", "tokens_pretrain", "tokens_inference"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value:g}")
+        if self.params_large <= self.params_small:
+            raise ValueError(
+                f"params_large must be above the params_small of {self.params_small:g}, got {self.params_large:g}"
+            )
+        if self.version not in INFERENCE_FLOPS:
+            raise ValueError(f"version must be one of {', '.join(INFERENCE_FLOPS)}, got {self.version!r}")
+
+    @classmethod
+    def from_ratios(cls, size_ratio: float, token_ratio: float, version: str = "arxiv") -> Exchange:
+        """From M (how many times larger) and R = D_inf / D_pre alone; ValueError for R <= 0 or M <= 1."""
+        if not 0 < token_ratio < math.inf:
+            raise ValueError(f"R, inference over pretraining tokens, must be above 0 and finite, got {token_ratio:g}")
+        if not 1 < size_ratio < math.inf:
+            raise ValueError(f"M, large over small parameters, must be above 1 and finite, got {size_ratio:g}")
+        return cls(1.0, size_ratio, 1.0, token_ratio, version)
+
+    @property
+    def size_ratio(self) -> float:
+        """M."""
+        return self.params_large / self.params_small
+
+    @property
+    def token_ratio(self) -> float:
+        """R = D_inf / D_pre."""
+        return self.tokens_inference / self.tokens_pretrain
+
+    def pretrain_flops(self, params: float) -> float:
+        return PRETRAIN_FLOPS * params * self.tokens_pretrain
+
+    def inference_flops(self, params: float, multiple: float = 1.0) -> float:
+        """Of `multiple` times the tokens of one answer to every question."""
+        return INFERENCE_FLOPS[self.version] * params * self.tokens_inference * multiple
+
+    @property
+    def multiple(self) -> float:
+        """How many times its inference tokens the small model may spend for the total FLOPs of the large one."""
+        ratio = PRETRAIN_FLOPS / INFERENCE_FLOPS[self.version]
+        return self.size_ratio + ratio / self.token_ratio * (self.size_ratio - 1)
+
+    @property
+    def num_generations(self) -> int:
+        """Whole answers per question that the small model may sample, where the large one samples one.
+
+        The tolerance is for the rounding of the division, so that a multiple of 16 is 16 answers.
+        """
+        return math.floor(self.multiple * (1 + 1e-12))

@@ -1,0 +1,25 @@
+"""What the contents of a checkpoint are, wherever its folder stands."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+_PARTS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "*.safetensors",
+    "*.safetensors.index.json",
+)  # what the loader reads
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Of the contents of a checkpoint, wherever its folder stands."""
+    digest = hashlib.blake2b(digest_size=12)
+    for path in sorted(path for part in _PARTS for path in folder.glob(part)):
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=12))
+        digest.update(f"{path.name} {content.hexdigest()}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,152 @@
+"""One budget for a batch of problems: who gains most is given most, and what one saves another gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from engine.scheduler.allocation import Curve, allocate
+from engine.scheduler.calibration import Calibration
+from engine.scheduler.compute_optimal import ComputeOptimal
+from engine.scheduler.planner import Plan, Planned, Planner, Sampled
+from engine.scheduler.specs import can_spend, strategy_label
+from engine.search.loop import Grade
+from engine.types import Problem, SearchResult
+
+# Searches problems by a planner, within a budget for each; results in order.
+Search = Callable[[Sequence[Problem], Planner, int], list[SearchResult]]
+
+
+@dataclass
+class _Share:
+    """What one problem of the batch has had, and may still get."""
+
+    ease: float
+    bin: int
+    curve: Curve
+    result: SearchResult | None  # of what has been spent so far
+    strategies: tuple[str, ...] = ()  # in the order in which they ran
+    is_open: bool = True
+
+    @property
+    def num_spent(self) -> int:
+        return 0 if self.result is None else self.result.num_generations
+
+
+def search_batch(
+    search: Search,
+    problems: Sequence[Problem],
+    strategy: ComputeOptimal,
+    total: int,
+    *,
+    grade: Grade | None = None,
+) -> list[SearchResult]:
+    """Searches a batch of problems with `total` generations for all of them together.
+
+    First every problem's difficulty is predicted. Then rounds: the generations left are divided by
+    expected gain, and each problem goes on from where it stands. A problem that did not spend what
+    it was given (its vote was decided) is closed, and what it saved is divided among the others in
+    the next round. Rounds end where nothing is left, or nothing is to be gained. As a round waits for
+    all its searches, results do not depend on which of them ends first.
+
+    A result's `budget` is what its problem was given, of which `num_generations` were spent; what the
+    samples of a predictor that does not re-use them took stands in the bill and not in the budget.
+    Raises ValueError for a total under one pilot (or the fewest generations that a measured strategy
+    can spend) per problem, or an id named twice.
+    """
+    calibration = strategy.calibration
+    if len({problem.id for problem in problems}) < len(problems):
+        raise ValueError(f"problems of a batch need ids of their own, got {_twice(problems)!r} twice")
+    least = _least(calibration)
+    if total < least * len(problems):
+        raise ValueError(
+            f"the total budget must be at least {least} for each of {len(problems)} problems, "
+            f"{least * len(problems)} in all, got {total}"
+        )
+    shares, samples = _predict(search, problems, calibration, grade)
+    while plans := _plan(problems, shares, calibration, total, least):
+        chosen = [index for index, problem in enumerate(problems) if problem.id in plans]
+        planned = Planned(plans)
+        results = search([problems[i] for i in chosen], planned, max(plan.budget for plan in plans.values()))
+        for index, result in zip(chosen, results, strict=True):
+            share, plan = shares[index], plans[problems[index].id]
+            assert share.num_spent <= result.num_generations <= plan.budget, "budget overshot"
+            share.is_open = result.num_generations == plan.budget
+            share.result = result
+            share.strategies += (strategy_label(plan.strategy),)
+    assert sum(share.num_spent for share in shares) <= total, "total budget overshot"
+    return [_finish(share, strategy.name, calibration, bill) for share, bill in zip(shares, samples, strict=True)]
+
+
+def _least(calibration: Calibration) -> int:
+    """What every problem needs: its pilot, or else the fewest generations that suffice in every bin."""
+    if calibration.predictor.is_reused:
+        return calibration.predictor.num_samples
+
+    def can_start(bin_index: int, budget: int) -> bool:
+        return any(can_spend(cell.strategy, budget) for cell in calibration.cells if cell.bin == bin_index)
+
+    bins = range(calibration.bins.count)
+    for budget in range(1, max(calibration.budgets) + 1):
+        if all(can_start(index, budget) for index in bins):
+            return budget
+    raise ValueError(f"no budget up to {max(calibration.budgets)} suits a measured strategy of every bin")
+
+
+def _predict(
+    search: Search, problems: Sequence[Problem], calibration: Calibration, grade: Grade | None
+) -> tuple[list[_Share], list[SearchResult]]:
+    """Every problem's share before anything is divided, and the samples that its difficulty came from."""
+    predictor, bins = calibration.predictor, calibration.bins
+    samples = search(problems, Sampled(predictor, calibration.is_scored), predictor.num_samples)
+    shares = []
+    for each in samples:
+        ease = predictor.value(each, grade)
+        index = bins.index(ease)
+        start = each if predictor.is_reused else None
+        shares.append(_Share(ease, index, calibration.curve(index), start))
+    return shares, samples
+
+
+def _plan(
+    problems: Sequence[Problem], shares: Sequence[_Share], calibration: Calibration, total: int, least: int
+) -> dict[str, Plan]:
+    """What problems are given that go on, or that have a pilot and not voted yet."""
+    # A closed problem takes no more: its curve ends where it stands.
+    curves = [share.curve if share.is_open else ((share.num_spent, 0.0),) for share in shares]
+    budgets = allocate(curves, total, [max(least, share.num_spent) for share in shares])
+    plans: dict[str, Plan] = {}
+    for problem, share, budget in zip(problems, shares, budgets, strict=True):
+        if budget == share.num_spent and share.strategies:
+            continue
+        if plan := _spendable(share, calibration, budget):
+            plans[problem.id] = plan
+        else:
+            share.is_open = False  # no strategy can spend so little: others may
+    if not plans and any(budget > share.num_spent for budget, share in zip(budgets, shares, strict=True)):
+        return _plan(problems, shares, calibration, total, least)
+    return plans
+
+
+def _spendable(share: _Share, calibration: Calibration, budget: int) -> Plan | None:
+    """The plan for a budget, or for the largest one below it that a strategy can spend."""
+    least = share.num_spent + (1 if share.strategies else 0)  # a pilot may vote as it is
+    for each in range(budget, least - 1, -1):
+        if any(can_spend(cell.strategy, each - share.num_spent) for cell in calibration.cells if cell.bin == share.bin):
+            return Plan(calibration.choose(share.bin, each, share.num_spent).strategy, each, share.result)
+    return None
+
+
+def _finish(share: _Share, name: str, calibration: Calibration, samples: SearchResult) -> SearchResult:
+    """The result as the batch gives it out: with its plan, and with the bill of samples that nothing re-used."""
+    assert share.result is not None, "every problem is given at least one generation"
+    if not calibration.predictor.is_reused:
+        share.result.ledger.include(samples.ledger)
+    ran = ", then ".join(share.strategies) or "the pilot alone"
+    plan = f"ease {share.ease:.3g}, {calibration.bins.describe(share.bin)}: {ran}, {share.num_spent} generations"
+    return replace(share.result, strategy=name, plan=plan)
+
+
+def _twice(problems: Sequence[Problem]) -> str:
+    seen: set[str] = set()
+    return next(problem.id for problem in problems if problem.id in seen or seen.add(problem.id))

@@ -1,0 +1,92 @@
+"""The compute-optimal strategy of Snell et al. 2024: the best strategy for the difficulty at hand."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from engine.accounting.ledger import Ledger
+from engine.scheduler.calibration import Calibration, read_calibration
+from engine.scheduler.planner import Planner
+from engine.scheduler.specs import strategy_label
+from engine.search import Majority, Strategy, run_search
+from engine.types import SearchResult
+
+
+class CalibrationWarning(UserWarning):
+    """A calibration does not hold for the search at hand."""
+
+
+@dataclass(frozen=True)
+class ComputeOptimal(Planner):
+    """Predicts each problem's difficulty and searches it as a calibration says is best there.
+
+    A re-used pilot is part of the budget and of the vote; its cost stands in the bill as `estimation`.
+    `fallback` runs in its place, after a warning, where models or settings are not those of the
+    calibration. `calibration` may be a file that `ttc calibrate` wrote; raises ValueError for one
+    that cannot be read.
+    """
+
+    calibration: Calibration | str | os.PathLike[str]
+    fallback: Strategy = field(default_factory=Majority)
+
+    name: ClassVar[str] = "compute-optimal"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.calibration, Calibration):
+            object.__setattr__(self, "calibration", read_calibration(self.calibration))
+
+    @property
+    def is_scored(self) -> bool:
+        return self.calibration.is_scored
+
+    def groups(self, budget: int) -> tuple[int, int]:
+        """Raises ValueError for a budget under the pilot's, or that no measured strategy of a bin can spend."""
+        num_spent = self.calibration.predictor.num_spent
+        if budget < num_spent:
+            raise ValueError(f"budget must be at least the {num_spent} samples of the difficulty pilot, got {budget}")
+        for index in range(self.calibration.bins.count):
+            self.calibration.choose(index, budget)
+        return 1, budget
+
+    def checked(self, conditions: Mapping[str, object]) -> ComputeOptimal | Strategy:
+        """This, or the fallback (and a CalibrationWarning) where the calibration holds for other conditions."""
+        if not (differences := self.calibration.differences(conditions)):
+            return self
+        warnings.warn(
+            f"the calibration was made for other models or settings ({'; '.join(differences)}): "
+            f"{strategy_label(self.fallback)} runs instead of {self.name}",
+            CalibrationWarning,
+            stacklevel=2,
+        )
+        return self.fallback
+
+    async def search(self, problem, *, policy, verifier, budget, grade=None, ledger=None, **options) -> SearchResult:
+        calibration = self.calibration
+        choices = [calibration.choose(index, budget).strategy for index in range(calibration.bins.count)]
+        needs_scores = calibration.predictor.name == "score" or any(choice.is_scored for choice in choices)
+        judge = verifier if needs_scores else None  # else the pilot's scores would be of no use
+        samples = await calibration.predictor.sample(problem, policy, judge, grade=grade, **options)
+        ease = calibration.predictor.value(samples, grade)
+        index = calibration.bins.index(ease)
+        strategy = choices[index]
+        ledger = Ledger() if ledger is None else ledger
+        start = samples if calibration.predictor.is_reused else None
+        if start is None:
+            ledger.include(samples.ledger)
+        result = await run_search(
+            problem,
+            strategy,
+            policy,
+            verifier if strategy.is_scored else None,
+            budget=budget,
+            start=start,
+            grade=grade,
+            ledger=ledger,
+            **options,
+        )
+        plan = f"ease {ease:.3g}, {calibration.bins.describe(index)}: {strategy_label(strategy)}, budget {budget}"
+        return replace(result, strategy=self.name, plan=plan)

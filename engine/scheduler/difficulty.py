@@ -1,0 +1,122 @@
+"""How hard a problem is for a policy, from a few samples; and bins of like difficulty.
+
+All measures rise with ease: a share of right answers, or what stands in for it. Bin 0 is the easiest.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.accounting.ledger import Ledger
+from engine.search import MAX_BUDGET, BestOfN, Majority, Policy, Verifier, run_search
+from engine.search.loop import Grade, is_correct
+from engine.types import Problem, SearchResult
+
+PREDICTORS = ("oracle", "score", "agreement")
+ABSOLUTE_EDGES = (0.1, 0.5)  # hard below a tenth, easy from one half on: transfers better than quintiles
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts a problem's ease, in [0, 1], from samples.
+
+    "oracle" is pass@1 against the gold answer, "score" the mean final verifier score (both as in
+    Snell et al. 2024, there over 2048 samples), "agreement" the chance that two samples state the
+    same answer, which needs no verifier. Where samples are re-used they count in the budget and
+    vote; else they are drawn apart, and only the bill shows them. Raises ValueError for a bad value.
+    """
+
+    name: str = "agreement"
+    num_samples: int = 4
+    is_reused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in PREDICTORS:
+            raise ValueError(f"predictor must be one of {', '.join(PREDICTORS)}, got {self.name!r}")
+        least = 2 if self.name == "agreement" else 1
+        if not least <= self.num_samples <= MAX_BUDGET:
+            raise ValueError(f"predictor {self.name} needs {least}..{MAX_BUDGET} samples, got {self.num_samples}")
+        if self.is_reused and self.name == "oracle":
+            raise ValueError("the samples of the oracle predictor know the answer, so they must not be re-used to vote")
+
+    @property
+    def num_spent(self) -> int:
+        """Generations of a problem's budget that the prediction takes."""
+        return self.num_samples if self.is_reused else 0
+
+    async def sample(
+        self, problem: Problem, policy: Policy, verifier: Verifier | None, *, ledger: Ledger | None = None, **options
+    ) -> SearchResult:
+        """The samples, scored where a verifier is given and they are to be used further.
+
+        All that they cost is `estimation` in the result's own ledger, and nothing is charged to
+        `ledger`, which a search that goes on from them charges. `options` are those of `run_search`.
+        Raises ValueError for the oracle on a problem without an answer.
+        """
+        if self.name == "oracle" and problem.answer is None:
+            raise ValueError(f"the oracle predictor needs an answer, problem {problem.id!r} has none")
+        is_scored = self.name == "score" or (self.is_reused and verifier is not None)
+        drawn = problem if self.is_reused else replace(problem, id=f"{problem.id}/difficulty")  # another stream
+        strategy = BestOfN() if is_scored else Majority()
+        result = await run_search(drawn, strategy, policy, verifier, budget=self.num_samples, **options)
+        bill = Ledger()
+        bill.include(result.ledger, "estimation")
+        return replace(result, problem=problem, ledger=bill)
+
+    def value(self, samples: SearchResult, grade: Grade | None = None) -> float:
+        """The predicted ease. What a model's failure (NaN) spoiled counts as a sample that failed."""
+        candidates, num_samples = samples.candidates, len(samples.candidates)
+        if self.name == "oracle":
+            gold = samples.problem.answer
+            return sum(is_correct(each.answer, gold, grade) is True for each in candidates) / num_samples
+        if self.name == "score":
+            return math.fsum(each.agg_score for each in candidates if each.finish != "error") / num_samples
+        counts = Counter(each.answer for each in candidates if each.answer is not None)
+        return sum(count * (count - 1) for count in counts.values()) / (num_samples * (num_samples - 1))
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Intervals of ease. Bin 0 holds all from the highest edge up, the last what is below the lowest."""
+
+    edges: tuple[float, ...] = ()  # ascending
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.edges)) or list(self.edges) != sorted(set(self.edges)):
+            raise ValueError(f"the edges of difficulty bins must rise, got {list(self.edges)}")
+
+    @property
+    def count(self) -> int:
+        return len(self.edges) + 1
+
+    def index(self, value: float) -> int:
+        return len(self.edges) - bisect_right(self.edges, value)
+
+    def describe(self, index: int) -> str:
+        """`bin 2 of 5 (0.25 to 0.50)`."""
+        bounds = [-math.inf, *self.edges, math.inf]
+        low, high = bounds[self.count - 1 - index], bounds[self.count - index]
+        within = [f"from {low:.3g}" if low > -math.inf else "", f"below {high:.3g}" if high < math.inf else ""]
+        where = ", ".join(filter(None, within))
+        return f"bin {index + 1} of {self.count}" + (f" ({where})" if where else "")
+
+    @classmethod
+    def quantiles(cls, values: Sequence[float], num_bins: int = 5, least: int = 1) -> Bins:
+        """`num_bins` bins of like size; equal values share a bin, and one under `least` joins its neighbour.
+
+        So there may be fewer bins.
+        """
+        if num_bins < 1:
+            raise ValueError(f"there must be at least 1 difficulty bin, got {num_bins}")
+        ranked = sorted(values)
+        cuts = [cut for cut in range(1, len(ranked)) if ranked[cut - 1] < ranked[cut]]
+        wanted = [number * len(ranked) / num_bins for number in range(1, num_bins)]
+        chosen = [0]
+        for cut in sorted({min(cuts, key=lambda cut: abs(cut - want)) for want in wanted} if cuts else ()):
+            if cut - chosen[-1] >= least and len(ranked) - cut >= least:
+                chosen.append(cut)
+        return cls(tuple((ranked[cut - 1] + ranked[cut]) / 2 for cut in chosen[1:]))

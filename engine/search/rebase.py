@@ -1,0 +1,60 @@
+"""Reward-balanced search: every live step gets children in proportion to the softmax of its score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from engine.search.draw import AllAtOnce
+from engine.search.vote import check_vote
+
+
+@dataclass(frozen=True)
+class Rebase(AllAtOnce):
+    """Shares the slots out by softmax(score / temperature): no fixed width, and the balance is a dial.
+
+    A low temperature gives everything to the best step, a high one the same to all. A step whose
+    share rounds to nothing is pruned. Raises ValueError for a value out of range.
+    """
+
+    temperature: float = 0.2  # of the softmax over scores in [0, 1]; not that of sampling
+    max_rounds: int = 40  # steps of an answer; what is live after them ends as "length"
+    vote: str = "weighted"  # or "naive", "majority"
+
+    name: ClassVar[str] = "rebase"
+    is_scored: ClassVar[bool] = True
+    stop_at_step: ClassVar[bool] = True
+    lookahead: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"rebase temperature must be above 0 and finite, got {self.temperature}")
+        if self.max_rounds < 1:
+            raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
+        check_vote(self.vote)
+
+    def groups(self, budget: int) -> tuple[int, int]:
+        """One group with a slot for every generation."""
+        return 1, budget
+
+    def select(
+        self, agg_scores: Sequence[float], num_slots: int, step_texts: Sequence[str] = ()
+    ) -> list[tuple[int, int]]:
+        """(index, number of children) of the steps that go on, best first; all `num_slots` are given out.
+
+        Shares are rounded down, and what is left goes to the largest remainders; equals keep their order.
+        """
+        if not agg_scores:
+            return []
+        best = max(agg_scores)
+        weights = [math.exp((score - best) / self.temperature) for score in agg_scores]
+        total = math.fsum(weights)
+        shares = [num_slots * weight / total for weight in weights]
+        children = [math.floor(share) for share in shares]
+        by_remainder = sorted(range(len(shares)), key=lambda index: children[index] - shares[index])
+        for index in by_remainder[: num_slots - sum(children)]:
+            children[index] += 1
+        ranked = sorted(range(len(agg_scores)), key=lambda index: -agg_scores[index])
+        return [(index, children[index]) for index in ranked if children[index]]

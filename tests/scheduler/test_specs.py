@@ -1,0 +1,51 @@
+"""Strategies survive the way into a file and back, and what a user types is checked."""
+
+import pytest
+
+from engine.scheduler import can_spend, parse_strategy, strategy_from_spec, strategy_label, strategy_spec
+from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase
+
+STRATEGIES = [
+    Majority(),
+    BestOfN(vote="naive"),
+    BeamSearch(width=2, max_duplicates=1),
+    Lookahead(width=2, lookahead=3),
+    DVTS(width=8),
+    Rebase(temperature=0.05),
+    Adaptive(vote="majority", confidence=0.9),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=strategy_label)
+def test_there_and_back(strategy):
+    assert strategy_from_spec(strategy_spec(strategy)) == strategy
+    assert parse_strategy(strategy_label(strategy)) == strategy
+
+
+def test_labels_name_what_is_not_the_default():
+    assert strategy_label(BeamSearch()) == "beam"
+    assert strategy_label(BeamSearch(width=2, vote="naive")) == "beam:width=2:vote=naive"
+    assert parse_strategy(" beam:max_duplicates=none ") == BeamSearch()
+
+
+def test_what_can_be_spent():
+    assert [can_spend(BeamSearch(width=4), each) for each in (-1, 0, 3, 4)] == [False, False, False, True]
+    assert [can_spend(Majority(), each) for each in (-1, 0, 1)] == [False, True, True]
+    assert [can_spend(DVTS(width=4), each) for each in (4, 6, 8)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("telepathy", "'telepathy'"),
+        ("beam:depth=2", "no option 'depth'; it has width"),
+        ("majority:vote=naive", "it has none"),
+        ("beam:width", "'beam:width'"),
+        ("beam:width=wide", "'wide'"),
+        ("beam:width=0", "got 0"),
+        ("", "''"),
+    ],
+)
+def test_bad_texts_are_named(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_strategy(text)
