@@ -8,6 +8,7 @@ not carried from step to step.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,29 +93,41 @@ class PlainBeamSearch:
             live = self.select(going, self.budget - len(result.ended))
         return result
 
-    def expand(self, live: list[Beam], max_length: int) -> list[Beam]:
-        """One step more on every beam: one left-padded `generate`."""
-        longest = max(len(beam.token_ids) for beam in live)
-        ids = torch.full((len(live), longest), self.pad)
-        mask = torch.zeros_like(ids)
-        for row, beam in enumerate(live):
-            ids[row, longest - len(beam.token_ids) :] = torch.tensor(beam.token_ids)
-            mask[row, longest - len(beam.token_ids) :] = 1
+    @property
+    def delimiters(self) -> Collection[int]:
+        """The tokens that end a step."""
+        return (self.newline,)
+
+    def expand(self, live: list[Beam], max_length: int, *, is_greedy: bool = False) -> list[Beam]:
+        """One step more on every beam."""
         room = max(max_length - len(beam.token_ids) for beam in live)
+        prompts = [beam.token_ids for beam in live]
+        new = self.complete(prompts, room, [*self.delimiters, self.eos], is_greedy=is_greedy)
+        return [self.child(beam, tokens, max_length) for beam, tokens in zip(live, new, strict=True)]
+
+    def complete(
+        self, prompts: list[list[int]], num_new: int, stops: list[int], *, is_greedy: bool = False
+    ) -> list[list[int]]:
+        """The tokens after every prompt, up to a stop token or more: one left-padded `generate`."""
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), self.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
         out = self.policy.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=True,
+            ids.to(self.policy.device),
+            attention_mask=mask.to(self.policy.device),
+            do_sample=not is_greedy,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=room,
-            eos_token_id=[self.newline, self.eos],
+            max_new_tokens=num_new,
+            eos_token_id=stops,
             pad_token_id=self.pad,
             use_cache=True,
         )
-        new = out[:, longest:].tolist()
-        return [self.child(beam, tokens, max_length) for beam, tokens in zip(live, new, strict=True)]
+        return out[:, longest:].tolist()
 
     def child(self, beam: Beam, tokens: list[int], max_length: int) -> Beam:
         """The beam with its new step, which the batch may have padded or made too long."""
@@ -123,7 +136,7 @@ class PlainBeamSearch:
             ids.append(token)
             if token == self.eos:
                 return Beam(ids, finish="eos")
-            if token == self.newline and len(ids) < max_length:
+            if token in self.delimiters and len(ids) < max_length:
                 return Beam(ids, finish="step")
         return Beam(ids, finish="length")
 
@@ -135,7 +148,7 @@ class PlainBeamSearch:
         for row, beam in enumerate(beams):
             ids[row, : len(beam.token_ids)] = torch.tensor(beam.token_ids)
             mask[row, : len(beam.token_ids)] = 1
-        logits = self.prm(ids, attention_mask=mask).logits
+        logits = self.prm(ids.to(self.prm.device), attention_mask=mask.to(self.prm.device)).logits.cpu()
         last = logits[torch.arange(len(beams)), mask.sum(1) - 1].float()
         good = last[:, 0].sigmoid() if last.shape[1] == 1 else last.softmax(1)[:, -1]
         for beam, score in zip(beams, good.tolist(), strict=True):

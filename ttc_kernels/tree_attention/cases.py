@@ -26,8 +26,8 @@ class Case:
     block_size: int = 16
     spread: int = 0  # lengths vary by up to this many tokens
 
-    def plan(self, seed: int = 0):
-        """(plan, number of blocks in the pool)."""
+    def grow(self, seed: int = 0):
+        """(tree, its leaves, number of blocks in the pool)."""
         rng = np.random.default_rng(seed)
         leaves = math.prod(fanout for fanout, _ in self.levels)
         per_path = sum(-(-(tokens + self.spread) // self.block_size) for _, tokens in self.levels)
@@ -39,6 +39,11 @@ class Case:
                 handles = np.concatenate([tree.fork(handle, fanout) for handle in handles])
             counts = tokens + rng.integers(0, self.spread + 1, len(handles))
             tree.extend(handles, counts.astype(np.int32), rng.integers(0, 1000, counts.sum()).astype(np.int32))
+        return tree, handles, num_blocks
+
+    def plan(self, seed: int = 0):
+        """(plan, number of blocks in the pool)."""
+        tree, handles, num_blocks = self.grow(seed)
         return tree.plan(handles, np.full(len(handles), self.num_queries, np.int32)), num_blocks
 
     def inputs(self, seed: int = 0) -> dict:

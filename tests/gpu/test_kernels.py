@@ -1,0 +1,69 @@
+"""Every op's kernels on the GPU against the reference in float64, over the tiny cases in each type they may get."""
+
+import dataclasses
+import importlib
+
+import pytest
+import torch
+
+from benchmarks.kernels import describe
+from benchmarks.ops import OPS
+
+TYPES = (torch.bfloat16, torch.float16, torch.float32)
+ON_GPU = [op for op in OPS.values() if "cuda" in op.devices]
+
+
+def cases_of(op) -> list:
+    """The tiny cases in all types, each once; those that know no type as they are."""
+    tiny = importlib.import_module(f"ttc_kernels.{op.name}.cases").tiny()
+    if not hasattr(tiny[0], "dtype"):
+        return tiny
+    shapes = [case for case in tiny if case.dtype is torch.float32]
+    return [dataclasses.replace(case, dtype=dtype) for dtype in TYPES for case in shapes]
+
+
+PAIRS = [pytest.param(op, case, id=f"{op.name}-{case}") for op in ON_GPU for case in cases_of(op)]
+
+
+@pytest.mark.parametrize(("op", "case"), PAIRS)
+def test_triton_is_within_the_error_budget(op, case):
+    op.check(case, "triton", op.inputs(case, "cuda"))
+
+
+def taken_by_cuda(op, cases: list) -> list[str]:
+    """Checks the cases that the hand-written kernel takes; it refuses the others with a sentence."""
+    taken = []
+    for case in cases:
+        try:
+            op.check(case, "cuda", op.inputs(case, "cuda"))
+        except ValueError:
+            continue
+        taken.append(describe(case))
+    return taken
+
+
+@pytest.mark.parametrize("name", ["tree_attention", "copy_blocks", "step_score"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cuda_is_within_the_error_budget(name, dtype):
+    cases = [case for case in cases_of(OPS[name]) if case.dtype is dtype]
+    assert taken_by_cuda(OPS[name], cases), "the kernel takes none of the cases"
+
+
+def tensors(result) -> list[torch.Tensor]:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "sample", "tree_attention"])
+def test_a_graph_replays_the_same_bits(name):
+    op = OPS[name]
+    case = cases_of(op)[0]
+    call = op.bind(case, "triton", op.inputs(case, "cuda"))
+    expected = tensors(call())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = tensors(call())
+    for tensor in found:
+        tensor.fill_(-7)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, found, expected))
