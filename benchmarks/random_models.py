@@ -59,7 +59,7 @@ SHAPES = {
             num_attention_heads=32,
             num_key_value_heads=8,
             tie_word_embeddings=False,
-            num_labels=2,
+            id2label={0: "bad", 1: "good"},
         ),
     ),
 }

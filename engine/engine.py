@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -229,6 +230,8 @@ class Engine:
             "policy": self._digest(self.policy.folder),
             "verifier": name if strategy.is_scored else None,
             "verifier_digest": self._digest(folder) if strategy.is_scored and folder else None,
+            "verifier_spec": json.dumps(asdict(self.specs[name])) if strategy.is_scored and name == "prm" else None,
+            "prompt": None if self.prompt is None else self.prompt.render("?"),
             "agg_strategy": agg_strategy if strategy.is_scored else None,
             "max_tokens": self.task.max_tokens if max_tokens is None else max_tokens,
             **asdict(sampling),

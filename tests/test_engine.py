@@ -24,6 +24,7 @@ from engine.scheduler import Bins, Calibration, CalibrationWarning, Cell, Plan, 
 from engine.search import MAX_BUDGET
 from engine.tasks import get_task, take_problems
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, fingerprint, folders, runners
+from tests.tiny import tiny_prm
 
 __all__ = ["folders"]
 OPTIONS = {"max_tokens": 24, "seed": 3}
@@ -304,7 +305,7 @@ def test_one_budget_for_all_problems(engine):
     assert {(result.strategy, result.num_generations) for result in results} == {("majority", 21 // len(PROBLEMS))}
 
 
-def test_conditions_name_what_accuracies_depend_on(engine, folders):
+def test_conditions_name_what_accuracies_depend_on(engine, folders, tmp_path):
     plain = engine.conditions(BestOfN())
     assert plain == engine.conditions(BestOfN(), seed=5, verifier="prm")
     changes = [
@@ -315,7 +316,10 @@ def test_conditions_name_what_accuracies_depend_on(engine, folders):
         {"agg_strategy": "min"},
     ]
     found = [engine.conditions(BestOfN(), **change) for change in changes]
-    found.append(Engine.load(folders.policy, prm=folders.policy, num_blocks=64).conditions(BestOfN()))
+    other_prm = tiny_prm(tmp_path / "prm", seed=77)
+    found.append(Engine.load(folders.policy, prm=other_prm, num_blocks=64).conditions(BestOfN()))
+    changed = {"prm": folders.prm, "num_blocks": 64, "prompt_style": "plain", "system_prompt": "12"}
+    found.append(Engine.load(folders.policy, **changed).conditions(BestOfN()))
     found.append(Engine.load(folders.prm, prm=folders.prm, num_blocks=64).conditions(BestOfN()))
     assert all(each != plain for each in found)
     assert engine.conditions(Majority()) == engine.conditions(Majority(), verifier="trunk", agg_strategy="min")

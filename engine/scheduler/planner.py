@@ -17,6 +17,7 @@ class Planner(ABC):
 
     name: ClassVar[str]
     is_scored: bool  # else no verifier is needed
+    stop_at_step: ClassVar[bool] = True  # it may choose a strategy that has steps scored
 
     @abstractmethod
     def groups(self, budget: int) -> tuple[int, int]:
