@@ -1,5 +1,4 @@
-// The trunk of a model in one call, and a packed linear layer: the choice of an instruction set, threads over strips
-// of rows.
+// The trunk of a model in one call, and a packed linear layer: threads over strips of rows.
 #include "packed.h"
 
 #include <algorithm>
@@ -10,22 +9,7 @@
 #include <omp.h>
 #endif
 
-#define TTC_ISA portable
-#include "decoder/decoder_kernel.h"
-
 namespace ttc {
-#if TTC_X86
-namespace avx2 {
-extern const DecoderKernels decoder_f32, decoder_bf16;
-}
-namespace avx512 {
-extern const DecoderKernels decoder_f32, decoder_bf16;
-}
-namespace avx512bf16 {
-extern const DecoderKernels decoder_bf16;
-}
-#endif
-
 namespace {
 
 // Below this many multiply-adds between two attentions a second thread costs more than it saves.
@@ -40,15 +24,6 @@ constexpr int64_t kCachedLayerBytes = 512 * 1024;
 // second-level cache.
 constexpr int64_t kFetchedBytes = 384 * 1024;
 constexpr int kMaxLinesPerStep = 2;
-
-bool has_avx512_bf16() {
-#if TTC_X86
-    static const bool has = has_avx512() && __builtin_cpu_supports("avx512bf16");
-    return has;
-#else
-    return false;
-#endif
-}
 
 int threads_for(int64_t work) {
 #ifdef _OPENMP
@@ -76,24 +51,6 @@ void check(const char* what, int64_t value, int64_t row, int64_t lowest, int64_t
 }
 
 }  // namespace
-
-std::vector<std::string> decoder_isas() {
-    std::vector<std::string> names = supported_isas();
-    if (has_avx512_bf16()) names.emplace_back("avx512_bf16");
-    return names;
-}
-
-Path path_for(const std::string& name, bool is_bf16) {
-    const bool is_auto = name.empty() || name == "auto", has_pairs = has_avx512_bf16();
-    const Isa isa = has_pairs && name == "avx512_bf16" ? Isa::Avx512 : parse_isa(name);
-#if TTC_X86
-    if (is_bf16 && has_pairs && (is_auto || name == "avx512_bf16")) return {avx512bf16::decoder_bf16, isa};
-    if (isa == Isa::Avx512) return {is_bf16 ? avx512::decoder_bf16 : avx512::decoder_f32, isa};
-    if (isa == Isa::Avx2) return {is_bf16 ? avx2::decoder_bf16 : avx2::decoder_f32, isa};
-#endif
-    (void)is_auto;
-    return {is_bf16 ? portable::decoder_bf16 : portable::decoder_f32, isa};
-}
 
 Strips::Strips(int64_t rows, int64_t size, int num_threads) : rows(rows) {
     num = (rows + size - 1) / size;
@@ -353,16 +310,6 @@ bool PackedLinear::run_rows(const void* x, int64_t lo, int64_t hi, float* out) c
     const LinearCall call{x, m.num_in, m.num_out, nullptr, &m, out};
     for (; lo < hi; lo += kStripRows) kernels_.linear(call, lo, std::min(hi, lo + kStripRows), scratch);
     return true;
-}
-
-size_t stage_scratch_bytes(int64_t rows, int64_t hidden, int64_t intermediate, int64_t q_out, int64_t kv_out) {
-    return sizeof(float) * size_t(rows) *
-           size_t(padded_width(q_out + 2 * kv_out) + operand_stride(hidden) + operand_stride(q_out) +
-                  operand_stride(intermediate));
-}
-
-size_t linear_scratch_bytes(int64_t rows, int64_t num_in) {
-    return sizeof(float) * size_t(rows) * size_t(operand_stride(num_in));
 }
 
 }  // namespace ttc

@@ -61,8 +61,8 @@ def test_the_batch_is_small_where_the_weights_stay_in_the_cache(folders):
     checkpoint = load_checkpoint(folders.policy, torch.float32)
     packed = Decoder(checkpoint.config, dict(checkpoint.tensors))
     large = Decoder(checkpoint.config, dict(checkpoint.tensors), max_packed_weights=0)
-    assert (packed.best_batch, large.best_batch) == (64, 256)
+    assert (packed.best_batch, large.best_batch) == (128, 256)
     half = load_checkpoint(folders.policy, torch.bfloat16)
     assert Decoder(half.config, dict(half.tensors)).best_batch == 128
-    assert LLM.load(folders.policy).runner.rows.max_rows == 64
+    assert LLM.load(folders.policy).runner.rows.max_rows == 128
     assert LLM.load(folders.policy, max_batch=7).runner.rows.max_rows == 7
