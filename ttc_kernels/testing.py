@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 import torch
 
 
@@ -31,3 +34,8 @@ def assert_within_budget(
     plain = (low_precision.double() - exact).abs().max().item()
     slack = num_ulps * torch.finfo(out.dtype).eps * exact.abs().max().item()
     assert error <= 2 * plain + slack, f"error {error:.3g}, plain torch {plain:.3g}, slack {slack:.3g}"
+
+
+def in_dtypes(cases: Iterable, dtypes: Sequence[torch.dtype]) -> list:
+    """The float32 cases of a list (its others only differ in type) in each of `dtypes`."""
+    return [replace(case, dtype=dtype) for case in cases if case.dtype is torch.float32 for dtype in dtypes]

@@ -50,9 +50,9 @@ def exact_distribution(logits, **chosen) -> torch.Tensor:
     return exact / exact.sum()
 
 
-def assert_agrees(inputs: dict, isa: str) -> int:
-    """Native against the reference: the same token unless the two best are close; how many rows differ."""
-    tokens, logprobs = sample(**inputs, isa=isa)
+def assert_agrees(inputs: dict, isa: str = "auto", impl: str = "native") -> int:
+    """A kernel against the reference: the same token unless the two best are close; how many rows differ."""
+    tokens, logprobs = sample(**inputs, impl=impl, isa=isa)
     expected, expected_logprobs = sample(**inputs, impl="reference")
     differs = tokens != expected
     if differs.any():

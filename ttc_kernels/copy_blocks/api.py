@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.choice import chooser, load_triton
 from ttc_kernels.copy_blocks import reference
+
+choose = chooser("copy_blocks")
 
 
 def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: str = "auto") -> None:
@@ -15,11 +18,10 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
 
     Each cache is (num_layers, num_blocks, ...), of any dtype; a block's own elements may be ordered as they
     like (as k_cache's on a CPU), but must lie together. pairs is int32 (n, 2); no block is written twice, and
-    none that is written is read. `impl` is "auto", "native" (CPU) or "reference". Raises ValueError for
-    anything else.
+    none that is written is read; on a GPU pairs may lie on the CPU, which saves a wait. `impl` is "auto" (see
+    choice.py), "native" (CPU), "triton" or "reference". Raises ValueError for anything else.
     """
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"copy_blocks: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    impl = choose(impl, caches[0] if len(caches) else pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype is not torch.int32:
         raise ValueError(f"copy_blocks: pairs must be int32 (n, 2), got {tuple(pairs.shape)} {pairs.dtype}")
     written = pairs[:, 1].tolist()
@@ -34,7 +36,11 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
         reference.copy_blocks(caches, pairs)
         return
     pairs = pairs.contiguous()
-    layouts = [_block_layout(cache) for cache in caches]
+    layouts = [_block_layout(cache, impl) for cache in caches]
+    if impl == "triton":
+        if caches:
+            load_triton("copy_blocks", caches[0]).copy_blocks(caches, pairs)
+        return
     for cache, (layer_bytes, block_bytes) in zip(caches, layouts, strict=True):
         if cache.numel():
             _native.copy_blocks(
@@ -52,7 +58,7 @@ def _are_within(pairs: torch.Tensor, num_blocks: int) -> bool:
     return int(pairs.min()) >= 0 and int(pairs.max()) < num_blocks
 
 
-def _block_layout(cache: torch.Tensor) -> tuple[int, int]:
+def _block_layout(cache: torch.Tensor, impl: str) -> tuple[int, int]:
     """(bytes from layer to layer, bytes of a block); ValueError unless blocks lie without gaps."""
     block_elements = cache[0, 0].numel() if cache.numel() else 0
     expected = 1
@@ -63,9 +69,10 @@ def _block_layout(cache: torch.Tensor) -> tuple[int, int]:
     for stride, size in strides:
         is_dense = is_dense and stride == expected
         expected *= size
-    if cache.numel() and not (cache.is_cpu and is_dense and cache.stride(1) == block_elements):
+    is_here = cache.is_cpu or impl == "triton"
+    if cache.numel() and not (is_here and is_dense and cache.stride(1) == block_elements):
         raise ValueError(
-            "copy_blocks: the native kernel takes caches on a CPU whose blocks lie without gaps, got "
-            f"{tuple(cache.shape)} with strides {cache.stride()} on {cache.device}"
+            "copy_blocks: the kernels take caches (the native one on a CPU) whose blocks lie without gaps, got "
+            f"{tuple(cache.shape)} with strides {cache.stride()} on {cache.device} for impl {impl!r}"
         )
     return cache.stride(0) * cache.element_size(), block_elements * cache.element_size()

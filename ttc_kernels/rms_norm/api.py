@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.rms_norm import reference
+
+choose = chooser("rms_norm")
 
 
 def rms_norm(
@@ -20,18 +23,20 @@ def rms_norm(
 ) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight for every row.
 
-    x is (rows, hidden), weight (hidden,), both float32 or bfloat16; rows may be strided, elements not. With
-    `residual`, of x's shape, `residual += x` happens in place and the sum is normed. `out`, of x's shape, is
-    written and returned; it may be x. `impl` is "auto", "native" (CPU) or "reference"; `isa` picks the native
-    build ("portable", "avx2", "avx512"). Raises ValueError for anything else.
+    x is (rows, hidden), weight (hidden,), both float32 or bfloat16, in Triton also float16; rows may be strided,
+    elements not. With `residual`, of x's shape, `residual += x` happens in place and the sum is normed. `out`, of
+    x's shape, is written and returned; it may be x. `impl` is "auto" (see choice.py), "native" (CPU), "triton" or
+    "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything else.
     """
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"rms_norm: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    impl = choose(impl, x)
     dtype, shape = x.dtype, x.shape
-    if (dtype is not torch.float32 and dtype is not torch.bfloat16) or len(shape) != 2 or not x.is_cpu:
-        raise ValueError(f"rms_norm: x must be (rows, hidden) float32 or bfloat16 on a CPU, got {_describe(x)}")
+    if dtype not in DTYPES[impl] or len(shape) != 2 or (impl == "native" and not x.is_cpu):
+        raise ValueError(
+            "rms_norm: x must be (rows, hidden) float32 or bfloat16 on a CPU, in Triton also float16 or on a GPU, "
+            f"got {_describe(x)} for impl {impl!r}"
+        )
     if out is None:
-        out = torch.empty(shape, dtype=dtype)
+        out = x.new_empty(shape)
     if weight.shape != shape[1:] or weight.dtype is not dtype or not weight.is_contiguous():
         raise ValueError(f"rms_norm: weight must be contiguous, ({shape[1]},) {dtype}, got {_describe(weight)}")
     for name, other in (("x", x), ("residual", residual), ("out", out)):
@@ -43,6 +48,8 @@ def rms_norm(
             )
     if impl == "reference":
         return reference.rms_norm(x, weight, eps, residual, out)
+    if impl == "triton":
+        return load_triton("rms_norm", x).rms_norm(x, weight, eps, residual, out)
     _native.rms_norm(
         x.data_ptr(),
         x.stride(0),

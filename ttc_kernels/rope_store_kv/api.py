@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.rope_store_kv import reference
+
+choose = chooser("rope_store_kv")
 
 
 def rope_store_kv(
@@ -27,9 +30,10 @@ def rope_store_kv(
     qkv is (rows, (num_heads + 2 * num_kv_heads) * head_dim), queries first, rows may be strided; cos and sin
     are float32 (max_position, head_dim / 2); positions and slots int32 (rows). A slot of -1 stores nothing;
     no other slot may occur twice. k_cache and v_cache are one layer of `kv_cache.allocate`, of qkv's dtype,
-    float32 or bfloat16. Only the queries of qkv change. `impl` is "auto", "native" (CPU) or "reference";
-    `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything else, and for
-    a position or slot outside its table.
+    float32 or bfloat16, in Triton also float16. Only the queries of qkv change. `impl` is "auto" (see choice.py),
+    "native" (CPU), "triton" or "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises
+    ValueError for anything else, and for a position or slot outside its table; in Triton, where an error would
+    wait for the device, such a position makes NaN and such a slot stores nothing.
     """
     shape, k_shape, dtype = qkv.shape, k_cache.shape, qkv.dtype
     if (
@@ -45,9 +49,11 @@ def rope_store_kv(
             f"v_cache (num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, "
             f"{tuple(k_shape)}, {tuple(v_cache.shape)} for {num_heads} and {num_kv_heads} heads"
         )
-    is_bf16 = dtype is torch.bfloat16
-    if not (is_bf16 or dtype is torch.float32) and impl != "reference":
-        raise ValueError(f"rope_store_kv: the native kernel takes float32 or bfloat16, got {dtype}")
+    impl = choose(impl, qkv)
+    if impl != "reference" and dtype not in DTYPES[impl]:
+        raise ValueError(
+            f"rope_store_kv: the kernels take float32 or bfloat16, in Triton also float16, got {dtype} for {impl!r}"
+        )
     if k_cache.dtype is not dtype or v_cache.dtype is not dtype or k_shape[3] % 2 or k_shape[3] > 256:
         raise ValueError(
             f"rope_store_kv: the caches must have qkv's dtype {dtype} and an even head_dim up to 256, "
@@ -63,8 +69,12 @@ def rope_store_kv(
     if impl == "reference":
         reference.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, num_kv_heads)
         return
-    if impl != "auto" and impl != "native":
-        raise ValueError(f"rope_store_kv: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    if impl == "triton":
+        if qkv.stride(1) != 1:
+            raise ValueError(f"rope_store_kv: qkv must have adjacent elements, got {_describe(qkv)}")
+        kernels = load_triton("rope_store_kv", qkv)
+        kernels.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, num_kv_heads)
+        return
     qkv_stride, k_stride, v_stride = qkv.stride(), k_cache.stride(), v_cache.stride()
     if not (qkv.is_cpu and k_cache.is_cpu and v_cache.is_cpu and cos.is_cpu and slots.is_cpu) or (
         qkv_stride[1] != 1 or v_stride[3] != 1
@@ -93,7 +103,7 @@ def rope_store_kv(
         k_shape[3],
         k_shape[0],
         k_shape[2],
-        is_bf16,
+        dtype is torch.bfloat16,
         isa,
     )
 

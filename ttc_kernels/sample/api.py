@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.choice import chooser, load_triton
 from ttc_kernels.sample import reference
+
+choose = chooser("sample")
 
 
 def sample(
@@ -27,21 +30,22 @@ def sample(
     int32 >= 0 (0: all), top_p float32 within (0, 1], min_p float32 within [0, 1]. Filters apply in the order
     temperature, top-k, top-p, min-p. The draw depends on the row, its key and its position alone. A log-
     probability is that of the token before filters, at the row's temperature (at 1 where it is 0). A row
-    with NaN or +Inf, or with -Inf only, gets token -1 and log-probability NaN. `impl` is "auto", "native"
-    (CPU) or "reference"; `isa` picks the native build. Raises ValueError for anything else.
+    with NaN or +Inf, or with -Inf only, gets token -1 and log-probability NaN. `impl` is "auto" (see choice.py),
+    "native" (CPU), "triton" or "reference"; `isa` picks the native build. Raises ValueError for anything else; in
+    Triton a row with a wrong value gets -1 and NaN instead, as an error would wait for the device.
     """
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"sample: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    impl = choose(impl, logits)
     shape = logits.shape
     if (
         logits.dtype is not torch.float32
         or len(shape) != 2
         or shape[1] == 0
         or logits.stride(1) != 1
-        or not logits.is_cpu
+        or (impl == "native" and not logits.is_cpu)
     ):
         raise ValueError(
-            f"sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, got {_describe(logits)}"
+            "sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, in Triton also on a "
+            f"GPU, got {_describe(logits)} for impl {impl!r}"
         )
     rows = shape[:1]
     _check("keys", keys, rows, torch.int64)
@@ -53,6 +57,9 @@ def sample(
     if impl == "reference":
         _check_values(positions, temperature, top_k, top_p, min_p)
         return reference.sample(logits, keys, positions, temperature, top_k, top_p, min_p)
+    if impl == "triton":
+        kernels = load_triton("sample", logits)
+        return kernels.sample(logits, keys, positions, temperature, top_k, top_p, min_p)
     tokens = torch.empty(rows, dtype=torch.int32)
     logprobs = torch.empty(rows, dtype=torch.float32)
     _native.sample(

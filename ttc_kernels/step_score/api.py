@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.step_score import reference
+
+choose = chooser("step_score")
 
 
 def step_score(
@@ -24,25 +27,25 @@ def step_score(
     """The scores of `rows` of `hidden`, (n,) float32, folded in order into `state[slot]`.
 
     hidden (num_hidden_rows, size), weight (labels, size) and bias (labels,) or None share float32 or
-    bfloat16; rows and slot are (n,) int32. One label: its sigmoid. More: the softmax probability of label
-    `good_index`. state (num_slots, 4) float32 holds the running last, min, product and mean, counts
-    (num_slots,) int32 how many scores went into each; both are changed in place, scores of one slot going in
-    one after the other. A NaN score is NaN in `last`. `impl` is "auto", "native" (CPU) or "reference"; `isa`
-    picks the native build. Raises ValueError for other shapes or types and for a row, slot or good_index out
-    of range, with nothing changed.
+    bfloat16, in Triton also float16; rows and slot are (n,) int32. One label: its sigmoid. More: the softmax
+    probability of label `good_index`. state (num_slots, 4) float32 holds the running last, min, product and
+    mean, counts (num_slots,) int32 how many scores went into each; both are changed in place, scores of one slot
+    going in one after the other. A NaN score is NaN in `last`. `impl` is "auto" (see choice.py), "native" (CPU),
+    "triton" or "reference"; `isa` picks the native build. Raises ValueError for other shapes or types and for a
+    row, slot or good_index out of range, with nothing changed; in Triton, where an error would wait for the
+    device, the score of such a row is NaN, and it and one for such a slot are not folded.
     """
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"step_score: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    impl = choose(impl, hidden)
     dtype = hidden.dtype
     if (
-        (dtype is not torch.float32 and dtype is not torch.bfloat16)
+        dtype not in DTYPES[impl]
         or hidden.dim() != 2
         or hidden.stride(1) != 1
-        or not hidden.is_cpu
+        or (impl == "native" and not hidden.is_cpu)
     ):
         raise ValueError(
-            "step_score: hidden must be (rows, size) float32 or bfloat16 with adjacent elements on a CPU, "
-            f"got {_describe(hidden)}"
+            "step_score: hidden must be (rows, size) float32 or bfloat16 with adjacent elements on a CPU, in Triton "
+            f"also float16 or on a GPU, got {_describe(hidden)} for impl {impl!r}"
         )
     num_labels, n, size, num_slots = len(weight), len(rows), hidden.shape[1], len(state)
     if not 0 <= good_index < num_labels:
@@ -58,6 +61,9 @@ def step_score(
         _check_range("rows", rows, len(hidden))
         _check_range("slot", slot, num_slots)
         return reference.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
+    if impl == "triton":
+        kernels = load_triton("step_score", hidden)
+        return kernels.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
     scores = torch.empty(n, dtype=torch.float32)
     _native.step_score(
         hidden.data_ptr(),

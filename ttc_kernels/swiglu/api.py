@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.swiglu import reference
+
+choose = chooser("swiglu")
 
 
 def swiglu(
@@ -17,32 +20,33 @@ def swiglu(
 ) -> torch.Tensor:
     """silu(gate) * up, (rows, size).
 
-    gate_up is (rows, 2 * size), float32 or bfloat16: the gates, then the ups; rows may be strided, elements
-    not. `out`, (rows, size), is written and returned; it may be the gates' half of gate_up. `impl` is "auto",
-    "native" (CPU) or "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises
-    ValueError for anything else.
+    gate_up is (rows, 2 * size), float32 or bfloat16, in Triton also float16: the gates, then the ups; rows may be
+    strided, elements not. `out`, (rows, size), is written and returned; it may be the gates' half of gate_up.
+    `impl` is "auto" (see choice.py), "native" (CPU), "triton" or "reference"; `isa` picks the native build
+    ("portable", "avx2", "avx512"). Raises ValueError for anything else.
     """
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"swiglu: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    impl = choose(impl, gate_up)
     dtype, shape = gate_up.dtype, gate_up.shape
     if (
-        (dtype is not torch.float32 and dtype is not torch.bfloat16)
+        dtype not in DTYPES[impl]
         or len(shape) != 2
         or shape[1] % 2
         or gate_up.stride(1) != 1
-        or not gate_up.is_cpu
+        or (impl == "native" and not gate_up.is_cpu)
     ):
         raise ValueError(
-            "swiglu: gate_up must be (rows, 2 * size) float32 or bfloat16 with adjacent elements on a CPU, "
-            f"got {_describe(gate_up)}"
+            "swiglu: gate_up must be (rows, 2 * size) float32 or bfloat16 with adjacent elements on a CPU, in "
+            f"Triton also float16 or on a GPU, got {_describe(gate_up)} for impl {impl!r}"
         )
     rows, size = shape[0], shape[1] // 2
     if out is None:
-        out = torch.empty((rows, size), dtype=dtype)
+        out = gate_up.new_empty((rows, size))
     elif out.shape != (rows, size) or out.dtype is not dtype or out.stride(1) != 1:
         raise ValueError(f"swiglu: out must be {(rows, size)} {dtype} with adjacent elements, got {_describe(out)}")
     if impl == "reference":
         return reference.swiglu(gate_up, out)
+    if impl == "triton":
+        return load_triton("swiglu", gate_up).swiglu(gate_up, out)
     _native.swiglu(
         gate_up.data_ptr(),
         gate_up.stride(0),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.tree_attention import reference
+
+choose = chooser("tree_attention")
 
 
 def tree_attention(
@@ -23,14 +26,14 @@ def tree_attention(
 
     q is (rows, num_heads, head_dim), rows and heads may be strided (a slice of the fused QKV output); k_cache
     and v_cache are one layer of `kv_cache.allocate`, (num_blocks, num_kv_heads, block_size, head_dim); all
-    float32 or all bfloat16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items` and `blocks` are
-    read, and its rows are q's. `out` is (rows, num_heads, head_dim), contiguous, written and returned.
-    head_dim is even and at most 256. The bits of a row depend on its own query and path alone, not on the
-    batch or the threads.
+    float32 or all bfloat16, in Triton also float16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items`
+    and `blocks` are read, and its rows are q's. `out` is (rows, num_heads, head_dim), contiguous, written and
+    returned. head_dim is even and at most 256. In the native kernel the bits of a row depend on its own query and
+    path alone, not on the batch or the threads; in Triton also on how many rows share its nodes.
 
-    `impl` is "auto", "native" (CPU) or "reference" (any dtype and strides); `isa` picks the native build
-    ("portable", "avx2", "avx512"). Raises ValueError for anything else, and for a plan that points outside q
-    or the cache.
+    `impl` is "auto" (see choice.py), "native" (CPU), "triton" (any strides of the caches) or "reference" (any
+    dtype and strides); `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything
+    else, and for a plan that points outside q or the cache.
     """
     shape, k_shape, dtype = q.shape, k_cache.shape, q.dtype
     if len(shape) != 3 or len(k_shape) != 4 or v_cache.shape != k_shape or shape[2] != k_shape[3]:
@@ -49,10 +52,12 @@ def tree_attention(
         out = torch.empty(shape, dtype=dtype, device=q.device)
     elif out.shape != shape or out.dtype is not dtype or not out.is_contiguous():
         raise ValueError(f"tree_attention: out must be {tuple(shape)} {dtype}, contiguous, got {_describe(out)}")
+    impl = choose(impl, q)
     if impl == "reference":
         return reference.tree_attention(q, k_cache, v_cache, plan, scale, out)
-    if impl != "auto" and impl != "native":
-        raise ValueError(f"tree_attention: impl must be 'auto', 'native' or 'reference', got {impl!r}")
+    if impl == "triton":
+        _check_for_triton(q, k_cache)
+        return load_triton("tree_attention", q).tree_attention(q, k_cache, v_cache, plan, scale, out)
     q_stride, k_stride, v_stride = q.stride(), k_cache.stride(), v_cache.stride()
     is_bf16 = dtype is torch.bfloat16
     if (
@@ -96,6 +101,21 @@ def tree_attention(
         isa,
     )
     return out
+
+
+def _check_for_triton(q: torch.Tensor, k_cache: torch.Tensor) -> None:
+    if (
+        q.dtype not in DTYPES["triton"]
+        or q.shape[2] > 256
+        or q.shape[2] % 2
+        or k_cache.shape[2] % 16
+        or q.stride(2) != 1
+    ):
+        raise ValueError(
+            "tree_attention: the Triton kernel takes float32, bfloat16 or float16, an even head_dim up to 256, "
+            f"block_size a multiple of 16 and adjacent elements in q, got q {_describe(q)}, k_cache "
+            f"{_describe(k_cache)}"
+        )
 
 
 def _describe(x: torch.Tensor) -> str:

@@ -1,0 +1,130 @@
+"""Compiles the ops' Triton kernels for NVIDIA GPUs, ahead of time and without one; a process of its own.
+
+    python -m tests.ttc_kernels.compile_triton 80 90
+
+The launches are the ops' own, over tensors on a CPU: a fake driver names the GPU, and the kernels compile in full, down
+to ptxas, but do not run. Prints one JSON line a kernel: GPU, case, name, shared memory, registers, spills, seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from ttc_kernels.copy_blocks.cases import Case as CopyCase
+from ttc_kernels.rms_norm.cases import Case as NormCase
+from ttc_kernels.rope_store_kv.cases import Case as RopeCase
+from ttc_kernels.sample.cases import Case as SampleCase
+from ttc_kernels.step_score.cases import Case as ScoreCase
+from ttc_kernels.swiglu.cases import Case as SwigluCase
+from ttc_kernels.tree_attention.cases import Case as AttentionCase
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+TREE = ((1, 40), (3, 5))
+# The home model's sizes and a 1.5B model's, each type at least once; head sizes between powers of two and at the end.
+CASES = {
+    "tree_attention": [
+        AttentionCase(12, 2, 128, BF16, TREE),
+        AttentionCase(8, 2, 80, FP16, TREE),
+        AttentionCase(6, 2, 16, FP32, TREE),
+    ],
+    "rope_store_kv": [RopeCase(5, 12, 2, 128, BF16), RopeCase(5, 4, 1, 80, FP16), RopeCase(5, 6, 2, 16, FP32)],
+    "copy_blocks": [CopyCase(2, 2, 8, 2, 128, BF16), CopyCase(2, 2, 8, 2, 16, FP32)],
+    "rms_norm": [NormCase(4, 1536, BF16, True), NormCase(4, 8192, FP16, True), NormCase(4, 96, FP32, False)],
+    "swiglu": [SwigluCase(4, 8960, BF16), SwigluCase(4, 85, FP16), SwigluCase(4, 256, FP32)],
+    "sample": [SampleCase(2, 151_936)],
+    "step_score": [
+        ScoreCase(9, 5, 1536, 2, BF16, True, 4),
+        ScoreCase(9, 5, 1536, 2, FP16, True, 4),
+        ScoreCase(9, 5, 96, 1, FP32, False, 4),
+    ],
+}
+
+
+class FakeDriver:
+    """What the compiler asks of a driver."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability  # compiled kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def launches(op: str, case) -> list[tuple[JITFunction, tuple, dict]]:
+    """The launches that the op's Triton code makes for a case."""
+    recorded = []
+
+    def record(kernel: JITFunction, *args, grid, warmup, **kwargs) -> None:
+        assert all(size > 0 for size in grid), grid
+        recorded.append((kernel, args, kwargs))
+
+    inputs = case.inputs()
+    if "k_cache" in inputs:
+        inputs["k_cache"] = inputs["k_cache"].contiguous()  # as kv_cache.allocate lays it out on a GPU
+    if op == "tree_attention":
+        inputs["out"] = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)
+    if op == "rms_norm":
+        inputs["out"] = torch.empty_like(inputs["x"])
+    if op == "swiglu":
+        inputs["out"] = torch.empty(case.num_rows, case.size, dtype=case.dtype)
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        getattr(importlib.import_module(f"ttc_kernels.{op}.triton"), op)(**inputs)
+    finally:
+        JITFunction.run = run
+    return recorded
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """What cuobjdump of Triton's own wheel says of a kernel: registers a thread, bytes spilled a thread."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", told.stdout)}
+    return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
+
+
+def compiled(capability: int) -> Iterator[dict]:
+    triton.runtime.driver.set_active(FakeDriver(capability))
+    for op, cases in CASES.items():
+        for case in cases:
+            for kernel, args, kwargs in launches(op, case):
+                start = time.perf_counter()
+                done = kernel.run(*args, grid=(1,), warmup=True, **kwargs)
+                yield {
+                    "gpu": f"sm_{capability}",
+                    "op": op,
+                    "case": str(case),
+                    "kernel": done.metadata.name,
+                    "warps": done.metadata.num_warps,
+                    "shared": done.metadata.shared,
+                    **resources(done.asm["cubin"]),
+                    "seconds": round(time.perf_counter() - start, 2),
+                }
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        for line in compiled(int(argument)):
+            print(json.dumps(line), flush=True)

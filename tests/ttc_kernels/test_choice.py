@@ -1,0 +1,95 @@
+"""Which implementation is taken: the table, its thresholds, and what an explicit request meets."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import ttc_kernels
+from ttc_kernels.choice import IMPLEMENTATIONS, TABLE, Row, chooser
+
+ROOT = Path(__file__).resolve().parents[2]
+OPS = sorted(set(ttc_kernels.OPS) - {"decoder"})  # which packs for a CPU
+
+
+@dataclass
+class OnGpu:
+    """What the table asks of a tensor, where there is no GPU."""
+
+    num_rows: int = 1
+    is_cpu: bool = False
+    device: torch.device = torch.device("cuda:0")  # noqa: RUF009  (immutable)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+def test_the_table_knows_every_op_on_both_devices():
+    first = [(row.op, row.device) for row in TABLE if row.min_rows == 0]
+    assert sorted(first) == sorted((op, device) for op in OPS for device in ("cpu", "cuda"))
+    assert all(row.implementation in IMPLEMENTATIONS for row in TABLE)
+    assert all(row.set_by for row in TABLE)
+    assert {row.implementation for row in TABLE if row.device == "cpu"} == {"native"}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_choices(op):
+    choose = chooser(op)
+    assert choose("auto", torch.zeros(1)) == "native"
+    assert choose("auto", OnGpu()) == "triton"
+    for impl in IMPLEMENTATIONS:
+        assert choose(impl, torch.zeros(1)) == choose(impl, OnGpu()) == impl
+    with pytest.raises(ValueError, match=rf"{op}: impl must be .* got 'fast'"):
+        choose("fast", torch.zeros(1))
+    with pytest.raises(ValueError, match=rf"{op}: impl 'auto' knows .* got a tensor on meta"):
+        choose("auto", torch.zeros(1, device="meta"))
+
+
+def test_a_threshold_changes_the_choice():
+    on_cpu = (Row("cpu", "op", "triton", "a run", min_rows=2), Row("cpu", "op", "native", "a run"))
+    assert [chooser("op", on_cpu)("auto", torch.zeros(n, 4)) for n in (1, 2)] == ["native", "triton"]
+    rows = (Row("cuda", "op", "triton", "a run", min_rows=8), Row("cuda", "op", "native", "a run"))
+    for table in (rows, rows[::-1]):
+        chosen = [chooser("op", table)("auto", OnGpu(num_rows)) for num_rows in (0, 7, 8, 9)]
+        assert chosen == ["native", "native", "triton", "triton"]
+
+
+SCRIPT = """
+import importlib, sys, torch
+import ttc_kernels
+
+def outcomes(impl):
+    for op in sorted(set(ttc_kernels.OPS) - {"decoder"}):
+        case = [case for case in importlib.import_module(f"ttc_kernels.{op}.cases").tiny()][0]
+        try:
+            getattr(importlib.import_module(f"ttc_kernels.{op}"), op)(**case.inputs(), impl=impl)
+            print(op, impl, "ran")
+        except ValueError as error:
+            print(op, impl, error)
+
+outcomes("auto")
+print("triton" in sys.modules)
+sys.modules["triton"] = None  # as if it were not installed
+outcomes("triton")
+del sys.modules["triton"]
+outcomes("triton")
+"""
+
+
+def test_triton_is_imported_only_when_asked_for_and_then_runs_or_raises():
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[: len(OPS) + 1] == [*(f"{op} auto ran" for op in OPS), "False"]
+    missing, on_cpu = lines[len(OPS) + 1 : 2 * len(OPS) + 1], lines[2 * len(OPS) + 1 :]
+    for op, line in zip(OPS, missing, strict=True):
+        assert line.startswith(f"{op} triton {op}: impl 'triton' needs the package triton, got"), line
+    for op, line in zip(OPS, on_cpu, strict=True):
+        assert line.startswith(f"{op} triton {op}: impl 'triton' takes tensors on the current CUDA device"), line
+        assert line.endswith("got a tensor on cpu"), line

@@ -1,0 +1,96 @@
+"""Who computes an op: the one table behind `impl="auto"`, and Triton, imported only when asked for."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+IMPLEMENTATIONS = ("native", "triton", "reference")
+# What the reference takes where it is held to the kernels' types.
+DTYPES = {
+    "native": (torch.float32, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "reference": (torch.float32, torch.bfloat16),
+}
+UNMEASURED = "unmeasured: no GPU at hand"
+
+
+@dataclass(frozen=True)
+class Row:
+    device: str  # torch's device type
+    op: str
+    implementation: str
+    set_by: str  # the run that measured it: commit, hardware, figures
+    min_rows: int = 0  # of the op's first tensor; of the rows that apply, the one with the highest count decides
+
+
+TABLE = (
+    Row("cpu", "tree_attention", "native", "the only one made for a CPU"),
+    Row("cpu", "rope_store_kv", "native", "the only one made for a CPU"),
+    Row("cpu", "copy_blocks", "native", "the only one made for a CPU"),
+    Row("cpu", "rms_norm", "native", "the only one made for a CPU"),
+    Row("cpu", "swiglu", "native", "the only one made for a CPU"),
+    Row("cpu", "sample", "native", "the only one made for a CPU"),
+    Row("cpu", "step_score", "native", "the only one made for a CPU"),
+    Row("cuda", "tree_attention", "triton", UNMEASURED),
+    Row("cuda", "rope_store_kv", "triton", UNMEASURED),
+    Row("cuda", "copy_blocks", "triton", UNMEASURED),
+    Row("cuda", "rms_norm", "triton", UNMEASURED),
+    Row("cuda", "swiglu", "triton", UNMEASURED),
+    Row("cuda", "sample", "triton", UNMEASURED),
+    Row("cuda", "step_score", "triton", UNMEASURED),
+)
+
+
+def chooser(op: str, table: Iterable[Row] = TABLE) -> Callable[[str, torch.Tensor], str]:
+    """The function (impl, x) -> implementation of an op; a call takes 0.1 µs, as ops are called per layer and token.
+
+    x is the op's first tensor. The function raises ValueError for an `impl` that is neither "auto" nor of
+    IMPLEMENTATIONS, and where "auto" meets a device that the table does not know.
+    """
+    rows: dict[str, list[Row]] = {}
+    for row in sorted(table, key=lambda row: row.min_rows):
+        if row.op == op:
+            rows.setdefault(row.device, []).append(row)
+    on_cpu = rows.get("cpu", [])
+    always_on_cpu = on_cpu[0].implementation if len(on_cpu) == 1 else None
+
+    def choose(impl: str, x: torch.Tensor) -> str:
+        if impl == "auto":
+            return always_on_cpu if always_on_cpu and x.is_cpu else look_up(x)
+        if impl in IMPLEMENTATIONS:
+            return impl
+        raise ValueError(f"{op}: impl must be 'auto', 'native', 'triton' or 'reference', got {impl!r}")
+
+    def look_up(x: torch.Tensor) -> str:
+        if x.device.type not in rows:
+            raise ValueError(f"{op}: impl 'auto' knows a CPU and CUDA, got a tensor on {x.device}")
+        return [row for row in rows[x.device.type] if row.min_rows <= len(x)][-1].implementation
+
+    return choose
+
+
+def load_triton(op: str, x: torch.Tensor) -> ModuleType:
+    """The op's Triton kernels for a tensor on x's device; ValueError where they cannot run."""
+    module, is_interpreted = _import_triton(op)
+    if not is_interpreted and (not x.is_cuda or x.device.index != torch.cuda.current_device()):
+        raise ValueError(
+            f"{op}: impl 'triton' takes tensors on the current CUDA device (on a CPU it needs TRITON_INTERPRET=1 "
+            f"before triton is imported), got a tensor on {x.device}"
+        )
+    return module
+
+
+@functools.cache
+def _import_triton(op: str) -> tuple[ModuleType, bool]:
+    """(ttc_kernels.<op>.triton, whether Triton's interpreter runs it)."""
+    try:
+        from triton.knobs import runtime
+    except ImportError as error:
+        raise ValueError(f"{op}: impl 'triton' needs the package triton, got {error}") from error
+    return importlib.import_module(f"ttc_kernels.{op}.triton"), bool(runtime.interpret)

@@ -1,0 +1,140 @@
+"""step_score on a GPU: a launch for the scores, a launch that folds them in order."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _logit(hidden_ptr, weight_ptr, bias_ptr, size, label, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    """hidden · weight[label] + bias[label], float32."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        x = tl.load(hidden_ptr + at, mask=at < size, other=0.0).to(tl.float32)
+        w = tl.load(weight_ptr + tl.cast(label, tl.int64) * size + at, mask=at < size, other=0.0).to(tl.float32)
+        total += x * w
+    logit = tl.sum(total, 0)
+    if HAS_BIAS:
+        logit += tl.load(bias_ptr + label).to(tl.float32)
+    return logit
+
+
+@triton.jit(do_not_specialize=["num_hidden"])
+def _score(
+    hidden_ptr,
+    rows_ptr,
+    weight_ptr,
+    bias_ptr,
+    scores_ptr,
+    hidden_stride,
+    num_hidden,
+    size,
+    num_labels,
+    good_index,
+    HAS_BIAS: tl.constexpr,
+    IS_BINARY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program a score: 1 / sum of exp(other - good), which cannot overflow to NaN."""
+    i = tl.program_id(0)
+    row = tl.load(rows_ptr + i)
+    is_known = (row >= 0) & (row < num_hidden)
+    hidden_ptr += tl.where(is_known, row, 0).to(tl.int64) * hidden_stride
+    good = _logit(hidden_ptr, weight_ptr, bias_ptr, size, good_index, HAS_BIAS, BLOCK)
+    if IS_BINARY:
+        total = 1.0 + tl.exp(-good)
+    else:
+        total = good - good  # 0, or NaN with the good logit
+        for label in range(0, num_labels):
+            other = _logit(hidden_ptr, weight_ptr, bias_ptr, size, label, HAS_BIAS, BLOCK)
+            total += tl.where(label == good_index, 1.0, tl.exp(other - good))
+    tl.store(scores_ptr + i, tl.where(is_known, 1.0 / total, float("nan")))
+
+
+@triton.jit
+def _next_in_slot(slot_ptr, n, slot, after, BLOCK: tl.constexpr):
+    """The first score behind `after` that goes into the slot; n where there is none."""
+    found = n
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        is_next = (tl.load(slot_ptr + i, mask=i < n, other=-1) == slot) & (i > after)
+        found = tl.minimum(found, tl.min(tl.where(is_next, i, n), 0))
+    return found
+
+
+@triton.jit(do_not_specialize=["n", "num_hidden"])
+def _fold(scores_ptr, rows_ptr, slot_ptr, state_ptr, counts_ptr, n, num_hidden, num_slots, BLOCK: tl.constexpr):
+    """The program of a slot's first score folds them all: the float operations of reference.fold."""
+    i = tl.program_id(0).to(tl.int32)
+    slot = tl.load(slot_ptr + i)
+    is_first = _next_in_slot(slot_ptr, n, slot, -1, BLOCK) == i
+    if is_first & (slot >= 0) & (slot < num_slots):
+        place = state_ptr + 4 * slot.to(tl.int64)
+        count = tl.load(counts_ptr + slot)
+        last = tl.load(place)
+        least = tl.load(place + 1)
+        product = tl.load(place + 2)
+        mean = tl.load(place + 3)
+        while i < n:
+            row = tl.load(rows_ptr + i)
+            if (row >= 0) & (row < num_hidden):
+                last = tl.load(scores_ptr + i)
+                is_less = (last < least) | (last != last)
+                least = tl.where((count == 0) | is_less, last, least)
+                product = tl.where(count == 0, last, product * last)
+                moved = mean + tl.div_rn(last - mean, (count + 1).to(tl.float32))
+                mean = tl.where(count == 0, last, moved)
+                count += 1
+            i = _next_in_slot(slot_ptr, n, slot, i, BLOCK)
+        tl.store(place, last)
+        tl.store(place + 1, least)
+        tl.store(place + 2, product)
+        tl.store(place + 3, mean)
+        tl.store(counts_ptr + slot, count)
+
+
+def step_score(
+    hidden: torch.Tensor,  # (num_hidden_rows, size)
+    rows: torch.Tensor,  # (n,) int32; NaN for one outside hidden, which is not folded
+    weight: torch.Tensor,  # (labels, size)
+    bias: torch.Tensor | None,  # (labels,)
+    good_index: int,
+    state: torch.Tensor,  # (num_slots, 4) float32
+    counts: torch.Tensor,  # (num_slots,) int32
+    slot: torch.Tensor,  # (n,) int32; a score for one outside the state is not folded
+) -> torch.Tensor:
+    (num_labels, size), n = weight.shape, len(rows)
+    scores = torch.empty(n, dtype=torch.float32, device=hidden.device)
+    if n == 0:
+        return scores
+    _score[(n,)](
+        hidden,
+        rows,
+        weight,
+        weight if bias is None else bias,
+        scores,
+        hidden.stride(0),
+        len(hidden),
+        size,
+        num_labels,
+        0 if num_labels == 1 else good_index,
+        HAS_BIAS=bias is not None,
+        IS_BINARY=num_labels == 1,
+        BLOCK=min(1024, max(16, triton.next_power_of_2(size))),
+    )
+    _fold[(n,)](
+        scores,
+        rows,
+        slot,
+        state,
+        counts,
+        n,
+        len(hidden),
+        len(state),
+        BLOCK=min(1024, max(16, triton.next_power_of_2(n))),
+        num_warps=1,
+    )
+    return scores
