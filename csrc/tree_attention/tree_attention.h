@@ -79,11 +79,11 @@ struct AttentionTask {
 static inline int padded_dim(int head_dim) { return (head_dim + 15) / 16 * 16; }
 
 // Scratch layout of a task with P = rows * group packed queries:
-//   queries (P, padded_dim) | lane maxima (P, 16) | 1/sum (P16) | acc (P, padded_dim) | scores (max_units, P, 16)
+//   queries, acc, folded (P, padded_dim each) | lane maxima (P, 16) | 1/sum (P16) | scores (max_units, P, 16)
 //   | cursor of each row (rows, as int32)
 static inline size_t task_scratch_floats(int rows, int group, int head_dim, int max_units) {
     const size_t packed = size_t(rows) * group, packed16 = (packed + 15) / 16 * 16;
-    return 2 * packed * padded_dim(head_dim) + packed * 16 + packed16 + packed * 16 * size_t(max_units) +
+    return 3 * packed * padded_dim(head_dim) + packed * 16 + packed16 + packed * 16 * size_t(max_units) +
            size_t(rows) + 64;
 }
 

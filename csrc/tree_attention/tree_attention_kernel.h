@@ -5,8 +5,9 @@
 //   1. scores[unit][query][16] = q . K, and the running maximum of each query, lane by lane;
 //   2. p = 2^(score - max), the sum in 16 lanes, then acc += p V, key after key.
 // The true maximum is known before the first exponential, so nothing is ever rescaled.  Each score is one chain of
-// fma over head_dim, each output element one chain over the query's own keys in position order: the bits of a row
-// depend on its own path only, not on which queries it shares a register block, a task or a thread with.
+// fma over head_dim, each output element the sum of chains of 256 keys, counted from the start of the query's own path
+// (one chain over thousands of keys would lose digits): the bits of a row depend on its own path only, not on which
+// queries it shares a register block, a task or a thread with.
 // Keys beyond a query's limit score -inf and their values are not read, so rubbish in unused slots cannot leak.
 #pragma once
 
@@ -26,6 +27,7 @@ constexpr int kUnitsQk = W == 16 ? 2 : 1;
 constexpr int kMaxRowsPv = W == 4 ? 3 : 6;
 constexpr int kVecsPv = W == 8 ? 2 : 4;
 constexpr int kLine = 64;  // bytes of a cache line
+constexpr int kFold = 16;  // units of a chain of sums
 constexpr int kChunk = 8;  // units that stay in the cache while the queries pass over them
 
 inline int min_int(int a, int b) { return a < b ? a : b; }
@@ -221,7 +223,7 @@ struct Task {
     const ttc::AttentionTask& task;
     int rows, packed, stride;  // stride: of a query, and of its result
     int kv_head = 0;
-    float *queries, *maxima, *inverse, *acc, *scores;
+    float *queries, *maxima, *inverse, *acc, *folded, *scores;
     int32_t* cursor;  // per row: units written so far
 
     Task(const ttc::AttentionCall& c, const ttc::AttentionTask& t) : call(c), task(t) {
@@ -229,15 +231,27 @@ struct Task {
         packed = rows * c.group;
         stride = ttc::padded_dim(c.head_dim);
         queries = t.scratch;
-        maxima = queries + int64_t(packed) * stride;
+        acc = queries + int64_t(packed) * stride;
+        folded = acc + int64_t(packed) * stride;
+        maxima = folded + int64_t(packed) * stride;
         inverse = maxima + int64_t(packed) * kUnit;
-        acc = inverse + (packed + 15) / 16 * 16;
-        scores = acc + int64_t(packed) * stride;
+        scores = inverse + (packed + 15) / 16 * 16;
         cursor = reinterpret_cast<int32_t*>(scores + int64_t(task.max_units) * packed * kUnit);
     }
 
     int64_t unit_stride() const { return int64_t(packed) * kUnit; }
     float* score_at(int unit, int query) const { return scores + unit * unit_stride() + int64_t(query) * kUnit; }
+
+    bool is_folded() const { return task.max_units >= kFold; }
+
+    // Ends the chains of n queries.
+    void fold(int q, int n) {
+        float *from = acc + int64_t(q) * stride, *to = folded + int64_t(q) * stride;
+        for (int64_t i = 0; i < int64_t(n) * stride; i += W) {
+            Simd::store(to + i, Simd::add(Simd::load(to + i), Simd::load(from + i)));
+            Simd::store(from + i, Simd::zero());
+        }
+    }
 
     // Queries times scale * log2(e), so that 2^score is the softmax's.
     void load_queries() {
@@ -255,7 +269,8 @@ struct Task {
         }
         const V neg = Simd::set1(kNegInf);
         for (int64_t i = 0; i < int64_t(packed) * kUnit; i += W) Simd::store(maxima + i, neg);
-        for (int64_t i = 0; i < int64_t(packed) * stride; i += W) Simd::store(acc + i, Simd::zero());
+        const int64_t num_sums = int64_t(packed) * stride * (is_folded() ? 2 : 1);  // folded lies behind acc
+        for (int64_t i = 0; i < num_sums; i += W) Simd::store(acc + i, Simd::zero());
     }
 
     // One run of units for n queries, as many as the registers hold; `unit` is the run's first in their scores.
@@ -268,25 +283,46 @@ struct Task {
             weigh_fn<T>(n)(acc + int64_t(q) * stride, stride, run, call.head_dim, score_at(unit, q), unit_stride());
     }
 
-    // One run of units for rows [lo, hi), whose cursors are equal: chunk by chunk, register block by register block.
+    // One run of units for queries [q0, q1), the run's first in their scores being `unit`: chunk by chunk, register
+    // block by register block.
     template <bool SCORES>
-    void do_run(Run<T> run, int lo, int hi) {
-        const int q0 = lo * call.group, q1 = hi * call.group;
+    void do_chain(Run<T> run, int q0, int q1, int unit) {
         const int max_rows = SCORES ? kMaxRowsQk : kMaxRowsPv;
         if (q1 - q0 <= max_rows) {
-            block_of_rows<SCORES>(run, q0, q1 - q0, cursor[lo]);
+            block_of_rows<SCORES>(run, q0, q1 - q0, unit);
             return;
         }
         const int num = (q1 - q0 + max_rows - 1) / max_rows;
         const int even = (q1 - q0 + num - 1) / num;
         const int stop = run.last, keys_in_last = run.keys_in_last;
-        int unit = cursor[lo];
         for (int u = run.first; u < stop; u += kChunk) {
             run.first = u;
             run.last = min_int(stop, u + kChunk);
             run.keys_in_last = run.last == stop ? keys_in_last : kUnit;
             for (int q = q0; q < q1; q += even) block_of_rows<SCORES>(run, q, min_int(even, q1 - q), unit);
             unit += run.last - run.first;
+        }
+    }
+
+    // One run of units for rows [lo, hi), whose cursors are equal; values are summed in chains of kFold units.
+    template <bool SCORES>
+    void do_run(Run<T> run, int lo, int hi) {
+        const int q0 = lo * call.group, q1 = hi * call.group;
+        int unit = cursor[lo];
+        if (SCORES || unit % kFold + run.last - run.first < kFold) {
+            do_chain<SCORES>(run, q0, q1, unit);
+            return;
+        }
+        const int stop = run.last, keys_in_last = run.keys_in_last;
+        while (run.first < stop) {
+            run.last = min_int(stop, run.first + kFold - unit % kFold);
+            run.keys_in_last = run.last == stop ? keys_in_last : kUnit;
+            do_chain<SCORES>(run, q0, q1, unit);
+            const int done = run.last - run.first;
+            if (run.ahead) run.ahead += done;
+            unit += done;
+            run.first = run.last;
+            if (unit % kFold == 0) fold(q0, q1 - q0);
         }
     }
 
@@ -399,12 +435,13 @@ struct Task {
     }
 
     void store_out() {
+        if (is_folded()) fold(0, packed);
         for (int r = 0; r < rows; ++r) {
             for (int g = 0; g < call.group; ++g) {
                 const int q = r * call.group + g;
                 T* dst = static_cast<T*>(call.out) +
                          (int64_t(task.row_lo + r) * call.num_heads + kv_head * call.group + g) * call.head_dim;
-                const float* src = acc + int64_t(q) * stride;
+                const float* src = (is_folded() ? folded : acc) + int64_t(q) * stride;
                 const V factor = Simd::set1(inverse[q]);
                 int d = 0;
                 for (; d + W <= call.head_dim; d += W) Simd::store(dst + d, Simd::mul(Simd::load(src + d), factor));
