@@ -232,6 +232,7 @@ class Engine:
             "verifier_digest": self._digest(folder) if strategy.is_scored and folder else None,
             "verifier_spec": json.dumps(asdict(self.specs[name])) if strategy.is_scored and name == "prm" else None,
             "prompt": None if self.prompt is None else self.prompt.render("?"),
+            **({} if self.step_delimiter == self.task.delimiter else {"step_delimiter": self.step_delimiter}),
             "agg_strategy": agg_strategy if strategy.is_scored else None,
             "max_tokens": self.task.max_tokens if max_tokens is None else max_tokens,
             **asdict(sampling),

@@ -49,9 +49,11 @@ def run_rows(
         finally:
             if not ledger.done:  # nothing to resume, and no configuration worth holding anyone to
                 ledger.path.unlink(missing_ok=True)
+        num_errors = sum(row.get("num_errors", 0) for row in ledger.done.values())
         parts = [
             f"{num_total} {label}",
             progress.accuracy,
+            f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",
             f"{sum(ledger.seconds_by_strategy().values()):.1f} s",
         ]
         if ledger.num_resumed:

@@ -271,7 +271,8 @@ def check_prompts(engine: Engine, problems: list[Problem], origins: list[str], j
         for llm, ids in held:
             if len(ids) >= llm.config.context:
                 raise ValueError(
-                    f"{origin}: the prompt has {len(ids)} tokens, the context of the model holds {llm.config.context}"
+                    f"{origin}: the prompt has {len(ids)} tokens, "
+                    f"the context of {llm.folder} holds {llm.config.context}"
                 )
 
 

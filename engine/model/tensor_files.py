@@ -44,7 +44,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, paths: Sequence[Path], dtype: torch.dtype):
-        self.dtype = dtype
+        self.dtype, self.folder = dtype, paths[0].parent
         # One per thread for all tensors: no gaps left in the heap.
         self._chunks = [torch.empty(CHUNK_BYTES, dtype=torch.uint8) for _ in range(torch.get_num_threads())]
         self._places: dict[str, Place] = {}
@@ -116,7 +116,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
 def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
     """A tensor's shape, without reading it where it is in a file. Raises ValueError for one that is not there."""
     if name not in tensors:
-        raise ValueError(f"the checkpoint lacks tensor {name!r}")
+        raise ValueError(f"{origin(tensors)}the checkpoint lacks tensor {name!r}")
     return tensors.shape(name) if isinstance(tensors, TensorFiles) else tuple(tensors[name].shape)
 
 
@@ -124,7 +124,12 @@ def check_shape(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int
     """Raises ValueError for a tensor that is missing, or of another shape than the configuration says."""
     found = shape_of(tensors, name)
     if found != shape:
-        raise ValueError(f"tensor {name!r} has shape {found}, the config says {shape}")
+        raise ValueError(f"{origin(tensors)}tensor {name!r} has shape {found}, the config says {shape}")
+
+
+def origin(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The folder of tensors in files, as an error begins."""
+    return f"{tensors.folder}: " if isinstance(tensors, TensorFiles) else ""
 
 
 def take(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:

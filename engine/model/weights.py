@@ -9,7 +9,7 @@ import torch
 
 from engine.model.config import ModelConfig
 from engine.model.rope import rope_tables
-from engine.model.tensor_files import fill, take
+from engine.model.tensor_files import fill, origin, take
 from ttc_kernels.decoder import DecoderWeights, LayerWeights
 
 _PARTS = (  # of every layer
@@ -126,6 +126,6 @@ def _check_names(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> No
     for name in tensors:
         if name.startswith("model.") and name not in expected and not name.endswith(_DERIVED):
             raise ValueError(
-                f"tensor {name!r} has no place in {config.architecture} with {config.num_layers} layers as the "
-                "config describes it"
+                f"{origin(tensors)}tensor {name!r} has no place in {config.architecture} "
+                f"with {config.num_layers} layers as the config describes it"
             )

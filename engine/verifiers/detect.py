@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from engine.model import named_architecture, read_raw_config, tensor_names
+from engine.model import named_architecture, read_config, read_raw_config, tensor_names
 from engine.verifiers.spec import Rule, VerifierSpec, built_in_specs, load_spec
 
 # Architectures that are a causal LM's trunk under another head.
@@ -31,6 +31,7 @@ def find_spec(folder: Path, name_or_file: str | Path | None = None, *, judges: s
     found = [spec for spec in specs if scores[spec.name] == best]
     if best and len(found) == 1:
         return found[0]
+    read_config(folder, trunk_architecture(folder))  # refuses a model that no spec could make readable
     option = "prm_spec" if judges == "steps" else "orm_spec"
     why = f"several formats have the architecture {named_architecture(raw)!r}"
     if not best:
