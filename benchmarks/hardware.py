@@ -59,9 +59,14 @@ def busy_seconds() -> float | None:
 class Bystanders:
     """Watches how much of the machine other processes take, from its making on: a busy machine times nothing."""
 
-    def __init__(self, busy_seconds: Callable[[], float | None] = busy_seconds) -> None:
-        self._busy_seconds = busy_seconds
-        self._start = (time.perf_counter(), busy_seconds(), time.process_time())
+    def __init__(
+        self,
+        busy_seconds: Callable[[], float | None] = busy_seconds,
+        own_seconds: Callable[[], float] = time.process_time,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._busy_seconds, self._own_seconds, self._now = busy_seconds, own_seconds, now
+        self._start = (now(), busy_seconds(), own_seconds())
 
     def share(self) -> float | None:
         """The share of all cores, in 0..1, that others have used; None where it is not known."""
@@ -69,8 +74,8 @@ class Bystanders:
         busy = self._busy_seconds()
         if busy is None or busy_before is None:
             return None
-        others = busy - busy_before - (time.process_time() - own_before)
-        return max(0.0, others / (time.perf_counter() - before) / os.cpu_count())
+        others = busy - busy_before - (self._own_seconds() - own_before)
+        return max(0.0, others / (self._now() - before) / os.cpu_count())
 
 
 def _cpu_name() -> str:

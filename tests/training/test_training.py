@@ -129,7 +129,7 @@ def test_a_discriminator_tells_a_policys_samples(tmp_path):
     assert (model.config.num_hidden_layers, model.config.num_labels) == (2, 2)
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     unseen = ReplacedTokens(build_tokenizer(), policy, dataclasses.replace(told, seed=9, num_tokens=1024))
-    assert held_out_figures(model, unseen, "cpu")["auc"] > 0.7  # of tokens: such a policy gets no line right
+    assert held_out_figures(model, unseen, "cpu")["auc"] > 0.6  # of tokens: such a policy gets no line right
     assert build_prm(tmp_path / "told", PRMRecipe()).config.num_hidden_layers == 2  # a PRM may start from it
 
 
