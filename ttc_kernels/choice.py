@@ -90,7 +90,9 @@ def load_triton(op: str, x: torch.Tensor) -> ModuleType:
 def _import_triton(op: str) -> tuple[ModuleType, bool]:
     """(ttc_kernels.<op>.triton, whether Triton's interpreter runs it)."""
     try:
-        from triton.knobs import runtime
+        import triton
     except ImportError as error:
         raise ValueError(f"{op}: impl 'triton' needs the package triton, got {error}") from error
-    return importlib.import_module(f"ttc_kernels.{op}.triton"), bool(runtime.interpret)
+    # Triton's own functions show what stood in the environment when it was imported.
+    is_interpreted = not isinstance(triton.language.sum, triton.JITFunction)
+    return importlib.import_module(f"ttc_kernels.{op}.triton"), is_interpreted

@@ -38,7 +38,9 @@ CASES = {
     "tree_attention": [
         AttentionCase(12, 2, 128, BF16, TREE),
         AttentionCase(8, 2, 80, FP16, TREE),
+        AttentionCase(16, 1, 256, BF16, TREE),
         AttentionCase(6, 2, 16, FP32, TREE),
+        AttentionCase(16, 1, 256, FP32, TREE),
     ],
     "rope_store_kv": [RopeCase(5, 12, 2, 128, BF16), RopeCase(5, 4, 1, 80, FP16), RopeCase(5, 6, 2, 16, FP32)],
     "copy_blocks": [CopyCase(2, 2, 8, 2, 128, BF16), CopyCase(2, 2, 8, 2, 16, FP32)],

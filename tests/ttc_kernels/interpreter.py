@@ -1,17 +1,9 @@
-"""Imported before any Triton kernel: they then run in Triton's interpreter, on a CPU."""
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read where triton, and a kernel, is defined
+"""Triton's interpreter, which runs the kernels on a CPU in the tests: tests/conftest.py turns it on."""
 
 import torch
 import triton
-import triton.language as tl
-from triton.runtime.jit import JITFunction
 
-__all__ = ["DTYPES", "tl", "triton", "widened"]
-
-assert not isinstance(tl.sum, JITFunction), "triton was imported before TRITON_INTERPRET was set"
+assert not isinstance(triton.language.sum, triton.JITFunction), "TRITON_INTERPRET was not set before triton's import"
 
 DTYPES = (torch.float32, torch.float16)  # bfloat16 is silently wrong in the interpreter
 

@@ -96,10 +96,8 @@ def _nth_of_rank(logits_ptr, vocab, rank, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _tighten(
-    logits_ptr, vocab, top, rate, cut, last_tie, total, num, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The cut after which the kept tokens' weight, of `total` over `num` tokens, first reaches `target`.
+def _tighten(logits_ptr, vocab, top, rate, cut, last_tie, num, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """The cut after which the kept tokens' weight, over `num` tokens, first reaches `target`.
 
     Bisects until one token, or one group of ties, is left between `low`, which reaches it, and `high`. Both are
     moved on to the nearest rank that occurs.
@@ -214,13 +212,11 @@ def _sample(
         if is_greedy == 0:
             if (top_k > 0) & (top_k < num):
                 k = top_k.to(tl.float64)
-                cut, last_tie = _tighten(
-                    logits_ptr, vocab, top, rate, cut, last_tie, num.to(tl.float64), num, k, False, BLOCK
-                )
+                cut, last_tie = _tighten(logits_ptr, vocab, top, rate, cut, last_tie, num, k, False, BLOCK)
                 mass, num, _, _ = _measure(logits_ptr, vocab, top, rate, cut, last_tie, cut, True, BLOCK)
             if top_p < 1:
                 target = top_p.to(tl.float64) * mass
-                cut, last_tie = _tighten(logits_ptr, vocab, top, rate, cut, last_tie, mass, num, target, True, BLOCK)
+                cut, last_tie = _tighten(logits_ptr, vocab, top, rate, cut, last_tie, num, target, True, BLOCK)
             if min_p > 0:
                 least = top.to(tl.float64) + tl.log(min_p).to(tl.float64) * wide_temperature
                 rank = _rank(least.to(tl.float32))

@@ -218,7 +218,7 @@ def tree_attention(
             BLOCK_SIZE=block_size,
             BLOCK_KEYS=min(64, max(16, (8192 if is_fp32 else 16384) // (block_dim * q.element_size()))),
             num_warps=8 if is_fp32 else 4,
-            num_stages=2,
+            num_stages=1 if block_dim * q.element_size() > 512 else 2,  # 99 KiB are the least that a GPU has
         )
     block_heads = min(triton.next_power_of_2(num_heads), max(1, 1024 // block_dim))
     _merge[(rows, triton.cdiv(num_heads, block_heads))](
