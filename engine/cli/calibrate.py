@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.cli.inputs import check_prompts, find_limits, find_problems, load_engine
 from engine.cli.options import option
-from engine.cli.search import check_prompts, find_limits, find_problems, load_engine
 
 if TYPE_CHECKING:
     from engine.engine import Engine

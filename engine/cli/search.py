@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.cli.inputs import DEFAULT_LIMIT, check_prompts, find_limits, find_problems, load_engine
 from engine.cli.options import option as _option
 
 if TYPE_CHECKING:
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
     from engine.reports.rows import Row
     from engine.scheduler import Planner
     from engine.search import Strategy
-    from engine.search.protocols import Verifier
     from engine.types import Problem, Sampling
-
-_DEFAULT_LIMIT = 100  # problems of a task that has no end of them
 
 
 def search(
@@ -40,7 +38,7 @@ def search(
         str | None, _option("Of the rows that are read; by default the task's.", "Problems")
     ] = None,
     limit: Annotated[
-        int | None, _option(f"The first so many problems; of task chain {_DEFAULT_LIMIT}.", "Problems")
+        int | None, _option(f"The first so many problems; of task chain {DEFAULT_LIMIT}.", "Problems")
     ] = None,
     prompt_style: Annotated[
         str, _option("plain; chat: the model's template; steps, boxed: chats that ask for such answers.", "Prompts")
@@ -182,98 +180,6 @@ def _checked(strategy: Strategy | Planner, engine: Engine, settings: dict) -> St
     for warning in caught:
         typer.echo(f"warning: {warning.message}", err=True)
     return strategy
-
-
-def find_problems(options: SimpleNamespace, given: Collection[str]) -> tuple[list[Problem | dict], list[str]]:
-    """The problems, and where each of them stands."""
-    from engine.cli.problems import read_problems
-    from engine.tasks import get_task, take_problems
-
-    task = get_task(options.task)
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"limit must be at least 1, got {options.limit}")
-    if options.problems is not None:
-        rows = read_problems(options, task, given)
-        return [row.as_dict() for row in rows], [row.origin for row in rows]
-    for name in ("problem_column", "answer_column"):
-        if name in given:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} has no effect without a problem file, got {getattr(options, name)!r}")
-    problems = take_problems(task, options.split, options.limit or (_DEFAULT_LIMIT if task.is_endless else None))
-    return problems, [f"problem {problem.id}" for problem in problems]
-
-
-def find_limits(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple[Sampling, int]:
-    """How tokens are drawn and how many; checks what a search would refuse, before a model is loaded."""
-    from dataclasses import replace
-
-    from engine.engine import DEFAULT_SAMPLING
-    from engine.search import check_arguments
-    from engine.tasks import get_task
-    from engine.verifiers import OracleVerifier
-
-    names = ("temperature", "top_p", "top_k", "min_p")
-    typed = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    sampling = replace(DEFAULT_SAMPLING, **typed)
-    task = get_task(options.task)
-    max_tokens = task.max_tokens if options.max_tokens is None else options.max_tokens
-    stand_in = OracleVerifier.from_first_wrong_step(task.first_wrong_step)  # for the one to be loaded
-    check_arguments(strategy, stand_in, budget=options.budget, max_tokens=max_tokens, agg_strategy=options.agg_strategy)
-    return sampling, max_tokens
-
-
-def load_engine(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple[Engine, dict[str, Path]]:
-    """The engine with the models that this search uses and no other, and their folders."""
-    from engine.engine import Engine
-    from engine.model import resolve_folder
-
-    folders = {"policy": resolve_folder(options.policy)}
-    parts = {"prm": "prm", "trunk": "trunk_head", "orm": "orm"}
-    part = parts.get(options.verifier) if strategy.is_scored else None
-    if part is not None:
-        has_home = options.policy == "home" and part != "orm"
-        name = getattr(options, part) or ("home" if has_home else None)
-        if name is None:
-            flag = part.replace("_", "-")
-            raise ValueError(f"--verifier {options.verifier} with --policy {options.policy} needs --{flag}")
-        folders[part] = resolve_folder(name, part)
-    engine = Engine.load(
-        folders["policy"],
-        prm=folders.get("prm"),
-        prm_spec=options.prm_spec,
-        orm=folders.get("orm"),
-        orm_spec=options.orm_spec,
-        trunk_head=folders.get("trunk_head"),
-        task=options.task,
-        prompt_style=options.prompt_style,
-        system_prompt=options.system_prompt,
-        few_shot=options.few_shot,
-        step_delimiter=_unescaped(options.step_delimiter),
-        device=options.device,
-        dtype=options.dtype,
-        max_batch=options.max_batch,
-        num_blocks=options.num_blocks,
-    )
-    return engine, folders
-
-
-def _unescaped(delimiter: str | None) -> str | None:
-    """A delimiter as typed: a shell hands on a backslash and an n where a line's end is meant."""
-    return delimiter and delimiter.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def check_prompts(engine: Engine, problems: list[Problem], origins: list[str], judge: Verifier | None = None) -> None:
-    """Raises ValueError for a prompt that a model cannot hold, before any problem is searched."""
-    for problem, origin in zip(problems, origins, strict=True):
-        held = [(engine.policy, engine.prompt_ids(problem.prompt))]
-        if judge is not None and hasattr(judge, "opening"):
-            held.append((judge.llm, judge.opening(problem)))
-        for llm, ids in held:
-            if len(ids) >= llm.config.context:
-                raise ValueError(
-                    f"{origin}: the prompt has {len(ids)} tokens, "
-                    f"the context of {llm.folder} holds {llm.config.context}"
-                )
 
 
 def _config(
