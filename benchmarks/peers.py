@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from benchmarks.attention_peers import attention_peers
 from benchmarks.ops import Op
 from engine.model.unpacked import TorchDecoder
+from engine.model.weights import LayerExtras, Trunk
 from ttc_kernels.step_score import reference as step_score_reference
 
 Call = Callable[[], object]
@@ -120,7 +121,8 @@ def _step_score(case, inputs: dict) -> Call:
 
 def _layer_by_layer(case, inputs: dict) -> Call:
     """Our own trunk of separate ops over torch's matrix products."""
-    decoder = TorchDecoder(case.weights())
+    weights = case.weights()
+    decoder = TorchDecoder(Trunk(weights, (LayerExtras(),) * len(weights.layers)))
     return lambda: decoder.forward(**inputs)
 
 

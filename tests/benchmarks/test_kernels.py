@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.clock import Clock, check_device
 from benchmarks.gpu_peers import Missing
 from benchmarks.kernels import describe, main
 from benchmarks.ops import OPS, rows_alone, sample_rows
+from benchmarks.peers import EAGER
 from ttc_kernels.rms_norm import cases as rms_norm_cases
 from ttc_kernels.sample import cases as sample_cases
 from ttc_kernels.tree_attention.cases import Case
@@ -215,3 +217,11 @@ def test_a_clock_calls_as_often_as_time_allows():
     calls.clear()
     Clock("cpu", max_seconds=1.0, max_repeats=5).median(lambda: calls.append(0))
     assert len(calls) == 7
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_every_eager_peer_runs(name):
+    op = OPS[name]
+    cases = importlib.import_module(f"ttc_kernels.{name}.cases").tiny()
+    for peer in EAGER[name].values():
+        peer(cases[0], op.inputs(cases[0], "cpu"))()
