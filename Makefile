@@ -48,6 +48,8 @@ models: setup
 	$(BIN)/ttc rollouts
 	$(BIN)/ttc train prm --base out/discriminator
 	$(BIN)/ttc train trunk-head
+	$(BIN)/ttc calibrate --limit 300 --out out/calibration.json
+	cp out/calibration.json engine/home/calibration.json
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from engine import BestOfN, Engine, Majority, Sampling
+from engine import BestOfN, ComputeOptimal, Engine, Majority, Sampling
 from engine.model import HOME
 from engine.tasks import get_task, take_problems
 from engine.types import GREEDY
@@ -76,3 +76,8 @@ def test_checkpoints_are_plain_and_small():
     for part in ("policy", "prm", "trunk_head"):
         assert (HOME / part / "README.md").read_text().startswith("# ")
     assert json.loads((HOME / "policy" / "config.json").read_text())["max_position_embeddings"] >= 1024
+
+
+def test_the_shipped_calibration_is_of_the_shipped_models(engine):
+    strategy = ComputeOptimal(HOME / "calibration.json")
+    assert strategy.checked(engine.conditions(strategy)) is strategy
