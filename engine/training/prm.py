@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModel,
-    LlamaForTokenClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -159,7 +160,7 @@ def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[l
     return [row for row in rows if row["prompt"] not in kept], [row for row in rows if row["prompt"] in kept]
 
 
-def build_prm(base: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
+def build_prm(base: Path, recipe: PRMRecipe) -> PreTrainedModel:
     """The base's trunk with extra layers and a two-label head, the base's own where it is such a classifier.
 
     New layers add nothing to the residual stream at first: training starts from what the base knows.
@@ -167,16 +168,18 @@ def build_prm(base: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
     torch.manual_seed(recipe.seed)
     config = AutoConfig.from_pretrained(base)
     num_layers = config.num_hidden_layers
-    has_head = "LlamaForTokenClassification" in (config.architectures or ()) and config.num_labels == 2
+    has_head = config.num_labels == 2 and (config.architectures or [""])[0].endswith("ForTokenClassification")
     config.num_hidden_layers += recipe.num_extra_layers
     config.classifier_dropout = recipe.dropout
     config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
-    model = LlamaForTokenClassification(config)
+    if getattr(config, "layer_types", None) and recipe.num_extra_layers:
+        config.layer_types = [*config.layer_types, *config.layer_types[-1:] * recipe.num_extra_layers]
+    model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
     if has_head:
-        model.load_state_dict(LlamaForTokenClassification.from_pretrained(base).state_dict(), strict=False)
+        model.load_state_dict(AutoModelForTokenClassification.from_pretrained(base).state_dict(), strict=False)
     else:
-        model.model.load_state_dict(AutoModel.from_pretrained(base).state_dict(), strict=False)
-    for layer in model.model.layers[num_layers:]:
+        model.base_model.load_state_dict(AutoModel.from_pretrained(base).state_dict(), strict=False)
+    for layer in model.base_model.layers[num_layers:]:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
     return model
@@ -185,7 +188,7 @@ def build_prm(base: Path, recipe: PRMRecipe) -> LlamaForTokenClassification:
 def train_prm(
     rollouts: Sequence[Path], base: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
 ) -> dict:
-    """Trains a `LlamaForTokenClassification` that starts from the weights of `base`; returns held-out figures.
+    """Trains a two-label token classifier that starts from the weights of `base`; returns held-out figures.
 
     `base` is the policy, or a decoder with its tokenizer that knows more than the policy.
     """

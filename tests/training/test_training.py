@@ -26,7 +26,7 @@ from engine.training.prm import (
     train_prm,
     train_trunk_head,
 )
-from tests.tiny import tiny_policy
+from tests.tiny import tiny_family, tiny_policy
 
 SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
 
@@ -161,3 +161,11 @@ def test_a_line_is_wrong_from_its_first_other_token_to_its_end(tmp_path):
             if token in ends:
                 is_right = True
     assert (batch["labels"] == 0).any()
+
+
+def test_a_prm_is_of_its_bases_family(tmp_path):
+    base = tiny_family(tmp_path / "base", "Qwen2ForCausalLM")
+    model = build_prm(base, PRMRecipe(num_extra_layers=1))
+    assert type(model).__name__ == "Qwen2ForTokenClassification"
+    old, new = weights(base), model.state_dict()
+    assert torch.equal(old["model.layers.0.self_attn.q_proj.bias"], new["model.layers.0.self_attn.q_proj.bias"])
