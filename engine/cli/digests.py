@@ -1,4 +1,4 @@
-"""What the contents of checkpoints and problems are, so that a resumed run is the same run."""
+"""What the contents of problems and prompts are, so that a resumed run is the same run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-from engine.model.digest import checkpoint_digest
 from engine.types import Problem
-
-__all__ = ["checkpoint_digest", "problems_digest", "prompts_digest"]
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:

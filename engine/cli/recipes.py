@@ -13,9 +13,10 @@ import transformers
 import typer
 from typer.core import TyperCommand
 
-from engine.cli.digests import checkpoint_digest, problems_digest
+from engine.cli.digests import problems_digest
 from engine.cli.runs import run_rows
 from engine.model import HOME, resolve_folder
+from engine.model.digest import checkpoint_digest
 from engine.reports import RunLedger, row_line
 from engine.reports.files import write_atomically
 from engine.reports.rows import Row

@@ -194,7 +194,8 @@ def _config(
     """All that the rows depend on; what changes no row, such as the batch limit, is left out."""
     from dataclasses import asdict
 
-    from engine.cli.digests import checkpoint_digest, problems_digest, prompts_digest
+    from engine.cli.digests import problems_digest, prompts_digest
+    from engine.model.digest import checkpoint_digest
 
     return {
         "task": options.task,

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 from engine.model.config import ModelConfig, read_config, read_json
 from engine.model.hub import fetch, is_hub_id
 from engine.model.tensor_files import TensorFiles
-from engine.model.tensor_files import take as take  # heads take tensors from here
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 HOME = Path(__file__).resolve().parent.parent / "home"

@@ -14,8 +14,8 @@ from ttc_kernels.decoder import PackedDecoder
 # Up to so many matrix weights a trunk of Llama's shape is packed. A bound on what the caches of the cores hold
 # together, not a measured crossover: every thread reads all packed weights for its own rows.
 MAX_PACKED_WEIGHTS = 16_000_000
-# Branches of one forward: best-of-256 of the home policy in float32, its pool in huge pages, ran at 113k tokens a
-# second in batches of 128, at 112k in 256 and 105k in 64 (AMD EPYC, 2 cores, medians).
+# Branches of one forward. 128 was the fastest for the home policy in float32 on 2 cores, by less than two runs of one
+# size differ (benchmarks/results/engine.json has the figures of the default).
 LARGE_BATCH, SMALL_BATCH = 256, 128
 
 

@@ -37,6 +37,8 @@ class DiscriminatorRecipe:
     data: ChainConfig = TRAINING_MIX
 
     def __post_init__(self) -> None:
+        if self.num_extra_layers < 1:  # the last layer's output is the score's, no language model's
+            raise ValueError(f"num_extra_layers must be at least 1, got {self.num_extra_layers}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be over 0, got {self.temperature}")
 
@@ -115,8 +117,7 @@ class Discriminator(nn.Module):
         outputs = self.classifier(input_ids, output_hidden_states=True)
         expected = self.norm(outputs.hidden_states[self.depth]) @ self.classifier.model.embed_tokens.weight.T
         lm_loss = nn.functional.cross_entropy(expected.flatten(0, 1), next_ids.flatten(), ignore_index=IGNORED)
-        loss = step_loss(outputs.logits, labels)
-        return {"loss": loss + lm_loss, "told": loss.detach(), "logits": outputs.logits}
+        return {"loss": step_loss(outputs.logits, labels) + lm_loss, "logits": outputs.logits}
 
 
 def train_discriminator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -165,6 +166,27 @@ def test_an_option_changes_what_is_measured(ttc, models, tmp_path, plain, option
     assert measured(tmp_path / "c.json") != plain
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--system-prompt", "8;8"], ["--few-shot", "shots.txt"], ["--step-delimiter", "="]], ids=" ".join
+)
+def test_a_prompt_changes_what_is_measured(ttc, models, tmp_path, monkeypatch, plain, arguments):
+    monkeypatch.chdir(tmp_path)
+    Path("shots.txt").write_text("7;+1\n7+1=8\n")
+    outcome = ttc(*small_calibrate(models, "c.json"), "--min-per-bin", 2, "--bins", "one", *arguments)
+    assert outcome.status == 0, outcome.err
+    cells = [dataclasses.replace(each, bin=0) for each in measured(Path("c.json"))[3]]
+    assert cells != [dataclasses.replace(each, bin=0) for each in plain[3]]
+
+
+def test_columns_of_a_file_can_be_named(ttc, models, tmp_path):
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps({"q": f"{i};+{i}", "a": 2 * i}) + "\n" for i in range(1, 9)))
+    arguments = [*small_calibrate(models, tmp_path / "c.json"), "--bins", "one", file]
+    assert_refused(ttc(*arguments, "--answer-column", "a"), "problem")
+    assert_refused(ttc(*arguments, "--problem-column", "q"), "answer")
+    assert ttc(*arguments, "--problem-column", "q", "--answer-column", "a").status == 0
+
+
 def test_a_file_of_problems_and_no_device_but_this_one(ttc, models, tmp_path):
     file = tmp_path / "problems.jsonl"
     file.write_text("".join(json.dumps({"problem": f"{i};+{i}", "answer": 2 * i}) + "\n" for i in range(1, 9)))
@@ -197,6 +219,8 @@ def test_a_file_of_problems_and_no_device_but_this_one(ttc, models, tmp_path):
         (["--agg-strategy", "max"], ["'max'"]),
         (["--verifier", "trust"], ["'trust'"]),
         (["--prm", "nowhere"], ["'nowhere'"]),
+        (["--prm-spec", "nowhere"], ["'nowhere'"]),
+        (["--prompt-style", "chat"], ["'chat'", "chat template"]),
     ],
     ids=lambda part: " ".join(part) if part[0].startswith("--") else "",
 )

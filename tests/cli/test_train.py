@@ -61,6 +61,7 @@ def test_the_problems_of_a_policy_have_knobs():
         (["train", "policy", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["train", "discriminator", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["train", "discriminator", "--temperature", "0"], ["temperature", "got 0.0"]),
+        (["train", "discriminator", "--num-extra-layers", "0"], ["num_extra_layers", "got 0"]),
         (["train", "prm", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["train", "prm", "--held-out", "2"], ["held_out", "got 2.0"]),
         (["train", "trunk-head", "--num-extra-layers", "1"], ["adds no layers", "num_extra_layers 1"]),

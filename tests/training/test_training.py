@@ -161,6 +161,8 @@ def test_a_line_is_wrong_from_its_first_other_token_to_its_end(tmp_path):
             if token in ends:
                 is_right = True
     assert (batch["labels"] == 0).any()
+    colder = ReplacedTokens(tokenizer, policy, dataclasses.replace(drawn, temperature=0.01))[0]
+    assert not torch.equal(colder["input_ids"], batch["input_ids"])
 
 
 def test_a_prm_is_of_its_bases_family(tmp_path):
