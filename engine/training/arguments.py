@@ -8,8 +8,18 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 
-def training_arguments(work: Path, device: str, seed: int, learning_rate: float, **options) -> TrainingArguments:
-    """Checkpoints every 500 steps into `work`, cosine decay, bf16 off the CPU; options go to transformers."""
+def can_compile() -> bool:
+    """Whether torch.compile can be used on a CPU, where it needs a C++ compiler; it pays within minutes."""
+    return shutil.which("g++") is not None
+
+
+def training_arguments(
+    work: Path, device: str, seed: int, learning_rate: float, *, bf16: bool | None = None, **options
+) -> TrainingArguments:
+    """Checkpoints every 500 steps into `work`, cosine decay; options go to transformers.
+
+    `bf16` is automatic mixed precision, by default off the CPU only: there it pays for wide models alone.
+    """
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=1,  # an item of our data sets is a batch already
@@ -26,9 +36,8 @@ def training_arguments(work: Path, device: str, seed: int, learning_rate: float,
         seed=seed,
         data_seed=seed,
         use_cpu=device == "cpu",
-        bf16=device != "cpu",
-        # Compiling pays within minutes, and needs a C++ compiler on a CPU.
-        torch_compile=shutil.which("g++") is not None,
+        bf16=device != "cpu" if bf16 is None else bf16,
+        torch_compile=can_compile(),
         report_to=[],
         disable_tqdm=True,
         train_sampling_strategy="sequential",
