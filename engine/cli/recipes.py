@@ -26,10 +26,12 @@ from engine.tasks.chain import ChainConfig, config_from_options
 from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
+from engine.training.revision import RevisionRecipe, train_revision
 from engine.training.rollouts import RolloutRecipe, generate, questions
 from engine.training.stepwise import check_threshold, write_stepwise
 
 _ROLLOUTS = "out/rollouts.jsonl"
+_ATTEMPTS = "out/attempts.jsonl"  # many answers to a question, labelled by their own ends
 _DATA_HELP = "A knob of the problems as name=value, e.g. max_depth=6; may be repeated."
 
 Out = Annotated[str, typer.Option(help="Folder of the trained model.")]
@@ -94,6 +96,20 @@ def run_trunk_head(
     typer.echo(f"trunk head trained, {_shown(figures)}: {out}")
 
 
+def run_revision(
+    recipe: RevisionRecipe,
+    rollouts: Rollouts = _ATTEMPTS,
+    base: Annotated[str, typer.Option(help="Hugging Face folder of the policy that it starts from.")] = "home",
+    out: Out = str(HOME / "reviser"),
+    work: Work = "out/train/revision",
+    device: Device = "cpu",
+) -> None:
+    """Trains a policy to answer anew after wrong attempts of its own, from `ttc rollouts --num-rollouts 0`."""
+    _check_device(device)
+    figures = train_revision(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
+    typer.echo(f"revision model trained, {_shown(figures)}: {out}")
+
+
 def run_rollouts(
     recipe: RolloutRecipe,
     policy: Policy = "home",
@@ -147,6 +163,7 @@ _COMMANDS = {
     "discriminator": (DiscriminatorRecipe, run_discriminator),
     "prm": (PRMRecipe, run_prm),
     "trunk-head": (TrunkHeadRecipe, run_trunk_head),
+    "revision": (RevisionRecipe, run_revision),
     "rollouts": (RolloutRecipe, run_rollouts),
 }
 
@@ -212,5 +229,8 @@ def _check_device(device: str) -> None:
         raise ValueError("device 'cuda' was asked for, but torch sees no GPU")
 
 
-def _shown(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+def _shown(figures: dict[str, float | str]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, '.4g')}"
+        for name, value in figures.items()
+    )

@@ -16,7 +16,7 @@ def can_compile() -> bool:
 def training_arguments(
     work: Path, device: str, seed: int, learning_rate: float, *, bf16: bool | None = None, **options
 ) -> TrainingArguments:
-    """Checkpoints every 500 steps into `work`, cosine decay; options go to transformers.
+    """Checkpoints every 500 steps into `work`, cosine decay; options go to transformers and override ours.
 
     `bf16` is automatic mixed precision, by default off the CPU only: there it pays for wide models alone.
     """
@@ -31,8 +31,6 @@ def training_arguments(
         adam_beta2=0.98,
         max_grad_norm=1.0,
         logging_steps=50,
-        save_steps=500,
-        save_total_limit=2,
         seed=seed,
         data_seed=seed,
         use_cpu=device == "cpu",
@@ -42,5 +40,5 @@ def training_arguments(
         disable_tqdm=True,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        **options,
+        **{"save_steps": 500, "save_total_limit": 2, **options},
     )

@@ -1,0 +1,45 @@
+"""Encoded rows packed into batches of nearly one length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import torch
+from torch.utils.data import Dataset
+
+
+class LengthBatches(Dataset):
+    """Item i is a whole batch: `input_ids` and `labels`, both (rows, longest), padded on the right.
+
+    Rows are (token ids, one label per token). A batch holds `tokens_per_step` tokens at most, padding
+    included, and at least one row. The order of the batches is random, from the seed.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[tuple[list[int], list]],
+        *,
+        pad: int,
+        no_label: float,
+        tokens_per_step: int,
+        seed: int,
+    ):
+        self.batches: list[list[tuple[list[int], list]]] = [[]]
+        for row in sorted(rows, key=lambda row: len(row[0])):
+            if self.batches[-1] and len(row[0]) * (len(self.batches[-1]) + 1) > tokens_per_step:
+                self.batches.append([])
+            self.batches[-1].append(row)
+        random.Random(seed).shuffle(self.batches)
+        self.pad, self.no_label = pad, no_label
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        batch = self.batches[index]
+        longest = max(len(ids) for ids, _ in batch)
+        return {
+            "input_ids": torch.tensor([ids + [self.pad] * (longest - len(ids)) for ids, _ in batch]),
+            "labels": torch.tensor([labels + [self.no_label] * (longest - len(labels)) for _, labels in batch]),
+        }

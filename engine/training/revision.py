@@ -1,0 +1,224 @@
+"""Training a revision model on its own wrong-then-right attempts (Snell et al. 2024, section 6.1 and appendix H).
+
+Trajectories are built from parallel samples: a right answer, and before it k wrong ones to the same
+question, k uniform in 0..4. The last of them is the closest to the right answer by character edit
+distance, so that what the model sees is a slip and its correction; the others are random. The loss
+is on the right answer alone.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
+
+from engine.training.arguments import can_compile, training_arguments
+from engine.training.batches import LengthBatches
+from engine.training.policy import IGNORED
+from engine.training.prm import split_questions
+from engine.training.stepwise import read_stepwise
+
+
+@dataclass(frozen=True)
+class RevisionRecipe:
+    """What `ttc train revision` does; with the data that `make models` makes, the default is the shipped reviser."""
+
+    max_attempts: int = 4  # wrong ones before the right answer
+    max_right: int = 8  # right answers of a question that are used; questions that are easy have many
+    num_epochs: float = 3.0
+    tokens_per_step: int = 6144
+    learning_rate: float = 5e-4
+    held_out: float = 0.05  # share of questions kept for evaluation
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_attempts", 1), ("max_right", 1), ("tokens_per_step", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be within (0, 1), got {self.held_out}")
+        if self.num_epochs <= 0:
+            raise ValueError(f"num_epochs must be over 0, got {self.num_epochs}")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One sampled answer: its text, by which attempts are compared, and its tokens, end of text included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Wrong attempts, oldest first, and the right answer that follows them."""
+
+    prompt: str
+    wrong: tuple[Attempt, ...]
+    right: Attempt
+
+
+@dataclass
+class Counts:
+    """What became of the questions."""
+
+    questions: int = 0
+    never_right: int = 0  # they give nothing
+    never_wrong: int = 0  # their right answers stand without a history
+    by_attempts: dict[int, int] = field(default_factory=dict)  # trajectories by number of wrong attempts
+
+    def __str__(self) -> str:
+        lengths = ", ".join(f"{count} with {number}" for number, count in sorted(self.by_attempts.items()))
+        return (
+            f"{self.questions} questions ({self.never_right} never right, {self.never_wrong} never wrong), "
+            f"trajectories by wrong attempts: {lengths}"
+        )
+
+
+def read_attempts(paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[Attempt]]]:
+    """Questions with their sampled answers, from files of `ttc rollouts --num-rollouts 0`.
+
+    An answer is right where the label of its last step is at least a half. Raises ValueError as `read_stepwise`.
+    """
+    rows = sorted((row for path in paths for row in read_stepwise(path)), key=lambda row: row["prompt"])
+    return [
+        (prompt, [_attempt(row, tokenizer) for row in group]) for prompt, group in groupby(rows, lambda r: r["prompt"])
+    ]
+
+
+def _attempt(row: dict, tokenizer: PreTrainedTokenizerFast) -> Attempt:
+    text = "".join(row["completions"])
+    if "token_ids" in row:
+        ids = [token for step in row["token_ids"] for token in step]
+    else:  # a history is cut into attempts by the end of text alone
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return Attempt(text, tuple(ids), row["labels"][-1] >= 0.5)
+
+
+def build_trajectories(
+    questions: Iterable[tuple[str, Sequence[Attempt]]], recipe: RevisionRecipe
+) -> tuple[list[Trajectory], Counts]:
+    """Trajectories of all questions that have a right answer. Equal texts of a question count once."""
+    trajectories: list[Trajectory] = []
+    counts = Counts()
+    for prompt, attempts in questions:
+        counts.questions += 1
+        distinct = list({attempt.text: attempt for attempt in attempts}.values())
+        wrong = [attempt for attempt in distinct if not attempt.is_right]
+        if not any(attempt.is_right for attempt in attempts):
+            counts.never_right += 1
+            continue
+        counts.never_wrong += not wrong
+        rng = random.Random(f"revision/{recipe.seed}/{prompt}")
+        right = [attempt for attempt in attempts if attempt.is_right]  # as often as it was sampled
+        for answer in rng.sample(right, min(recipe.max_right, len(right))):
+            history = _history(answer, wrong, rng.randint(0, recipe.max_attempts), rng)
+            counts.by_attempts[len(history)] = counts.by_attempts.get(len(history), 0) + 1
+            trajectories.append(Trajectory(prompt, history, answer))
+    return trajectories, counts
+
+
+def _history(right: Attempt, wrong: Sequence[Attempt], num_attempts: int, rng: random.Random) -> tuple[Attempt, ...]:
+    """Up to `num_attempts` wrong answers, the closest to the right one last."""
+    from rapidfuzz.distance import Levenshtein  # of the train extra
+
+    if not num_attempts or not wrong:
+        return ()
+    closest = min(wrong, key=lambda attempt: Levenshtein.distance(attempt.text, right.text))
+    others = [attempt for attempt in wrong if attempt is not closest]
+    return (*rng.sample(others, min(num_attempts - 1, len(others))), closest)
+
+
+def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """Token ids of prompt, attempts and right answer; labels are the ids of the right answer alone."""
+    ids = list(tokenizer(trajectory.prompt)["input_ids"])
+    for attempt in trajectory.wrong:
+        ids += attempt.token_ids
+    answer = list(trajectory.right.token_ids)
+    return ids + answer, [IGNORED] * len(ids) + answer
+
+
+def train_revision(
+    rollouts: Sequence[Path], base: Path, out: Path, work: Path, recipe: RevisionRecipe, device: str = "cpu"
+) -> dict:
+    """Fine-tunes `base`, a causal decoder with its tokenizer, and writes a Hugging Face folder to `out`.
+
+    Of the evaluations, four an epoch, the one after the lowest held-out loss is kept (appendix H keeps
+    a checkpoint slightly after that loss turns up, since it is off-policy); the last where it never turns.
+    Resumes from the last checkpoint in `work`. Returns held-out figures and counts of the data. Raises
+    ValueError for rollouts without anything to train on, or trajectories over the base's context.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    trajectories, counts = build_trajectories(read_attempts(rollouts, tokenizer), recipe)
+    rows = [{"prompt": each.prompt, "trajectory": each} for each in trajectories]
+    train, held = split_questions(rows, recipe.held_out, recipe.seed) if rows else ([], [])
+    if not train:
+        raise ValueError(f"{', '.join(map(str, rollouts))} holds nothing to train on: {counts}")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if device == "cpu" and can_compile():
+        model.set_attn_implementation("eager")  # see train_policy
+    batches = [_batches(part, tokenizer, recipe, model.config.max_position_embeddings) for part in (train, held)]
+    steps_each = max(1, len(batches[0]) // 4)
+    arguments = training_arguments(
+        work,
+        device,
+        recipe.seed,
+        recipe.learning_rate,
+        bf16=recipe.bf16 or None,
+        num_train_epochs=recipe.num_epochs,
+        eval_strategy="steps",
+        eval_steps=steps_each,
+        save_steps=steps_each,
+        save_total_limit=None,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=batches[0],
+        eval_dataset=batches[1],
+        data_collator=lambda items: items[0],
+    )
+    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    losses = held_out_losses(work)
+    step = chosen_step(losses)
+    model = AutoModelForCausalLM.from_pretrained(work / f"checkpoint-{step}", dtype=torch.float32)
+    model.config.use_cache = True  # the trainer turns it off
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {"data": str(counts), "held_out_loss": losses[step], "step": step, "of_steps": max(losses)}
+
+
+def _batches(rows: Sequence[dict], tokenizer, recipe: RevisionRecipe, context: int) -> LengthBatches:
+    encoded = [encode(row["trajectory"], tokenizer) for row in rows]
+    longest = max(len(ids) for ids, _ in encoded)
+    if longest > context:
+        raise ValueError(f"a trajectory has {longest} tokens, over the context of {context}: take fewer max_attempts")
+    return LengthBatches(
+        encoded,
+        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        no_label=IGNORED,
+        tokens_per_step=recipe.tokens_per_step,
+        seed=recipe.seed,
+    )
+
+
+def held_out_losses(work: Path) -> dict[int, float]:
+    """Held-out loss by step, as the trainer wrote it down in its last checkpoint."""
+    last = max(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    history: Iterator[dict] = iter(json.loads((last / "trainer_state.json").read_text())["log_history"])
+    return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+
+
+def chosen_step(losses: dict[int, float]) -> int:
+    """The evaluation after the lowest, or the last. `losses` by step."""
+    steps = sorted(losses)
+    lowest = min(steps, key=lambda step: losses[step])
+    return next((step for step in steps if step > lowest), lowest)
