@@ -138,10 +138,16 @@ def _history(right: Attempt, wrong: Sequence[Attempt], num_attempts: int, rng: r
 
 
 def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids of prompt, attempts and right answer; labels are the ids of the right answer alone."""
-    ids = list(tokenizer(trajectory.prompt)["input_ids"])
+    """Token ids of the attempts, each after the prompt, and of the right answer; labels are the right answer's alone.
+
+    The prompt stands again before every attempt: an answer is as far from the prompt that it copies from as the
+    base has learned it. (Behind all attempts, the home policy's first answers fell from 31 to 9 % right.)
+    """
+    prompt = tokenizer(trajectory.prompt)["input_ids"]
+    ids: list[int] = []
     for attempt in trajectory.wrong:
-        ids += attempt.token_ids
+        ids += [*prompt, *attempt.token_ids]
+    ids += prompt
     answer = list(trajectory.right.token_ids)
     return ids + answer, [IGNORED] * len(ids) + answer
 
