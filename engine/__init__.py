@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.runtime import LLM, Branch, PoolTooSmall
     from engine.scheduler import ComputeOptimal
-    from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase
+    from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions
     from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, Step
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "PoolTooSmall",
     "Problem",
     "Rebase",
+    "Revisions",
     "Sampling",
     "SearchResult",
     "SearchTree",
@@ -40,7 +41,7 @@ _HOMES = {
     "engine.engine": ("Engine",),
     "engine.runtime": ("LLM", "Branch", "PoolTooSmall"),
     "engine.scheduler": ("ComputeOptimal",),
-    "engine.search": ("DVTS", "Adaptive", "BeamSearch", "BestOfN", "Lookahead", "Majority", "Rebase"),
+    "engine.search": ("DVTS", "Adaptive", "BeamSearch", "BestOfN", "Lookahead", "Majority", "Rebase", "Revisions"),
     "engine.types": ("Candidate", "Problem", "Sampling", "SearchResult", "SearchTree", "Step"),
 }
 

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from engine.accounting import Ledger
-from engine.model import load_trunk_head, read_config, resolve_dtype, resolve_folder
+from engine.model import HOME, load_trunk_head, read_config, resolve_dtype, resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.runtime.runner import Runner
 from engine.scheduler import ComputeOptimal, Planner, search_batch
-from engine.search import run_search
+from engine.search import run_search, sampler
 from engine.search.loop import check_arguments
 from engine.search.protocols import Strategy, Verifier
 from engine.tasks import Task, get_task
@@ -42,19 +43,21 @@ class Engine:
         *,
         prm: LLM | None = None,
         orm: LLM | None = None,
+        reviser: LLM | None = None,
         task: str = "chain",
         prm_spec: VerifierSpec | None = None,
         orm_spec: VerifierSpec | None = None,
         prompt: PromptFormat | None = None,
     ):
-        self.policy, self.prm, self.orm = policy, prm, orm
+        self.policy, self.prm, self.orm, self.reviser = policy, prm, orm, reviser
         self.specs = {"prm": prm_spec or load_spec("home"), "orm": orm_spec}
         self.task: Task = get_task(task)
         self.prompt = prompt
         delimiter = prompt.delimiter if prompt is not None else None
         self.step_delimiter = self.task.delimiter if delimiter is None else delimiter
         self.stops_at_box = prompt is not None and prompt.stops_at_box
-        self._policy = ModelPolicy(policy, self.step_delimiter, encode=self.prompt_ids, stops_at_box=self.stops_at_box)
+        self._policy = self._sampler(policy)
+        self._reviser = self._policy if reviser is policy else None if reviser is None else self._sampler(reviser)
         self._judges: dict[str, Verifier] = {}
         self.trunk_head_folder: Path | None = None  # where `load` found one
         self._digests: dict[Path, str] = {}
@@ -69,6 +72,7 @@ class Engine:
         orm: str | Path | None = None,
         orm_spec: str | Path | None = None,
         trunk_head: str | Path | None = None,
+        reviser: str | Path | None = None,
         task: str = "chain",
         prompt_style: str = "plain",
         system_prompt: str | None = None,
@@ -81,7 +85,9 @@ class Engine:
     ) -> Engine:
         """Loads checkpoints from Hugging Face folders; "home" is the shipped set.
 
-        With `policy="home"` the shipped PRM and trunk head come along unless others are named. The format of a
+        With `policy="home"` the shipped PRM and trunk head come along unless others are named, and so do the ORM
+        and the reviser where the package has them. `reviser` samples for `Revisions`; the policy's own folder may be
+        named (a policy that was not trained to revise, shown its own attempts), and is loaded once. The format of a
         PRM or ORM is detected, or named by a built-in spec or a spec file. `prompt_style` is one of
         `engine.prompts.PROMPT_STYLES`; `system_prompt` (a text or a file), `few_shot` (a file, see
         `engine.prompts.styles.read_few_shot`) and `step_delimiter` go before the style's own.
@@ -95,6 +101,7 @@ class Engine:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if str(policy) == "home":
             prm, trunk_head = prm or "home", trunk_head or "home"
+            orm, reviser = orm or home_part("orm"), reviser or home_part("reviser")
         folder = resolve_folder(policy)
         prompt = build_prompt(
             folder,
@@ -116,9 +123,15 @@ class Engine:
                 judge = resolve_folder(name, part)
                 spec = judges[f"{part}_spec"] = find_spec(judge, chosen, judges=judged)
                 judges[part] = load_verifier_model(judge, spec, **limits)
-        engine = cls(LLM.load(folder, trunk_head=head, **limits), task=task, prompt=prompt, **judges)
+        llm = LLM.load(folder, trunk_head=head, **limits)
+        if reviser is not None:
+            judges["reviser"] = _load_reviser(reviser, llm, **limits)
+        engine = cls(llm, task=task, prompt=prompt, **judges)
         engine.trunk_head_folder = None if trunk_head is None else resolve_folder(trunk_head, "trunk_head")
         return engine
+
+    def _sampler(self, llm: LLM) -> ModelPolicy:
+        return ModelPolicy(llm, self.step_delimiter, encode=self.prompt_ids, stops_at_box=self.stops_at_box)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The token ids that the policy is given for a problem's prompt."""
@@ -174,7 +187,8 @@ class Engine:
 
         `budget` is a number of sampled answers per problem. `verifier` is "prm", "trunk" (a head on
         the policy's trunk), "orm" (for strategies that score whole answers), "oracle", a function
-        `(prompt, steps) -> score of the last step`, or any object with the Verifier protocol.
+        `(prompt, steps) -> score of the last step`, or any object with the Verifier protocol. Of them, the
+        shipped ORM's format alone judges a revision knowing the attempts before it.
         `max_tokens` bounds a completion.
 
         Raises ValueError for a bad argument or a prompt over the context, PoolTooSmall (a
@@ -187,11 +201,13 @@ class Engine:
             strategy = strategy.checked(self.conditions(strategy, verifier=verifier, **settings))
         judge = self.resolve_verifier(verifier) if strategy.is_scored else None
         check_arguments(strategy, judge, budget=budget, max_tokens=max_tokens, agg_strategy=agg_strategy)
+        self._check_reviser(strategy, judge)
         run = strategy.search if isinstance(strategy, Planner) else partial(run_search, strategy=strategy)
         searches = (
             run(
                 problem,
                 policy=self._policy,
+                reviser=self._reviser,
                 verifier=judge,
                 budget=budget,
                 seed=seed,
@@ -205,11 +221,25 @@ class Engine:
             )
             for problem in problems
         )
-        runners = [self.policy.runner] + ([judge.llm.runner] if isinstance(judge, PRMVerifier | SpecVerifier) else [])
-        for index, result in Batcher(runners).run(searches, rows_each=budget):
+        for index, result in Batcher(self._runners(strategy, judge)).run(searches, rows_each=strategy.rows(budget)):
             if isinstance(result, Exception):
                 raise result
             yield index, result
+
+    def _check_reviser(self, strategy: Strategy | Planner, judge: Verifier | None) -> None:
+        sampler(strategy, self._policy, self._reviser)
+        if strategy.revises and isinstance(judge, TrunkVerifier) and self.reviser.runner.score_head is None:
+            raise ValueError(
+                f"verifier 'trunk' is a head on the policy's trunk, not on that of the reviser at {self.reviser.folder}"
+            )
+
+    def _runners(self, strategy: Strategy | Planner, judge: Verifier | None) -> list[Runner]:
+        """Of the models that a search runs, those that sample first."""
+        samplers = [self.policy]
+        if strategy.revises:
+            samplers = [*samplers, self.reviser] if isinstance(strategy, Planner) else [self.reviser]
+        judges = [judge.llm] if isinstance(judge, PRMVerifier | SpecVerifier) else []
+        return list(dict.fromkeys(llm.runner for llm in (*samplers, *judges)))
 
     def conditions(
         self,
@@ -223,14 +253,15 @@ class Engine:
     ) -> dict[str, object]:
         """What accuracies measured with these models and options of a search hold for, as JSON values."""
         name = verifier if isinstance(verifier, str) else getattr(verifier, "__name__", type(verifier).__name__)
-        folders = {"prm": None if self.prm is None else self.prm.folder, "trunk": self.trunk_head_folder}
-        folder = folders.get(name)
+        judge = {"prm": self.prm, "orm": self.orm}.get(name)
+        folder = self.trunk_head_folder if name == "trunk" else None if judge is None else judge.folder
         return {
             "task": self.task.name,
             "policy": self._digest(self.policy.folder),
             "verifier": name if strategy.is_scored else None,
             "verifier_digest": self._digest(folder) if strategy.is_scored and folder else None,
-            "verifier_spec": json.dumps(asdict(self.specs[name])) if strategy.is_scored and name == "prm" else None,
+            "verifier_spec": json.dumps(asdict(self.specs[name])) if strategy.is_scored and judge else None,
+            **({"reviser": self._digest(self.reviser.folder)} if strategy.revises and self.reviser else {}),
             "prompt": None if self.prompt is None else self.prompt.render("?"),
             **({} if self.step_delimiter == self.task.delimiter else {"step_delimiter": self.step_delimiter}),
             "agg_strategy": agg_strategy if strategy.is_scored else None,
@@ -273,3 +304,19 @@ class Engine:
             raise ValueError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
         answer = None if row.get("answer") is None else self.task.gold(str(row["answer"]))
         return Problem(str(row.get("id", index)), self.task.prompt(text), answer)
+
+
+def home_part(part: str) -> str | None:
+    """ "home" where the package comes with this part of the shipped set."""
+    return "home" if (HOME / part).is_dir() else None
+
+
+def _load_reviser(name: str | Path, policy: LLM, **limits) -> LLM:
+    """The policy itself where its own folder is named. Raises ValueError for a model with other tokens."""
+    folder = resolve_folder(name, "reviser")
+    if folder.resolve() == policy.folder.resolve():
+        return policy
+    reviser = LLM.load(folder, **limits)
+    if reviser.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ValueError(f"the reviser at {folder} must have the vocabulary of the policy at {policy.folder}")
+    return reviser

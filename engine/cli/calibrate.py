@@ -69,6 +69,9 @@ def calibrate(
     prm: Annotated[str | None, option("Hugging Face folder; with the shipped policy `home`.", "Models")] = None,
     prm_spec: Annotated[str | None, option("The PRM's format: a built-in name or a YAML file.", "Models")] = None,
     trunk_head: Annotated[str | None, option("Folder; with the shipped policy `home`.", "Models")] = None,
+    reviser: Annotated[
+        str | None, option("Folder of the model that revises, for revisions among the strategies.", "Models")
+    ] = None,
     device: Annotated[str, option("cpu.", "Models")] = "cpu",
     dtype: Annotated[str, option("float32, bfloat16.", "Models")] = "float32",
     max_batch: Annotated[int | None, option("Branches of one forward; changes no result.", "Models")] = None,
@@ -98,6 +101,10 @@ class Grid:
     def is_scored(self) -> bool:
         return self.predictor.name == "score" or any(strategy.is_scored for strategy, _ in self.cells)
 
+    @property
+    def revises(self) -> bool:
+        return any(strategy.revises for strategy, _ in self.cells)
+
 
 def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
     """Checks everything that can be checked, searches, writes the file; returns a table and the closing line."""
@@ -107,9 +114,9 @@ def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
     from engine.scheduler import Sampled, measure, read_calibration
 
     check_out(options.out)
-    options.orm = options.orm_spec = None  # they judge whole answers, for best-of-n alone
+    options.orm = options.orm_spec = None  # they judge whole answers, where a grid's strategies score steps too
     grid = build_grid(options)
-    sampled = Sampled(grid.predictor, grid.is_scored)
+    sampled = Sampled(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(options, given)
     options.budget = max(budget for _, budget in grid.cells)
     sampling, max_tokens = find_limits(options, sampled)
@@ -210,7 +217,7 @@ def measure_rows(
         chosen = [index - number * len(problems) for index in todo if index // len(problems) == number]
         starts = samples if predictor.is_reused else [None] * len(problems)
         plans = {problems[index].id: Plan(strategy, budget, starts[index]) for index in chosen}
-        for llm in filter(None, (engine.policy, engine.prm)):
+        for llm in filter(None, (engine.policy, engine.prm, engine.reviser)):
             llm.runner.tree.clear_cache()  # a strategy must not live on what the one before it has paid for
         found = engine.search_iter([problems[index] for index in chosen], Planned(plans), budget, **settings)
         for position, result in found:

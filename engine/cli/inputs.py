@@ -58,18 +58,20 @@ def find_limits(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple
 
 def load_engine(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple[Engine, dict[str, Path]]:
     """The engine with the models that this search uses and no other, and their folders."""
-    from engine.engine import Engine
+    from engine.engine import Engine, home_part
     from engine.model import resolve_folder
 
     folders = {"policy": resolve_folder(options.policy)}
     parts = {"prm": "prm", "trunk": "trunk_head", "orm": "orm"}
-    part = parts.get(options.verifier) if strategy.is_scored else None
-    if part is not None:
-        has_home = options.policy == "home" and part != "orm"
-        name = getattr(options, part) or ("home" if has_home else None)
+    needed = {parts.get(options.verifier): f"--verifier {options.verifier}"} if strategy.is_scored else {}
+    if strategy.revises:
+        needed["reviser"] = f"--strategy {options.strategy}" if hasattr(options, "strategy") else "--strategies"
+    for part, who in needed.items():
+        if part is None:  # the oracle
+            continue
+        name = getattr(options, part) or (home_part(part) if options.policy == "home" else None)
         if name is None:
-            flag = part.replace("_", "-")
-            raise ValueError(f"--verifier {options.verifier} with --policy {options.policy} needs --{flag}")
+            raise ValueError(f"{who} with --policy {options.policy} needs --{part.replace('_', '-')}")
         folders[part] = resolve_folder(name, part)
     engine = Engine.load(
         folders["policy"],
@@ -78,6 +80,7 @@ def load_engine(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple
         orm=folders.get("orm"),
         orm_spec=options.orm_spec,
         trunk_head=folders.get("trunk_head"),
+        reviser=folders.get("reviser"),
         task=options.task,
         prompt_style=options.prompt_style,
         system_prompt=options.system_prompt,
@@ -99,7 +102,8 @@ def _unescaped(delimiter: str | None) -> str | None:
 def check_prompts(engine: Engine, problems: list[Problem], origins: list[str], judge: Verifier | None = None) -> None:
     """Raises ValueError for a prompt that a model cannot hold, before any problem is searched."""
     for problem, origin in zip(problems, origins, strict=True):
-        held = [(engine.policy, engine.prompt_ids(problem.prompt))]
+        ids = engine.prompt_ids(problem.prompt)
+        held = [(llm, ids) for llm in (engine.policy, engine.reviser) if llm is not None]
         if judge is not None and hasattr(judge, "opening"):
             held.append((judge.llm, judge.opening(problem)))
         for llm, ids in held:

@@ -52,7 +52,7 @@ def search(
     ] = None,
     strategy: Annotated[
         str,
-        _option("majority, best-of-n, beam, lookahead, dvts, rebase, adaptive, compute-optimal.", "Search"),
+        _option("majority, best-of-n, beam, lookahead, dvts, rebase, adaptive, revisions, compute-optimal.", "Search"),
     ] = "beam",
     budget: Annotated[int, _option("Sampled answers per problem.", "Search")] = 16,
     beam_width: Annotated[int, _option("Children of a kept step.", "Search")] = 4,
@@ -66,11 +66,15 @@ def search(
     confidence: Annotated[
         float, _option("At which adaptive stops; 1: no answer can overtake the leader.", "Search")
     ] = 1.0,
+    parallel: Annotated[int, _option("Chains of revisions; each gets its share of the budget.", "Search")] = 4,
+    context: Annotated[int, _option("Earlier attempts that a revision is shown, at most.", "Search")] = 4,
     calibration: Annotated[str, _option("File of `ttc calibrate`, for compute-optimal.", "Search")] = "home",
     total_budget: Annotated[
         int | None, _option("Divided over all problems, in the place of --budget for each.", "Search")
     ] = None,
-    vote: Annotated[str, _option("weighted, naive, majority.", "Search")] = "weighted",
+    vote: Annotated[
+        str, _option("weighted, naive, majority; of revisions also hierarchical, its default.", "Search")
+    ] = "weighted",
     agg_strategy: Annotated[str, _option("last, min, prod, mean of an answer's step scores.", "Search")] = "last",
     verifier: Annotated[str, _option("prm, trunk, orm (of whole answers), oracle.", "Search")] = "prm",
     temperature: Annotated[float | None, _option("0 is greedy; by default the engine's.", "Sampling")] = None,
@@ -87,6 +91,9 @@ def search(
     orm: Annotated[str | None, _option("Hugging Face folder of a verifier of answers.", "Models")] = None,
     orm_spec: Annotated[str | None, _option("The ORM's format, as --prm-spec.", "Models")] = None,
     trunk_head: Annotated[str | None, _option("Folder; with the shipped policy `home`.", "Models")] = None,
+    reviser: Annotated[
+        str | None, _option("Folder of the model that revises; with the shipped policy the shipped one.", "Models")
+    ] = None,
     device: Annotated[str, _option("cpu.", "Models")] = "cpu",
     dtype: Annotated[str, _option("float32, bfloat16.", "Models")] = "float32",
     max_batch: Annotated[

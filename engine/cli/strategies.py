@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from engine.scheduler import ComputeOptimal, Planner
-from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Strategy
+from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
 
 _BEAMS = ("beam", "lookahead", "dvts")
-_VOTED = ("best-of-n", *_BEAMS, "rebase", "adaptive")
+_VOTED = ("best-of-n", *_BEAMS, "rebase", "adaptive", "revisions")
+_OF_ANSWERS = ("best-of-n", "revisions")  # what an ORM can judge
 _SCORED = (*_VOTED, "compute-optimal")
 STRATEGIES = ("majority", *_SCORED)
 VERIFIERS = ("prm", "trunk", "orm", "oracle")
@@ -24,6 +25,9 @@ _USED_BY_STRATEGY = {
     "rebase_temperature": ("rebase",),
     "adaptive_batch": ("adaptive",),
     "confidence": ("adaptive",),
+    "parallel": ("revisions",),
+    "context": ("revisions",),
+    "reviser": ("revisions", "compute-optimal"),
     "calibration": ("compute-optimal",),
     "total_budget": ("compute-optimal",),
     "vote": _VOTED,
@@ -31,8 +35,8 @@ _USED_BY_STRATEGY = {
     "verifier": _SCORED,
     "prm": _SCORED,
     "prm_spec": _SCORED,
-    "orm": ("best-of-n",),
-    "orm_spec": ("best-of-n",),
+    "orm": _OF_ANSWERS,
+    "orm_spec": _OF_ANSWERS,
     "trunk_head": _SCORED,
 }
 _USED_BY_VERIFIER = {
@@ -56,9 +60,10 @@ def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy
         return Majority()
     _check_choice("verifier", options.verifier, VERIFIERS)
     _check_used(given, _USED_BY_VERIFIER, "verifier", options.verifier)
-    if options.verifier == "orm" and options.strategy != "best-of-n":
-        raise ValueError(f"--verifier orm judges whole answers, with --strategy best-of-n, got {options.strategy!r}")
-    strategy = _build(options)
+    if options.verifier == "orm" and options.strategy not in _OF_ANSWERS:
+        wanted = " or ".join(_OF_ANSWERS)
+        raise ValueError(f"--verifier orm judges whole answers, with --strategy {wanted}, got {options.strategy!r}")
+    strategy = _build(options, given)
     if not strategy.is_scored:  # by its vote or its calibration, where the name alone does not say so
         for option in _ONLY_SCORED:
             if option in given:
@@ -67,8 +72,11 @@ def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy
     return strategy
 
 
-def _build(options: SimpleNamespace) -> Strategy | Planner:
+def _build(options: SimpleNamespace, given: Collection[str]) -> Strategy | Planner:
     name, vote = options.strategy, options.vote
+    if name == "revisions":
+        chosen = {"vote": vote} if "vote" in given else {}  # the default of --vote is another strategies'
+        return Revisions(parallel=options.parallel, context=options.context, **chosen)
     if name == "best-of-n":
         return BestOfN(vote=vote)
     if name == "adaptive":

@@ -23,9 +23,9 @@ class _Task:
 class Batcher:
     """Runs many searches over the same models.
 
-    `runners[0]` is the policy's; the others are verifiers', as far as they are known (whatever
-    model a search waits for is run). A search is started as soon as the policy's batch has room,
-    and woken when the request that it awaits is done.
+    `runners[0]` samples; the others sample too (they have an LM head) or are verifiers', as far as they
+    are known (whatever model a search waits for is run). A search is started as soon as the first one's
+    batch has room, and woken when the request that it awaits is done.
     """
 
     def __init__(self, runners: Sequence[Runner]):
@@ -85,16 +85,17 @@ class Batcher:
         )
 
     def tick(self) -> None:
-        """One forward of the policy, and one of each verifier that has enough to do; more where no verifier waits."""
-        policy, verifiers = self.runners[0], self.runners[1:]
-        has_policy_work = policy.has_work
-        if has_policy_work:
-            policy.tick(1 if any(runner.has_work for runner in verifiers) else MAX_FORWARDS)
-        for i, runner in enumerate(verifiers, start=1):
-            if not runner.has_work:
+        """One forward of each that samples, and of each verifier that has enough to do; more where one alone works."""
+        working = [i for i, runner in enumerate(self.runners) if runner.has_work]
+        samplers = [i for i in working if i == 0 or self.runners[i].lm_head is not None]
+        for i in samplers:
+            self.runners[i].tick(1 if len(working) > 1 else MAX_FORWARDS)
+        for i in working:
+            if i in samplers:
                 continue
+            runner = self.runners[i]
             self._waited[i] += 1
             is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.feeding.num_tokens >= _MIN_FEED_TOKENS
-            if is_due or not has_policy_work:
+            if is_due or not samplers:
                 runner.tick()
                 self._waited[i] = 0

@@ -252,12 +252,7 @@ class LLM:
         self._check_branches(branches)
         for branch, new in zip(branches, tokens, strict=True):
             self._check_tokens(new)
-            if branch.num_tokens + len(new) > self.config.context:
-                raise ValueError(
-                    f"{branch.num_tokens} tokens and {len(new)} more are over the context of the model, "
-                    f"{self.config.context}"
-                )
-            self.runner.check_fit(branch.tip, len(new))
+            self._check_room(branch, len(new))
         scores = [[math.nan] * len(at) for at in score_at] if score_at is not None else [[] for _ in branches]
         request = FeedRequest(self.runner, len(branches), scores=scores)
         store = self.runner.store
@@ -271,6 +266,24 @@ class LLM:
             positions = [tip.start + at for at in score_at[index]] if score_at is not None else ()
             self.runner.submit_feed(FeedJob(request, index, branch, tip, positions))
         return request
+
+    def put(self, branch: Branch, tokens: Sequence[int], purpose: str = "prefilled") -> None:
+        """Appends tokens that are fed with the next forward that needs them. Raises ValueError as `append` does."""
+        self._check_branches([branch])
+        self._check_tokens(tokens)
+        self._check_room(branch, len(tokens))
+        old, store = branch.tip, self.runner.store
+        old.is_finished = False  # what it holds is needed again
+        branch.tip = store.new(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
+        store.release(old)
+
+    def _check_room(self, branch: Branch, num_more: int) -> None:
+        if branch.num_tokens + num_more > self.config.context:
+            raise ValueError(
+                f"{branch.num_tokens} tokens and {num_more} more are over the context of the model, "
+                f"{self.config.context}"
+            )
+        self.runner.check_fit(branch.tip, num_more)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         size = self.config.vocab_size

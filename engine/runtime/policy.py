@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import chain
 
 from engine.accounting import Ledger
 from engine.runtime.llm import LLM, Branch
 from engine.runtime.requests import Sampled
 from engine.runtime.steps import StepEnds
 from engine.types import FINISHED, Sampling, Step
+
+_MAX_PROMPTS = 1024  # whose token ids are kept
+
+
+def attempt_ids(attempt: Sequence[Step], llm: LLM) -> list[int]:
+    """The token ids of a whole answer as it stands in the context of another one: its end of text included."""
+    ids = [token for step in attempt for token in step.token_ids]
+    return ids + missing_end(ids, llm)
+
+
+def missing_end(ids: Sequence[int], llm: LLM) -> list[int]:
+    """The end-of-text token that an answer lacks which ended with its box."""
+    ends = llm.config.eos_token_ids
+    return [] if not ends or ids[-1] in ends else [ends[0]]
 
 
 class ModelPolicy:
@@ -26,13 +42,32 @@ class ModelPolicy:
         stops_at_box: bool = False,
     ):
         self.llm = llm
-        self.encode = encode or llm.encode
+        self.encode = lru_cache(maxsize=_MAX_PROMPTS)(encode or llm.encode)  # chains ask for the same one again
         self.step_ends = StepEnds(llm, delimiter, stops_at_box)
         if llm.runner.score_head is not None:
             llm.runner.stops.score_at(self.step_ends.score_mask)
 
-    async def open(self, prompt: str, *, ledger: Ledger) -> Branch:
-        return self.llm.open(self.encode(prompt), ledger=ledger)
+    async def open(self, prompt: str, *, ledger: Ledger, history: Sequence[tuple[Step, ...]] = ()) -> Branch:
+        ids = self.encode(prompt)
+        before = [[*ids, *attempt_ids(attempt, self.llm)] for attempt in history]
+        return self.llm.open([*chain.from_iterable(before), *ids], ledger=ledger)
+
+    def ask_again(self, branch: Branch, prompt: str) -> None:
+        closing = missing_end(branch.tip.tokens, self.llm)
+        self.llm.put(branch, [*closing, *self.encode(prompt)])
+        branch.num_prompt_tokens = branch.num_tokens
+
+    def num_fitting(self, prompt: str, history: Sequence[tuple[Step, ...]], max_tokens: int) -> int:
+        if not history:
+            return 0
+        num_prompt = len(self.encode(prompt))
+        room, count = self.llm.config.context - num_prompt - max_tokens, 0
+        for attempt in reversed(history):
+            room -= num_prompt + len(attempt_ids(attempt, self.llm))
+            if room < 0:
+                break
+            count += 1
+        return count
 
     async def extend(
         self,

@@ -78,6 +78,11 @@ class Calibration:
         """Whether a search by it needs a verifier."""
         return self.predictor.name == "score" or any(cell.strategy.is_scored for cell in self.cells)
 
+    @property
+    def revises(self) -> bool:
+        """Whether a search by it needs a reviser."""
+        return any(cell.strategy.revises for cell in self.cells)
+
     def choose(self, bin_index: int, budget: int, num_spent: int | None = None) -> Cell:
         """The most accurate cell whose strategy can spend what is left of a budget.
 

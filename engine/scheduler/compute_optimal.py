@@ -43,6 +43,10 @@ class ComputeOptimal(Planner):
     def is_scored(self) -> bool:
         return self.calibration.is_scored
 
+    @property
+    def revises(self) -> bool:
+        return self.calibration.revises
+
     def groups(self, budget: int) -> tuple[int, int]:
         """Raises ValueError for a budget under the pilot's, or that no measured strategy of a bin can spend."""
         num_spent = self.calibration.predictor.num_spent

@@ -17,7 +17,12 @@ class Planner(ABC):
 
     name: ClassVar[str]
     is_scored: bool  # else no verifier is needed
+    revises: bool  # else no reviser is needed
     stop_at_step: ClassVar[bool] = True  # it may choose a strategy that has steps scored
+
+    def rows(self, budget: int) -> int:
+        """Branches of a problem that are sampled at once, at most."""
+        return budget
 
     @abstractmethod
     def groups(self, budget: int) -> tuple[int, int]:
@@ -51,6 +56,13 @@ class Planned(Planner):
     def is_scored(self) -> bool:
         return any(plan.strategy.is_scored for plan in self.plans.values())
 
+    @property
+    def revises(self) -> bool:
+        return any(plan.strategy.revises for plan in self.plans.values())
+
+    def rows(self, budget: int) -> int:
+        return max((plan.strategy.rows(plan.budget) for plan in self.plans.values()), default=budget)
+
     def groups(self, budget: int) -> tuple[int, int]:
         """Raises ValueError for a plan over the budget, which is what the engine makes room for."""
         most = max((plan.budget for plan in self.plans.values()), default=1)
@@ -66,10 +78,14 @@ class Planned(Planner):
 
 @dataclass(frozen=True)
 class Sampled(Planner):
-    """The samples of a predictor and nothing else; `is_judged` where a search will go on from them."""
+    """The samples of a predictor and nothing else; `is_judged` where a search will go on from them.
+
+    `revises` says that such a search may need the reviser: what is measured with it holds for that one alone.
+    """
 
     predictor: Predictor
     is_judged: bool
+    revises: bool = False
 
     name: ClassVar[str] = "samples"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
-from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Strategy
+from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
 
-_CLASSES = {each.name: each for each in (Majority, BestOfN, BeamSearch, Lookahead, DVTS, Rebase, Adaptive)}
+_STRATEGIES = (Majority, BestOfN, BeamSearch, Lookahead, DVTS, Rebase, Adaptive, Revisions)
+_CLASSES = {each.name: each for each in _STRATEGIES}
 
 
 def strategy_spec(strategy: Strategy) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.search.protocols import Strategy, Verifier, judges_answers
+from engine.search.protocols import Policy, Strategy, Verifier, judges_answers
 from engine.verifiers.aggregate import check_agg_strategy
 
 MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
@@ -33,4 +33,15 @@ def check_arguments(
     if strategy.is_scored and verifier is None:
         raise ValueError(f"strategy {strategy.name!r} needs a verifier, got None")
     if strategy.is_scored and strategy.stop_at_step and judges_answers(verifier):
-        raise ValueError(f"strategy {strategy.name!r} scores steps, the verifier judges whole answers only: best-of-n")
+        raise ValueError(
+            f"strategy {strategy.name!r} scores steps, the verifier judges whole answers only: best-of-n, revisions"
+        )
+
+
+def sampler(strategy: Strategy, policy: Policy, reviser: Policy | None) -> Policy:
+    """Who samples for a strategy. Raises ValueError for one that revises where there is no reviser."""
+    if not strategy.revises:
+        return policy
+    if reviser is None:
+        raise ValueError(f"strategy {strategy.name!r} needs a reviser, got None")
+    return reviser

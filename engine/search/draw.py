@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from engine.types import Candidate
 
 
 @dataclass(frozen=True)
 class AllAtOnce:
-    """What every strategy but the adaptive one shares: the first round takes the whole budget."""
+    """What most strategies share: the first round takes the whole budget, and nothing is revised."""
+
+    revises: ClassVar[bool] = False
+
+    def rows(self, budget: int) -> int:
+        """Branches that are sampled at once, at most."""
+        return budget
 
     def draw(self, candidates: Sequence[Candidate], num_left: int) -> int:
         """All slots; none are left for a second time."""

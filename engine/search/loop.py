@@ -9,8 +9,9 @@ from itertools import groupby
 
 from engine.accounting.ledger import Ledger
 from engine.keys import branch_key
-from engine.search.arguments import check_arguments
-from engine.search.protocols import Policy, Strategy, Verifier, judges_answers
+from engine.search.arguments import check_arguments, sampler
+from engine.search.chains import Chains
+from engine.search.protocols import Policy, Strategy, Verifier, VerifierBranch, judges_answers
 from engine.search.rollouts import LookAhead
 from engine.search.tree import OpenBranches, Trajectory, append_steps
 from engine.search.vote import Classify, merge_equal, vote
@@ -38,6 +39,7 @@ async def run_search(
     classify: Classify | None = None,
     ledger: Ledger | None = None,
     start: SearchResult | None = None,
+    reviser: Policy | None = None,
 ) -> SearchResult:
     """Searches for the answer of one problem with `budget` generations.
 
@@ -48,7 +50,9 @@ async def run_search(
     an exception that it cannot tell. The verifier is not used, and may be None, where the strategy scores nothing.
 
     `start` is an earlier search of the same problem to go on from: what it spent counts, its
-    candidates vote, and the branches that follow are those that a larger budget would have given it.
+    candidates vote, and the branches that follow are those that a larger budget would have given it (but
+    for a strategy that revises: it starts further chains). `reviser` samples for such a strategy, in the place of
+    the policy.
 
     All branches are closed when the coroutine ends, is closed or raises. Raises ValueError for a
     budget, limit or option out of range, before anything is opened.
@@ -56,6 +60,7 @@ async def run_search(
     num_spent = 0 if start is None else start.num_generations
     limits = {"budget": budget, "max_tokens": max_tokens, "agg_strategy": agg_strategy, "num_spent": num_spent}
     check_arguments(strategy, verifier, **limits)
+    policy = sampler(strategy, policy, reviser)
     ledger = Ledger() if ledger is None else ledger
     search = _Search(problem, strategy, policy, verifier, seed, sampling, max_tokens, agg_strategy, extract, ledger)
     if start is not None:
@@ -118,6 +123,7 @@ class _Search:
     final_nodes: list[int] = field(default_factory=list)  # one per candidate
     num_before: int = 0  # children of the root that an earlier search has sampled
     num_left: int = 0  # slots that have not been drawn yet
+    chains: Chains | None = None  # of a strategy that revises
 
     def go_on_from(self, start: SearchResult) -> None:
         """Takes over the tree, the candidates and the bill of an earlier search."""
@@ -138,13 +144,32 @@ class _Search:
         num_all = self.num_left = num_groups * num_slots
         num_ended = [0] * num_groups
         root = Trajectory(address=(), node=0, num_children=self.num_before)
+        if self.strategy.revises:
+            self.chains = self.make_chains(num_groups)
         while self.num_left and (num_drawn := self.strategy.draw(self.candidates, self.num_left)):
             assert 0 < num_drawn <= self.num_left, "budget overshot"
             self.num_left -= num_drawn
-            if root.policy is None:
-                root.policy = self.branches.add(await self.policy.open(self.problem.prompt, ledger=self.ledger))
-            await self.descend([(root, num_drawn)], num_slots, num_ended)
+            if self.chains is not None:
+                allotment = await self.chains.open()
+            else:
+                if root.policy is None:
+                    root.policy = self.branches.add(await self.policy.open(self.problem.prompt, ledger=self.ledger))
+                allotment = [(root, num_drawn)]
+            assert sum(num_children for _, num_children in allotment) == num_drawn, "budget overshot"
+            await self.descend(allotment, num_slots, num_ended)
         return (num_all - self.num_left) * (self.strategy.lookahead + 1)
+
+    def make_chains(self, num_chains: int) -> Chains:
+        return Chains(
+            self.problem,
+            self.policy,
+            self.verifier,
+            self.branches,
+            self.ledger,
+            numbers=range(self.num_before, self.num_before + num_chains),
+            context=self.strategy.context,
+            max_tokens=self.max_tokens,
+        )
 
     async def descend(self, allotment: Allotment, num_slots: int, num_ended: list[int]) -> None:
         """Rounds of expanding, scoring and selecting until nothing is live; counts each group's ended answers."""
@@ -156,7 +181,8 @@ class _Search:
                 await self.score(children)
             live: list[list[Trajectory]] = [[] for _ in num_ended]
             for child in children:
-                group = (child.address[0] - self.num_before) // num_slots
+                number = child.address[0] - self.num_before
+                group = number if self.chains is not None else number // num_slots
                 if child.finish == "step":
                     live[group].append(child)
                 else:
@@ -167,15 +193,17 @@ class _Search:
                 allotment += self.select(members, num_slots - ended)
 
     def is_needed(self, parent: Trajectory) -> bool:
-        """Whether more children of an expanded trajectory may follow: of the root, while slots are left."""
-        return parent.parent is None and self.num_left > 0
+        """Whether more children of an expanded trajectory may follow: of the root, while slots are left; what a
+        chain goes on from, it closes itself."""
+        return self.chains is not None or (parent.parent is None and self.num_left > 0)
 
     async def expand(self, allotment: Allotment, *, is_last: bool) -> list[Trajectory]:
         """Samples the children of every survivor in one call. A single child is forked too: where
         the KV is cut must follow from the search alone."""
         children = []
         for parent, num_children in allotment:
-            children += [parent.child(branch) for branch in self.branches.fork(parent.policy, num_children)]
+            follow = parent.child if self.chains is None else parent.next_attempt
+            children += [follow(branch) for branch in self.branches.fork(parent.policy, num_children)]
             if not self.is_needed(parent):
                 self.branches.close(parent.policy)
                 parent.policy = None
@@ -188,10 +216,10 @@ class _Search:
             priorities=[child.agg_score for child in children] if self.strategy.stop_at_step else None,
         )
         for child, new_steps in zip(children, steps, strict=True):
-            append_steps(self.tree, child, new_steps)
+            append_steps(self.tree, child, new_steps, as_one=self.chains is not None)
             if child.finish == "step" and (is_last or child.num_tokens >= self.max_tokens):
                 self.set_finish(child, "length")  # it may not go on
-            if child.finish != "step":
+            if child.finish != "step" and self.chains is None:
                 self.branches.close(child.policy)
                 child.policy = None
         return children
@@ -205,9 +233,7 @@ class _Search:
         for parent, siblings in groupby(children, key=lambda child: child.parent):
             members = [child for child in siblings if child.judged]
             if members and parent.verifier is None:
-                assert parent.parent is None, "a live trajectory has a verifier branch"
-                branch = await self.verifier.open(self.problem, ledger=self.ledger)
-                parent.verifier = self.branches.add(branch)
+                parent.verifier = await self.open_judge(parent)
             if members:
                 forks = self.branches.fork(parent.verifier, len(members))
                 for child, branch in zip(members, forks, strict=True):
@@ -227,6 +253,13 @@ class _Search:
             await ahead.rescore(going, self.strategy.lookahead)
         for child in judged:
             self.record(child)
+
+    async def open_judge(self, parent: Trajectory) -> VerifierBranch:
+        """The branch that the first steps, or the next attempt of a chain, are judged on forks of."""
+        if self.chains is not None:
+            return await self.chains.open_judge(parent)
+        assert parent.parent is None, "a live trajectory has a verifier branch"
+        return self.branches.add(await self.verifier.open(self.problem, ledger=self.ledger))
 
     def record(self, child: Trajectory) -> None:
         """Writes the new scores down; one that is not finite turns the child into an error."""
@@ -256,7 +289,10 @@ class _Search:
 
     def end(self, child: Trajectory) -> None:
         """Turns a trajectory that does not go on into a candidate."""
-        self.release(child)
+        if self.chains is not None:
+            self.chains.advance(child, is_last=self.num_left == 0)
+        else:
+            self.release(child)
         self.tree.nodes[child.node].status = "final"
         answer = self.extract(child.text) if child.finish in FINISHED else None
         self.final_nodes.append(child.node)

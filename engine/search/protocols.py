@@ -12,6 +12,8 @@ from typing import Protocol
 from engine.accounting.ledger import Ledger
 from engine.types import Candidate, Problem, Sampling, Step
 
+Attempt = tuple[Step, ...]  # a whole answer that another one revises
+
 
 class PolicyBranch(Protocol):
     """A live sequence of the policy. `fork` is O(1) and leaves this branch open; `close` twice raises."""
@@ -24,8 +26,19 @@ class PolicyBranch(Protocol):
 
 
 class Policy(Protocol):
-    async def open(self, prompt: str, *, ledger: Ledger) -> PolicyBranch:
-        """A branch that holds the prompt. Raises ValueError for a prompt over the context."""
+    async def open(self, prompt: str, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> PolicyBranch:
+        """A branch that holds the attempts of a history, oldest first and each after the prompt, and then the prompt.
+
+        Raises ValueError for what is over the context.
+        """
+        ...
+
+    def ask_again(self, branch: PolicyBranch, prompt: str) -> None:
+        """Has a branch that ends with a whole attempt stand before the next one; nothing it holds is computed again."""
+        ...
+
+    def num_fitting(self, prompt: str, history: Sequence[Attempt], max_tokens: int) -> int:
+        """How many of the latest attempts the context holds beside the prompts and `max_tokens` of another one."""
         ...
 
     async def extend(
@@ -57,7 +70,10 @@ class VerifierBranch(Protocol):
 
 
 class Verifier(Protocol):
-    async def open(self, problem: Problem, *, ledger: Ledger) -> VerifierBranch: ...
+    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> VerifierBranch:
+        """A branch that answers are judged on. Only a verifier with `reads_history` is given a history: the attempts,
+        oldest first, that the next one revises. On its branches each answer that has been scored joins them."""
+        ...
 
     async def score(self, branches: Sequence[VerifierBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """Appends the steps to each branch; one score in [0, 1] per step (NaN flags a numeric failure)."""
@@ -69,15 +85,25 @@ def judges_answers(verifier: Verifier | None) -> bool:
     return getattr(verifier, "judges", "steps") == "answers"
 
 
+def reads_history(verifier: Verifier | None) -> bool:
+    """Whether a verifier (with `reads_history = True`) judges an attempt knowing those before it."""
+    return getattr(verifier, "reads_history", False)
+
+
 class Strategy(Protocol):
     """What the loop asks of a strategy: how many children, what is scored, who survives. Frozen data."""
 
     name: str  # as on the command line
-    vote: str  # one of engine.search.vote.VOTES
+    vote: str  # one of engine.search.vote.REVISION_VOTES
     is_scored: bool  # else no verifier is needed
     stop_at_step: bool  # else a round samples whole answers
     lookahead: int  # greedy steps beyond a step, at whose end it is scored
     max_rounds: int
+    revises: bool  # every answer after a group's first is sampled with those before it in the context
+
+    def rows(self, budget: int) -> int:
+        """How many branches it samples at once, at most."""
+        ...
 
     def groups(self, budget: int) -> tuple[int, int]:
         """Number of groups that are searched independently, and the slots (answers) of each.
@@ -90,7 +116,8 @@ class Strategy(Protocol):
         """How many first steps are sampled from the prompt now, `num_left` (at least 1) at most.
 
         Asked at the start, and again whenever nothing is live while slots are left; 0 ends the
-        search. `candidates` are those so far, in the order in which they ended.
+        search. `candidates` are those so far, in the order in which they ended. One that revises draws
+        whole rounds: an attempt of every group.
         """
         ...
 

@@ -56,6 +56,12 @@ class Trajectory:
             policy=policy,
         )
 
+    def next_attempt(self, policy: PolicyBranch) -> Trajectory:
+        """The attempt that revises this one: a child that says nothing yet."""
+        self.num_children += 1
+        address = (*self.address, self.num_children - 1)
+        return Trajectory(address=address, node=self.node, parent=self, policy=policy)
+
     def judged_steps(self, as_one: bool = False) -> list[tuple[int, Step]]:
         """(node, step) of the new steps that a verifier judges: none of an answer that was cut off.
 
@@ -74,12 +80,12 @@ def join_steps(steps: Sequence[Step]) -> Step:
     return replace(steps[-1], token_ids=token_ids, text="".join(step.text for step in steps))
 
 
-def append_steps(tree: SearchTree, trajectory: Trajectory, steps: Sequence[Step]) -> None:
-    """Adds the new steps of a trajectory to the tree as a chain of nodes."""
+def append_steps(tree: SearchTree, trajectory: Trajectory, steps: Sequence[Step], as_one: bool = False) -> None:
+    """Adds the new steps of a trajectory to the tree as a chain of nodes, or all of them as one node."""
     assert steps, "a policy returns at least one step per branch"
     nodes, parent, address = tree.nodes, trajectory.node, trajectory.address
     first = len(nodes)
-    for step in steps:
+    for step in [join_steps(steps)] if as_one else steps:
         if len(nodes) > first:
             nodes[-1].status = "kept"
             address += (0,)
@@ -89,7 +95,8 @@ def append_steps(tree: SearchTree, trajectory: Trajectory, steps: Sequence[Step]
         trajectory.text += step.text
         trajectory.num_tokens += num_tokens
     trajectory.address, trajectory.node = address, parent
-    trajectory.new_steps, trajectory.new_nodes = steps, range(first, len(nodes))
+    trajectory.new_steps = steps
+    trajectory.new_nodes = [first] * len(steps) if as_one else range(first, len(nodes))
     trajectory.finish = steps[-1].finish
 
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 from engine.types import FINISHED, Candidate
 
 VOTES = ("majority", "weighted", "naive")
+REVISION_VOTES = ("hierarchical", *VOTES)
 Classify = Callable[[Sequence[str]], Sequence[int]]  # the class of each answer; equal answers share one
 
 
-def check_vote(rule: str) -> None:
-    """Raises ValueError for a name outside VOTES."""
-    if rule not in VOTES:
-        raise ValueError(f"vote must be one of {', '.join(VOTES)}, got {rule!r}")
+def check_vote(rule: str, votes: Sequence[str] = VOTES) -> None:
+    """Raises ValueError for a name outside `votes`."""
+    if rule not in votes:
+        raise ValueError(f"vote must be one of {', '.join(votes)}, got {rule!r}")
 
 
 def merge_equal(candidates: Sequence[Candidate], classify: Classify) -> list[Candidate]:
@@ -43,10 +44,13 @@ def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | 
     """The chosen answer and the index of its best candidate; (None, None) where nobody may vote.
 
     "majority" counts equal answers, "weighted" sums their aggregated scores, "naive" takes the
-    answer of the best candidate. Only finished candidates with an answer vote. Equal answers are
+    answer of the best candidate, "hierarchical" is a weighted vote inside each chain of revisions and
+    then one over the chains. Only finished candidates with an answer vote. Equal answers are
     equal strings (see `merge_equal`). Ties go to the earliest candidate. Raises ValueError for another rule.
     """
-    check_vote(rule)
+    check_vote(rule, REVISION_VOTES)
+    if rule == "hierarchical":
+        return _vote_of_chains(candidates)
     voters = voters_by_answer(candidates)
     if not voters:
         return None, None
@@ -62,3 +66,17 @@ def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | 
     else:  # fsum: the sum must not depend on the order of the candidates
         answer = max(voters, key=lambda answer: math.fsum(map(score, voters[answer])))
     return answer, max(voters[answer], key=score)
+
+
+def _vote_of_chains(candidates: Sequence[Candidate]) -> tuple[str | None, int | None]:
+    """Each chain's answer by a weighted vote, and a weighted vote over the best candidates of these answers.
+
+    So a chain counts with one score however many attempts it has (Snell et al. 2024, section 6.2).
+    """
+    chains: dict[int, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        chains.setdefault(candidate.address[0], []).append(index)
+    found = [(members, vote([candidates[index] for index in members], "weighted")[1]) for members in chains.values()]
+    heads = sorted(members[best] for members, best in found if best is not None)
+    answer, best = vote([candidates[index] for index in heads], "weighted")
+    return answer, None if best is None else heads[best]

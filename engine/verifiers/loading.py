@@ -20,6 +20,7 @@ from engine.model import (
 )
 from engine.prompts.template import ChatTemplate, read_tokenizer_config, special_tokens
 from engine.runtime import LLM
+from engine.verifiers.answers import AnswerVerifier
 from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.detect import trunk_architecture
 from engine.verifiers.layouts import Layout
@@ -57,7 +58,7 @@ def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, to
 def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM) -> PRMVerifier | SpecVerifier:
     """The verifier over a loaded model. Raises ValueError for a spec that its tokenizer does not fit."""
     if spec.layout == "tokens":
-        return PRMVerifier(llm, policy)
+        return AnswerVerifier(llm, policy) if spec.judges == "answers" else PRMVerifier(llm, policy)
     folder = llm.folder
     template = ChatTemplate.load(folder) if spec.layout == "chat" else None
     bos = special_tokens(read_tokenizer_config(folder)).get("bos_token")

@@ -102,8 +102,8 @@ class VerifierSpec:
             raise ValueError(f"verifier spec {self.name!r}: score_at {self.score_at!r} needs a tag")
         if self.judges == "steps" and self.layout != "tokens" and self.score_at == "last":
             raise ValueError(f"verifier spec {self.name!r}: score_at 'last' is for answers, or for layout tokens")
-        if self.layout == "tokens" and (self.score_at != "last" or self.judges != "steps"):
-            raise ValueError(f"verifier spec {self.name!r}: layout 'tokens' is for steps, with score_at 'last'")
+        if self.layout == "tokens" and self.score_at != "last":
+            raise ValueError(f"verifier spec {self.name!r}: layout 'tokens' needs score_at 'last'")
         if self.layout == "pieces" and self.score_at == "before-tag":
             raise ValueError(f"verifier spec {self.name!r}: score_at 'before-tag' is not for layout 'pieces'")
         for field, name in (("problem", "{problem}"), ("step", "{step}")):

@@ -1,0 +1,54 @@
+"""Sequential revisions: chains of whole attempts, each sampled with those before it in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from engine.search.best_of_n import WholeAnswers
+from engine.search.vote import REVISION_VOTES, check_vote
+from engine.types import Candidate
+
+
+@dataclass(frozen=True)
+class Revisions(WholeAnswers):
+    """`parallel` chains of budget / parallel attempts each (Snell et al. 2024, section 6); every attempt votes.
+
+    The model that revises samples an attempt with the last `context` attempts of its chain before it. One that
+    was cut off, failed or says nothing counts, and stays out of the context of those after it. What an earlier
+    search found votes along: this one starts chains of its own. Raises ValueError for a value out of range.
+    """
+
+    parallel: int = 4  # chains
+    context: int = 4  # earlier attempts in the context, at most
+    vote: str = "hierarchical"  # inside each chain, then across chains; or "weighted", "naive", "majority"
+
+    name: ClassVar[str] = "revisions"
+    revises: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.parallel < 1:
+            raise ValueError(f"parallel must be at least 1 chain, got {self.parallel}")
+        if self.context < 1:
+            raise ValueError(f"context must be at least 1 attempt, got {self.context}")
+        check_vote(self.vote, REVISION_VOTES)
+
+    @property
+    def is_scored(self) -> bool:
+        """The majority needs no score."""
+        return self.vote != "majority"
+
+    def groups(self, budget: int) -> tuple[int, int]:
+        """The chains and their attempts. Raises ValueError for a budget that `parallel` does not divide."""
+        if budget % self.parallel:
+            raise ValueError(f"revisions need a budget that its {self.parallel} parallel chains divide, got {budget}")
+        return self.parallel, budget // self.parallel
+
+    def rows(self, budget: int) -> int:
+        """One attempt of every chain at a time."""
+        return self.parallel
+
+    def draw(self, candidates: Sequence[Candidate], num_left: int) -> int:
+        """The next attempt of every chain."""
+        return self.parallel

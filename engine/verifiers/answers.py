@@ -1,0 +1,86 @@
+"""An outcome verifier that reads the policy's tokens, and the earlier attempts that an answer revises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from engine.accounting import Ledger
+from engine.runtime import Branch
+from engine.runtime.policy import attempt_ids, missing_end
+from engine.types import Problem, Step
+from engine.verifiers.prm import PRMVerifier
+
+
+class AnswerBranch:
+    """The live branch, and the answers in it: each stands after the prompt."""
+
+    def __init__(self, prompt: list[int], live: Branch, held: Sequence[list[int]], is_answered: bool):
+        self.prompt, self.live, self.is_answered = prompt, live, is_answered
+        self.held = held  # ids of answers, oldest first
+        # is_answered: nothing stands after the last of them; else the prompt does
+
+    def fork(self, num_branches: int) -> list[AnswerBranch]:
+        """Raises ValueError once closed, as the live branch does."""
+        forks = self.live.fork(num_branches)
+        return [AnswerBranch(self.prompt, live, self.held, self.is_answered) for live in forks]
+
+    def close(self) -> None:
+        """Raises ValueError the second time."""
+        self.live.close()
+
+
+class AnswerVerifier(PRMVerifier):
+    """Scores a whole answer at its end of text, by the probability of the good label.
+
+    The ids are `[prompt, attempt 1, ..., prompt, answer]`, as `ttc train orm` lays them out. An answer costs its
+    own tokens, and the prompt's where it revises another. The oldest attempts are left out where the context
+    cannot hold all.
+    """
+
+    judges: ClassVar[str] = "answers"
+    reads_history: ClassVar[bool] = True
+
+    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Sequence[Step]] = ()) -> AnswerBranch:
+        """Raises ValueError for a problem that the context cannot hold."""
+        return self._open(self.opening(problem), [self._attempt_ids(each) for each in history], 1, ledger)
+
+    async def score(self, branches: Sequence[AnswerBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
+        """One score per answer, which then is an attempt that further answers revise.
+
+        Raises ValueError for an answer over the context even without a history.
+        """
+        judged = [(branch, self._attempt_ids(run)) for branch, run in zip(branches, steps, strict=True) if run]
+        tokens = []
+        for branch, answer in judged:
+            prompt = branch.prompt if branch.is_answered else []
+            if branch.held and branch.live.num_tokens + len(prompt) + len(answer) > self.llm.config.context:
+                ledger = branch.live.ledger
+                branch.live.close()
+                reopened = self._open(branch.prompt, branch.held[1:], len(answer), ledger)
+                branch.live, branch.held, prompt = reopened.live, reopened.held, []
+            tokens.append([*prompt, *answer])
+            branch.held, branch.is_answered = [*branch.held, answer], True
+        ends = [[len(ids) - 1] for ids in tokens]
+        request = self.llm.append([branch.live for branch, _ in judged], tokens, ends, purpose="verified")
+        await request
+        found = iter(request.scores)
+        return [list(next(found)) if run else [] for run in steps]
+
+    def _open(self, prompt: list[int], held: Sequence[list[int]], num_more: int, ledger: Ledger) -> AnswerBranch:
+        """A branch with as many of the latest answers as fit beside `num_more` tokens."""
+        room, count = self.llm.config.context - len(prompt) - num_more, 0
+        for answer in reversed(held):
+            room -= len(prompt) + len(answer)
+            if room < 0:
+                break
+            count += 1
+        held = held[len(held) - count :]
+        ids = [token for answer in held for token in (*prompt, *answer)]
+        return AnswerBranch(prompt, self.llm.open([*ids, *prompt], ledger=ledger, purpose="verified"), held, False)
+
+    def _attempt_ids(self, steps: Sequence[Step]) -> list[int]:
+        if self.shares_tokens:
+            return attempt_ids(steps, self.llm)
+        ids = self.llm.encode("".join(step.text for step in steps), is_start=False)
+        return ids + missing_end(ids, self.llm)
