@@ -30,10 +30,11 @@ def drive(coroutine: Coroutine):
 
 
 class FakeBranch:
-    """A branch that asserts it is closed once and not used afterwards. `text` excludes the prompt."""
+    """A branch that asserts it is closed once and not used afterwards. `text` excludes the prompt, and the
+    attempts of `history`, which are texts."""
 
-    def __init__(self, owner, text: str = "") -> None:
-        self.owner, self.text, self.is_open = owner, text, True
+    def __init__(self, owner, text: str = "", history: tuple[str, ...] = ()) -> None:
+        self.owner, self.text, self.history, self.is_open = owner, text, history, True
         owner.num_open += 1
         owner.num_opened += 1
 
@@ -44,7 +45,7 @@ class FakeBranch:
     def fork(self, num_branches: int) -> list[FakeBranch]:
         assert self.is_open
         self.owner.forks.append(num_branches)
-        return [FakeBranch(self.owner, self.text) for _ in range(num_branches)]
+        return [FakeBranch(self.owner, self.text, self.history) for _ in range(num_branches)]
 
     def close(self) -> None:
         self.owner.close_branch(self)
@@ -56,6 +57,7 @@ class Fake:
     def __init__(self, fail_at: int | None = None) -> None:
         self.num_open = self.num_opened = self.num_calls = 0
         self.forks: list[int] = []
+        self.opened: list[tuple[str, ...]] = []  # the history of every branch that was opened
         self.fail_at = fail_at
 
     def close_branch(self, branch: FakeBranch) -> None:
@@ -69,25 +71,44 @@ class Fake:
         if self.num_calls - 1 == self.fail_at:
             raise RuntimeError("fake failure")
 
-    async def open(self, _, *, ledger) -> FakeBranch:
+    async def open(self, _, *, ledger, history=()) -> FakeBranch:
         await self.call()
         self.ledger = ledger
-        return FakeBranch(self)
+        self.opened.append(texts_of(history))
+        return FakeBranch(self, history=texts_of(history))
+
+
+def texts_of(history) -> tuple[str, ...]:
+    return tuple("".join(step.text for step in attempt) for attempt in history)
 
 
 class FakePolicy(Fake):
     """`draw(key, text, new_text)` names the next step of a branch that has said `text`, `new_text`
     of it in this call; key is None if greedy. A step without "\\n" ends the text; "!" is a NaN."""
 
-    def __init__(self, draw: Callable[[int | None, str, str], str], fail_at: int | None = None) -> None:
+    def __init__(
+        self, draw: Callable[[int | None, str, str], str], fail_at: int | None = None, context: int = 10_000
+    ) -> None:
         super().__init__(fail_at)
-        self.draw = draw
+        self.draw, self.context = draw, context  # in characters, an end of text being one
         self.extends: list[dict] = []
+
+    def ask_again(self, branch: FakeBranch, prompt: str) -> None:
+        assert branch.is_open
+        branch.history, branch.text = (*branch.history, branch.text), ""
+
+    def num_fitting(self, prompt: str, history, max_tokens: int) -> int:
+        for first in range(len(history)):
+            held = sum(len(prompt) + len(text) + 1 for text in texts_of(history[first:]))
+            if held + len(prompt) + max_tokens <= self.context:
+                return len(history) - first
+        return 0
 
     async def extend(self, branches, *, keys, sampling, stop_at_step, max_tokens, purpose="generated", priorities=None):
         self.extends.append(
             {"num_branches": len(branches), "purpose": purpose, "max_tokens": list(max_tokens)}
             | {"keys": list(keys), "priorities": priorities, "sampling": sampling, "num_open": self.num_open}
+            | {"histories": [branch.history for branch in branches]}
         )
         assert min(max_tokens) >= 1
         assert len(branches) == len(keys) == len(max_tokens)
@@ -117,10 +138,12 @@ class FakePolicy(Fake):
 
 
 class FakeVerifier(Fake):
-    """Scores a step by `judge`, given all the text up to its end."""
+    """Scores a step by `judge`, given all the text up to its end; `histories` are those it was judged behind."""
 
-    def __init__(self, judge: Callable[[str], float], fail_at: int | None = None) -> None:
+    def __init__(self, judge: Callable[[str], float], fail_at: int | None = None, reads_history: bool = False) -> None:
         super().__init__(fail_at)
+        self.reads_history, self.judges = reads_history, "answers" if reads_history else "steps"
+        self.histories: list[tuple[str, ...]] = []
         self.judge = judge
         self.judged: list[str] = []  # every text that was scored
 
@@ -132,6 +155,11 @@ class FakeVerifier(Fake):
 
     def _score(self, branch: FakeBranch, step: Step) -> float:
         assert step.text, "an empty step was sent to the verifier"
+        self.histories.append(branch.history)
+        if self.reads_history:  # the answer joins the attempts
+            branch.history = (*branch.history, step.text)
+            self.judged.append(step.text)
+            return self.judge(step.text)
         branch.text += step.text
         self.judged.append(branch.text)
         return self.judge(branch.text)

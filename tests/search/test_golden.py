@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase
+from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions
 
-from .fakes import search
+from .fakes import FakePolicy, random_draw, search
 
 FOLDER = Path(__file__).parent / "golden"
 STRATEGIES = {
@@ -23,13 +23,16 @@ STRATEGIES = {
     "lookahead": Lookahead(width=2, lookahead=1),
     "dvts": DVTS(width=2),
     "rebase": Rebase(),
+    "revisions": Revisions(parallel=2, context=2),
     "adaptive": Adaptive(batch=2, confidence=0.6),
 }
 
 
 def as_json(strategy) -> str:
     """A search in one line per node and candidate."""
-    result = search(strategy, 8, seed=0)
+    reviser = FakePolicy(random_draw)
+    result = search(strategy, 8, seed=0, reviser=reviser)
+    assert reviser.num_open == 0
     lines = {"nodes": result.tree.nodes, "candidates": result.candidates}
     fields = [f'"{name}": {json.dumps(getattr(result, name))}' for name in ("strategy", "budget", "answer")]
     fields.append(f'"best": {result.tree.best}')
