@@ -140,5 +140,6 @@ def _example_view(example: Example) -> dict[str, object]:
         "num_steps": len(row["tree"]) - 1,
         "mark": {True: "✓", False: "✗", None: ""}[row["correct"]],
         "num_answers": len(row["completions"]),
-        "tree": tree_svg(row["tree"], row["answer"]),
+        "unit": (unit := "attempt" if row["strategy"] == "revisions" else "step"),
+        "tree": tree_svg(row["tree"], row["answer"], unit=unit),
     }

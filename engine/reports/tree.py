@@ -35,8 +35,8 @@ class _Shown:
     children: list[int] = field(default_factory=list)
 
 
-def tree_svg(nodes: list[Row], gold: str | None = None, max_rows: int = MAX_ROWS) -> Markup:
-    """The tree of a result row. What would take more than `max_rows` rows is thinned out: pruned steps are
+def tree_svg(nodes: list[Row], gold: str | None = None, max_rows: int = MAX_ROWS, unit: str = "step") -> Markup:
+    """The tree of a result row; `unit` is what its nodes are: a step, or an attempt of a chain of revisions. What would take more than `max_rows` rows is thinned out: pruned steps are
     gathered into one node per parent, then whole pruned branches, then the lower-scored finished ones."""
     for kept in _kept_nodes(nodes):
         shown = _gathered(nodes, kept, gold)
@@ -53,10 +53,10 @@ def tree_svg(nodes: list[Row], gold: str | None = None, max_rows: int = MAX_ROWS
     edges.sort(key=lambda each: "best" in each.classes)  # drawn last, over the others
     parts = [_edge(shown[each.parent], each, lefts) for each in edges]
     parts += [_node(each, lefts[each.depth]) for each in shown]
-    headings = ["problem", *(f"step {depth}" for depth in range(1, num_columns))]
+    headings = ["problem", *(f"{unit} {depth}" for depth in range(1, num_columns))]
     parts += [svg.text(name, lefts[depth], 16, class_="tick") for depth, name in enumerate(headings)]
     width, height = lefts[-1] - _GAP + 8, _TOP + _ROW * num_rows + 6
-    label = f"search tree of {len(nodes) - 1} steps"
+    label = f"search tree of {len(nodes) - 1} {unit}s"
     return svg.image(parts, (width, height), label, is_scaled=False, class_="tree")
 
 

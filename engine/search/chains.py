@@ -82,7 +82,7 @@ class Chains:
         if not reads_history(self.verifier):
             self._close(child.verifier)
             child.verifier = None
-        if is_last or (is_whole and num_wanted == chain.num_held):  # nothing follows, or the window slides
+        if is_last or (is_whole and num_wanted <= chain.num_held):  # nothing follows, or the window slides
             self._close(parent.policy, parent.verifier, child.policy, child.verifier)
             child.policy = child.verifier = None
         elif is_whole:

@@ -168,7 +168,9 @@ def test_detection(tmp_path, rlhflow, skywork):
     assert find_spec(skywork).name == "skywork"
     with pytest.raises(ValueError, match=r"several formats.*'LlamaForCausalLM'.*math-shepherd, rlhflow, versaprm"):
         find_spec(rlhflow)
-    with pytest.raises(ValueError, match=r"no known format has the architecture 'LlamaForCausalLM'.*orm_spec: home-orm, qwen-rm"):
+    with pytest.raises(
+        ValueError, match=r"no known format has the architecture 'LlamaForCausalLM'.*orm_spec: home-orm, qwen-rm"
+    ):
         find_spec(rlhflow, judges="answers")
     with pytest.raises(ValueError, match="'qwen-rm' judges answers, here one of steps is meant"):
         find_spec(rlhflow, "qwen-rm")
