@@ -1,4 +1,4 @@
-"""A search tree drawn from left to right: one column per step."""
+"""A search tree drawn from left to right: one column per step, or per attempt of a chain."""
 
 from __future__ import annotations
 

@@ -72,6 +72,39 @@ def test_vote(search):
     assert len({tuple(preds(vote)) for vote in ("weighted", "naive", "majority")}) == 3
 
 
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [
+        (["--parallel", "2"], "completions"),
+        (["--context", "1"], "completions"),
+        (["--vote", "naive"], "pred"),
+        (["--reviser", "other_policy"], "completions"),
+    ],
+    ids=lambda part: part[0],
+)
+def test_revisions(search, models, option, field):
+    beside = ["--strategy", "revisions", "--reviser", models.policy, "--budget", "32"]
+    option = [option[0], getattr(models, option[1], option[1])]
+    plain = search(*beside, out="plain.jsonl")
+    assert [row[field] for row in plain] != [row[field] for row in search(*beside, *option, out="changed.jsonl")]
+    assert all(row["strategy"] == "revisions" and row["num_generations"] == 32 for row in plain)
+
+
+def test_an_orm_judges_revisions(search, models):
+    beside = ["--strategy", "revisions", "--reviser", models.policy, "--orm", models.prm, "--orm-spec", "home-orm"]
+    rows = search(*beside, verifier="orm")
+    assert all(len(scores) <= 1 for row in rows for scores in row["scores"])
+
+
+def test_a_revisions_report_draws_attempts(search, models, ttc, tmp_path):
+    search("--strategy", "revisions", "--reviser", models.policy, "--with-tree", out="rows.jsonl")
+    found = next(tmp_path.rglob("rows.jsonl"))
+    assert ttc("report", found, "--out", tmp_path / "page.html").status == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "attempt 2" in page
+    assert "step 1" not in page
+
+
 def test_models(search, models):
     plain = search(out="plain.jsonl")
     assert search("--policy", models.other_policy, out="policy.jsonl") != plain
@@ -121,6 +154,9 @@ def test_with_tree(search):
         ("adaptive", "--num-iterations", "4"),
         ("beam", "--total-budget", "100"),
         ("beam", "--calibration", "home"),
+        ("beam", "--reviser", "home"),
+        ("best-of-n", "--parallel", "2"),
+        ("best-of-n", "--context", "2"),
     ],
 )
 def test_an_option_without_effect_is_refused(ttc, models, tmp_path, strategy, option, value):

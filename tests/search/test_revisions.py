@@ -110,7 +110,7 @@ def test_the_oldest_attempts_give_way_where_the_model_holds_fewer():
     script[0, 2] = "2" * 20  # beside it none of the two before fits any more
     two_fit = FakePolicy(scripted(script), context=3 * len(PROBLEM.prompt) + 12 + 60)
     revise(Revisions(parallel=1, context=4), 4, reviser=two_fit)
-    assert [call["histories"][0] for call in two_fit.extends][2:] == [("0" * 5, "1" * 5), ("2" * 20,)]
+    assert [call["histories"][0] for call in two_fit.extends][2:] == [("0" * 5, "1" * 5), ()]
     none_fits = FakePolicy(scripted(script), context=70)
     revise(Revisions(parallel=1, context=4), 4, reviser=none_fits)
     assert [call["histories"][0] for call in none_fits.extends] == [()] * 4
