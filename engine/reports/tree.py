@@ -36,8 +36,11 @@ class _Shown:
 
 
 def tree_svg(nodes: list[Row], gold: str | None = None, max_rows: int = MAX_ROWS, unit: str = "step") -> Markup:
-    """The tree of a result row; `unit` is what its nodes are: a step, or an attempt of a chain of revisions. What would take more than `max_rows` rows is thinned out: pruned steps are
-    gathered into one node per parent, then whole pruned branches, then the lower-scored finished ones."""
+    """The tree of a result row; `unit` is what its nodes are: a step, or an attempt of a chain of revisions.
+
+    What would take more than `max_rows` rows is thinned out: pruned steps are gathered into one node per
+    parent, then whole pruned branches, then the lower-scored finished ones.
+    """
     for kept in _kept_nodes(nodes):
         shown = _gathered(nodes, kept, gold)
         _place(shown)

@@ -370,3 +370,25 @@ def test_a_budget_that_buys_little_reads_the_small_budgets(ttc, file):
 def test_what_cannot_be_exchanged(ttc, file, arguments, parts):
     path = file((0, "majority", 4, 40))
     assert_refused(ttc("exchange", *SIZES, "--calibration", path, *arguments), *parts)
+
+
+def test_ratios_of_revisions_are_measured_and_used(ttc, models, tmp_path):
+    """The pilot's five samples are the policy's; the reviser is part of what a calibration holds for."""
+    file, chains = tmp_path / "ratios.json", "revisions:parallel=1,revisions:parallel=2"
+    arguments = [
+        *small_calibrate(models, file),
+        "--strategies",
+        f"best-of-n,{chains}",
+        "--reviser",
+        models.other_policy,
+    ]
+    outcome = ttc(*arguments)
+    assert outcome.status == 0, outcome.err
+    cells = json.loads(file.read_text())["cells"]
+    assert {cell["strategy"].get("parallel") for cell in cells} == {None, 1, 2}
+    used = [*steered(models, tmp_path / "rows.jsonl", file), "--reviser", models.other_policy]
+    outcome = ttc(*used)
+    assert (outcome.status, "warning" in outcome.err) == (0, False), outcome.err
+    other = ttc(*steered(models, tmp_path / "other.jsonl", file), "--reviser", models.policy)
+    assert "reviser was" in other.err
+    assert_refused_last(ttc(*steered(models, tmp_path / "none.jsonl", file)), "needs --reviser")

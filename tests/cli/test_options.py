@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from engine import Revisions
+from engine.cli.strategies import build_strategy
 from engine.reports.rows import FIELDS
 from tests.cli.conftest import assert_refused, comparable, small_search
 
@@ -77,7 +81,6 @@ def test_vote(search):
     [
         (["--parallel", "2"], "completions"),
         (["--context", "1"], "completions"),
-        (["--vote", "naive"], "pred"),
         (["--reviser", "other_policy"], "completions"),
     ],
     ids=lambda part: part[0],
@@ -87,12 +90,18 @@ def test_revisions(search, models, option, field):
     option = [option[0], getattr(models, option[1], option[1])]
     plain = search(*beside, out="plain.jsonl")
     assert [row[field] for row in plain] != [row[field] for row in search(*beside, *option, out="changed.jsonl")]
-    assert all(row["strategy"] == "revisions" and row["num_generations"] == 32 for row in plain)
+    assert all(row["strategy"] == "revisions" and row["num_generations"] == row["budget"] for row in plain)
+
+
+def test_the_vote_of_revisions_is_its_own_where_none_is_given():
+    options = SimpleNamespace(strategy="revisions", verifier="prm", vote="weighted", parallel=2, context=3)
+    assert build_strategy(options, {"parallel", "context"}) == Revisions(parallel=2, context=3, vote="hierarchical")
+    assert build_strategy(options, {"vote"}).vote == "weighted"
 
 
 def test_an_orm_judges_revisions(search, models):
     beside = ["--strategy", "revisions", "--reviser", models.policy, "--orm", models.prm, "--orm-spec", "home-orm"]
-    rows = search(*beside, verifier="orm")
+    rows = search(*beside, "--verifier", "orm", verifier=None)
     assert all(len(scores) <= 1 for row in rows for scores in row["scores"])
 
 
