@@ -48,7 +48,8 @@ models: setup
 	$(BIN)/ttc rollouts
 	$(BIN)/ttc train prm --base out/discriminator
 	$(BIN)/ttc train trunk-head
-	$(BIN)/ttc calibrate --limit 300 --out out/calibration.json
+	$(BIN)/ttc calibrate --limit 600 --predictor score --pilot 2 --bins quantiles:8 --budgets 2,4,8,16,32 \
+		--strategies best-of-n,rebase --out out/calibration.json
 	cp out/calibration.json engine/home/calibration.json
 
 # The larger policy that `python -m benchmarks.flops_matched --exchange --large out/large` compares the home one with:
