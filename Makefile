@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # From pyproject.toml, so that they are written once.
 BUILD_REQUIRES = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: setup build test lint demo models wheel clean
+.PHONY: setup build test lint demo models large wheel clean
 
 # pip runs again only when pyproject.toml or setup.py changed; the module is brought up to date by ninja each time.
 setup: $(VENV)/.installed build
@@ -48,8 +48,15 @@ models: setup
 	$(BIN)/ttc rollouts
 	$(BIN)/ttc train prm --base out/discriminator
 	$(BIN)/ttc train trunk-head
-	$(BIN)/ttc calibrate --limit 300 --out out/calibration.json
+	$(BIN)/ttc calibrate --limit 600 --predictor score --pilot 2 --bins quantiles:8 --budgets 2,4,8,16,32 \
+		--strategies best-of-n,rebase --out out/calibration.json
 	cp out/calibration.json engine/home/calibration.json
+
+# The larger policy that `python -m benchmarks.flops_matched --exchange --large out/large` compares the home one with:
+# the same data and as many tokens, in some 100 minutes on 2 cores.
+large: setup
+	$(BIN)/ttc train policy --hidden-size 256 --num-layers 12 --num-heads 8 --num-kv-heads 2 --bf16 \
+		--learning-rate 1e-3 --out out/large --work out/train/large
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

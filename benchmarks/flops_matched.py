@@ -13,6 +13,8 @@ copy. No engine that batches all problems can be faster; it counts no KV and, fo
 a CPU's cache can be read faster than it says.
 
 `missing` says which strategies did not run on which engine, and why. The exit status is 1 where one of ours is there.
+
+`--exchange` compares a small model that searches with a larger one instead: see `benchmarks.exchange`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import plain
+from benchmarks import exchange, plain
 from benchmarks.agreement import check_logits
 from benchmarks.clock import Clock, check_device, copy_bandwidth, machine, matmul_rate
 from benchmarks.flops_sides import (
@@ -92,6 +94,7 @@ class Models:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flops_matched", description=__doc__.splitlines()[0])
+    parser.add_argument("--exchange", action="store_true", help="a small model against a larger one: other options")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the report to this file")
     parser.add_argument("--policy", help="folder of the policy; by default as the device says")
@@ -112,6 +115,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--exchange" in arguments:
+        arguments.remove("--exchange")
+        return exchange.main(arguments)
     args, console = parse_arguments(arguments), Console(width=140)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -52,10 +52,10 @@ def calibrate(
         option("Whether they count in the budget and vote; by default yes, but for the oracle's.", "Difficulty"),
     ] = None,
     bins: Annotated[
-        str, option("quintiles, absolute (0.1,0.5), one, or rising edges of one's own.", "Difficulty")
+        str, option("quintiles, quantiles:8, absolute (0.1,0.5), one, or rising edges of one's own.", "Difficulty")
     ] = "quintiles",
     min_per_bin: Annotated[
-        int, option("Problems that a bin must hold; smaller quintiles are joined.", "Difficulty")
+        int, option("Problems that a bin must hold; smaller quantiles are joined.", "Difficulty")
     ] = 10,
     agg_strategy: Annotated[str, option("last, min, prod, mean of an answer's step scores.", "Search")] = "last",
     verifier: Annotated[str, option("prm, trunk, oracle.", "Search")] = "prm",
@@ -191,9 +191,14 @@ def build_grid(options: SimpleNamespace) -> Grid:
 
 
 def make_bins(grid: Grid, eases: list[float]) -> Bins:
-    """The bins that the grid names. Raises ValueError for edges that do not rise."""
+    """The bins that the grid names. Raises ValueError for edges that do not rise, or no number of quantiles."""
     from engine.scheduler import ABSOLUTE_EDGES, Bins
 
+    name, is_counted, count = grid.bins.partition(":")
+    if name == "quantiles" and is_counted:
+        if not count.isdecimal():
+            raise ValueError(f"bins must be quantiles:N with a whole number N, got {grid.bins!r}")
+        return Bins.quantiles(eases, int(count), least=grid.min_per_bin)
     if grid.bins == "quintiles":
         return Bins.quantiles(eases, least=grid.min_per_bin)
     named = {"absolute": ABSOLUTE_EDGES, "one": ()}

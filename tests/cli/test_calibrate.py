@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.reports import ledger_path, read_rows
-from engine.scheduler import parse_strategy, read_calibration
+from engine.scheduler import Bins, Predictor, parse_strategy, read_calibration
 from engine.search import BeamSearch, BestOfN, Majority
 from tests.cli.conftest import assert_refused, comparable, small_search
 
@@ -95,6 +95,8 @@ def test_another_cut_uses_what_was_measured_and_a_killed_run_goes_on(ttc, models
     whole, lines = read_calibration(out), ledger_path(out).read_bytes().splitlines(keepends=True)
     assert "resumed 42" in ttc(*arguments, "--bins", "one").last_line
     assert whole.bins.count > read_calibration(out).bins.count == 1
+    assert "resumed 42" in ttc(*arguments, "--bins", "quantiles:3").last_line
+    assert sorted(read_calibration(out).num_per_bin) == [4, 5, 5]
 
     ledger_path(out).write_bytes(b"".join(lines[:9]))
     assert "resumed 8" in ttc(*arguments).last_line
@@ -213,6 +215,8 @@ def test_a_file_of_problems_and_no_device_but_this_one(ttc, models, tmp_path):
         (["--pilot", "0"], ["samples, got 0"]),
         (["--bins", "0.5,0.1"], ["must rise", "[0.5, 0.1]"]),
         (["--bins", "few"], ["bins must be numbers", "'few'"]),
+        (["--bins", "quantiles:many"], ["whole number N", "'quantiles:many'"]),
+        (["--bins", "quantiles:0"], ["at least 1 difficulty bin, got 0"]),
         (["--min-per-bin", "1"], ["got min_per_bin 1"]),
         (["--limit", "0"], ["limit", "got 0"]),
         (["--max-tokens", "0"], ["max_tokens", "got 0"]),
@@ -353,6 +357,35 @@ def test_a_budget_that_buys_little_reads_the_small_budgets(ttc, file):
     path = file((0, "majority", 32, 40))
     refused = ttc("exchange", *SIZES, "--tokens-inference", "1e15", "--calibration", path)
     assert_refused(refused, "may spend 15 answers per question", "measured none below 32")
+
+
+def test_bigger_or_longer_by_difficulty(ttc, file, tmp_path):
+    path = tmp_path / "bins.json"
+    made = read_calibration(file((0, "majority", 4, 90), (0, "best-of-n", 4, 40)))
+    hard = dataclasses.replace(made.cells[1], bin=1)
+    changes = {"bins": Bins((0.5,)), "num_per_bin": (100, 300), "cells": (made.cells[0], hard)}
+    path.write_text(dataclasses.replace(made, **changes).to_json())
+    outcome = ttc("exchange", *SIZES, "--calibration", path, "--accuracy-large", "0.8,0.5")
+    assert outcome.status == 0, outcome.err
+    easy, hard = (line for line in outcome.out.splitlines() if line.startswith("  bin"))
+    assert "100 problems: majority, 90.0 %, the larger model 80.0 %: think longer" in easy
+    assert "300 problems: best-of-n, 40.0 %, the larger model 50.0 %: train bigger" in hard
+    assert outcome.last_line.endswith("the larger one 57.5 %")  # (0.8 * 100 + 0.5 * 300) / 400
+    assert_refused(ttc("exchange", *SIZES, "--calibration", path, "--accuracy-large", "1,1,1"), "2 bins", "got 1,1,1")
+    assert_refused(ttc("exchange", *SIZES, "--calibration", path, "--accuracy-large", "all"), "numbers", "'all'")
+
+
+def test_samples_that_only_predict_difficulty_are_paid_for(ttc, file, tmp_path):
+    """57 answers, 42 of which predict: of the budgets 4 and 16 only the smaller is left."""
+    made = read_calibration(file((0, "majority", 4, 40), (0, "best-of-n", 16, 60)))
+    path = tmp_path / "apart.json"
+    path.write_text(dataclasses.replace(made, predictor=Predictor("oracle", 42, is_reused=False)).to_json())
+    outcome = ttc("exchange", *SIZES, "--calibration", path)
+    assert "42 of the answers only predict difficulty" in outcome.out
+    assert "budget 4)" in outcome.last_line
+    path.write_text(dataclasses.replace(made, predictor=Predictor("oracle", 55, is_reused=False)).to_json())
+    refused = ttc("exchange", *SIZES, "--calibration", path)
+    assert_refused(refused, "may spend 57 answers", "none below 4, and predicts difficulty from 55 more")
 
 
 @pytest.mark.parametrize(

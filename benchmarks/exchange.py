@@ -1,0 +1,217 @@
+"""A small model that searches against a larger one's greedy answer, at equal FLOPs (Snell et al. 2024, section 7).
+
+    python -m benchmarks.flops_matched --exchange --large out/large --json out/exchange.json
+
+A policy of M times the parameters costs M times more in pretraining and in use. For a ratio R of inference to
+pretraining tokens the small one may sample `Exchange.num_generations` answers per question for the same total, by
+either version of the paper. M is that of the two checkpoints (weights that multiply every token), or `--size-ratio`.
+Each of `--strategies` searches with that many, rounded down to what it can spend; `--max-generations` bounds it.
+The larger model answers once, greedily.
+
+Results are by difficulty: quintiles of the small policy's pass@1 over `--num-bin-samples` answers of their own, which
+no search uses; equal shares are not divided, so that there may be fewer bins. `gain` is (small - large) / large,
+as in the paper; the interval is that of the difference, a bootstrap over problems. `missing` says what did not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.hardware import commit, hardware, versions
+from engine import Engine, Majority, Problem
+from engine.accounting import Exchange
+from engine.cli.strategies import calibration_file
+from engine.model import read_config, resolve_folder
+from engine.reports.statistics import bootstrap_interval
+from engine.scheduler import Bins, CalibrationWarning, ComputeOptimal, Planner, Predictor, Sampled, parse_strategy
+from engine.search import Strategy
+from engine.tasks import take_problems
+from engine.types import GREEDY
+
+# R = D_inf / D_pre as in the paper, by its version.
+RATIOS = {"arxiv": (0.16, 0.79, 22.0), "iclr": (0.08, 0.40, 11.0)}
+TRAINING = (
+    "`make large` trains one of 14 times the home policy's parameters (or `ttc train policy --hidden-size 256 "
+    "--num-layers 12 --num-heads 8 --num-kv-heads 2 --bf16 --learning-rate 1e-3 --out out/large`)"
+)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.flops_matched --exchange",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--large", help="folder of the larger policy")
+    parser.add_argument("--policy", default="home", help="the small one")
+    parser.add_argument("--prm", help="by default the shipped one, with the shipped policy")
+    parser.add_argument("--calibration", default="home", help="of compute-optimal")
+    parser.add_argument("--strategies", default="best-of-n,compute-optimal,revisions:parallel=4")
+    parser.add_argument("--size-ratio", type=float, help="M, in the place of the checkpoints' own")
+    parser.add_argument("--token-ratios", help="R, e.g. 0.16,0.79,22; by default the paper's, of each version")
+    parser.add_argument("--max-generations", type=int, default=256)
+    parser.add_argument("--num-problems", type=int, default=500, help="of the test split")
+    parser.add_argument("--num-bin-samples", type=int, default=256)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--json", type=Path, help="where the report goes")
+    args = parser.parse_args(arguments)
+    if args.large is None:
+        parser.error(f"--large names the folder of a larger policy, got none: {TRAINING}")
+    for name in ("max_generations", "num_problems", "num_bin_samples"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name, kind in (("seeds", int), ("token_ratios", float)):
+        try:
+            text = getattr(args, name)
+            setattr(args, name, None if text is None else [kind(part) for part in text.split(",")])
+        except ValueError:
+            parser.error(f"--{name.replace('_', '-')} must be numbers with commas between, got {text!r}")
+    args.strategies = args.strategies.split(",")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    args, console = parse_arguments(arguments), Console(width=140)
+    try:
+        report = measure(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    show(report, console)
+    return 0
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """The whole report. Raises ValueError for models, ratios or problems that cannot be compared."""
+    folders = [resolve_folder(args.policy), resolve_folder(args.large)]
+    params = [read_config(folder).shape().num_matmul_params for folder in folders]
+    size_ratio = params[1] / params[0] if args.size_ratio is None else args.size_ratio
+    trades = [
+        Exchange.from_ratios(size_ratio, ratio, version)
+        for version, ratios in RATIOS.items()
+        for ratio in args.token_ratios or ratios
+    ]
+    engine, large = Engine.load(args.policy, prm=args.prm), Engine.load(args.large)
+    problems = take_problems(engine.task, "test", args.num_problems)
+    greedy = _rights(large.search(problems, Majority(), 1, sampling=GREEDY))
+    bins, members = difficulty(engine, problems, args.num_bin_samples)
+    budgets = sorted({min(trade.num_generations, args.max_generations) for trade in trades})
+    accuracies, missing = searched(engine, problems, args, budgets)
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "large", "policy", "prm")}
+    report = {"hardware": hardware(), "versions": versions(), "commit": commit(), "settings": settings}
+    report |= {"params_small": params[0], "params_large": params[1], "size_ratio": size_ratio}
+    report |= {
+        "accuracy_large": float(np.mean(greedy)),
+        "bins": [
+            {"bin": bins.describe(index), "num_problems": len(found), "accuracy_large": float(np.mean(greedy[found]))}
+            for index, found in enumerate(members)
+        ],
+    }
+    rows = []
+    for trade in trades:
+        budget = min(trade.num_generations, args.max_generations)
+        facts = {"version": trade.version, "R": trade.token_ratio, "generations_allowed": trade.num_generations}
+        for strategy, by_budget in accuracies.items():
+            if budget in by_budget:
+                spent, rights = by_budget[budget]
+                facts_here = facts | {"strategy": strategy, "budget": spent}
+                rows += [facts_here | row for row in compared(rights, greedy, members)]
+    return report | {"rows": rows, "missing": missing}
+
+
+def difficulty(engine: Engine, problems: Sequence[Problem], num_samples: int) -> tuple[Bins, list[np.ndarray]]:
+    """Quintiles of the policy's pass@1, easiest first, and the problems (positions) of each."""
+    oracle = Predictor("oracle", num_samples, is_reused=False)
+    samples = engine.search(problems, Sampled(oracle, is_judged=False), num_samples)
+    eases = [oracle.value(each, engine.task.grade) for each in samples]
+    bins = Bins.quantiles(eases)
+    indices = np.array([bins.index(ease) for ease in eases])
+    return bins, [np.flatnonzero(indices == index) for index in range(bins.count)]
+
+
+def searched(
+    engine: Engine, problems: Sequence[Problem], args: argparse.Namespace, budgets: Sequence[int]
+) -> tuple[dict[str, dict[int, tuple[int, np.ndarray]]], list[dict]]:
+    """By strategy and budget: the generations given and each problem's share of right answers; and what is missing."""
+    found: dict[str, dict[int, tuple[int, np.ndarray]]] = {}
+    missing = []
+    for name in args.strategies:
+        for budget in budgets:
+            try:
+                strategy = ComputeOptimal(calibration_file(args.calibration)) if name == ComputeOptimal.name else None
+                strategy = strategy or parse_strategy(name)
+                spent = spendable(strategy, budget)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", CalibrationWarning)  # its fallback is another strategy
+                    runs = [_rights(engine.search(problems, strategy, spent, seed=seed)) for seed in args.seeds]
+            except (ValueError, CalibrationWarning) as error:
+                missing.append({"strategy": name, "budget": budget, "reason": str(error)})
+                continue
+            found.setdefault(name, {})[budget] = (spent, np.mean(runs, axis=0))
+    return found, missing
+
+
+def spendable(strategy: Strategy | Planner, budget: int) -> int:
+    """The largest number of generations up to a budget that the strategy can spend. Raises its ValueError for none."""
+    for each in range(budget, 0, -1):
+        try:
+            strategy.groups(each)
+            return each
+        except ValueError as error:
+            reason = error
+    raise reason
+
+
+def compared(small: np.ndarray, large: np.ndarray, members: Sequence[np.ndarray]) -> Iterable[dict]:
+    """Accuracies, their difference and the relative gain: of all problems, then bin by bin."""
+    for index, found in [(None, np.arange(len(small))), *enumerate(members)]:
+        ours, theirs = float(np.mean(small[found])), float(np.mean(large[found]))
+        low, high = bootstrap_interval((small[found] - large[found]).tolist(), found.tolist())
+        yield {
+            "bin": index,
+            "accuracy_small": ours,
+            "accuracy_large": theirs,
+            "difference": [ours - theirs, low, high],
+            "gain": (ours - theirs) / theirs if theirs else None,
+        }
+
+
+def _rights(results: Iterable) -> np.ndarray:
+    return np.array([float(bool(result.correct)) for result in results])
+
+
+def show(report: dict, console: Console) -> None:
+    """The report as a table: relative gains, and differences in points where the larger model has none right."""
+    console.print(
+        f"M = {report['size_ratio']:.2f}; the larger model's greedy answer is right in "
+        f"{100 * report['accuracy_large']:.1f} %; commit {report['commit']}",
+        markup=False,
+    )
+    for number, entry in enumerate(report["bins"], start=1):
+        console.print(f"{number}: {entry['bin']}, {entry['num_problems']} problems", markup=False)
+    bins = range(len(report["bins"]))
+    table = Table("version", "R", "strategy", "budget", "all", *(f"bin {index + 1}" for index in bins))
+    lines: dict[tuple, list[str]] = {}
+    for row in report["rows"]:
+        key = (row["version"], f"{row['R']:g}", row["strategy"], f"{row['budget']} of {row['generations_allowed']}")
+        points, low, high = (100 * value for value in row["difference"])
+        gain = "" if row["gain"] is None else f"{100 * row['gain']:+.0f} %: "
+        lines.setdefault(key, []).append(f"{gain}{points:+.1f} ({low:+.1f} to {high:+.1f})")
+    for key, cells in lines.items():
+        table.add_row(*key, *cells)
+    console.print(table)
+    for entry in report["missing"]:
+        console.print(f"{entry['strategy']} at {entry['budget']}: {entry['reason']}", markup=False)
