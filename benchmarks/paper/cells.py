@@ -12,6 +12,7 @@ from engine.scheduler import Planner, Predictor, strategy_label
 from engine.search import DVTS, BeamSearch, Lookahead, Rebase, Strategy, run_search
 from engine.types import SearchResult
 
+REVISIONS, BASELINE = "revisions", "policy shown its attempts"
 FIRST_PILOTED, LAST_PILOTED = 16, 64  # budgets of searches that go on from a pilot
 
 
@@ -107,12 +108,11 @@ def revision_cells(settings: Settings, verifier: str) -> list[Cell]:
         ratios = chains_at(budget, settings)
         seeds = settings.seeds if budget < 64 else settings.seeds[: settings.seeds_of_revisions]
         for seed in seeds:
-            cells += [Cell("revisions", Revisions(parallel=count), budget, seed, verifier) for count in ratios]
+            cells += [Cell(REVISIONS, Revisions(parallel=count), budget, seed, verifier) for count in ratios]
     largest = min(64, settings.budgets[-1])
     for count in (4, 1):
-        cells.append(
-            Cell("policy shown its attempts", Revisions(parallel=count), largest, settings.seeds[0], verifier, True)
-        )
+        strategy = Revisions(parallel=count)
+        cells.append(Cell(BASELINE, strategy, largest, settings.seeds[0], verifier, is_baseline=True))
     return sorted(cells, key=lambda cell: (tier(cell, settings), cell.is_baseline))
 
 

@@ -36,7 +36,7 @@ class Study:
         return cls(settings, models, tuple(take_problems(models.engine.task, SPLIT, settings.num_problems)))
 
     def pool_run(self, seed: int, stream: str = "answers") -> tuple[Path, dict]:
-        """The ledger of a pool and what its rows depend on. The number of problems is no part of it: more can follow."""
+        """The ledger of a pool, and what its rows depend on: not the number of problems, more of them can follow."""
         size = self.settings.num_bin_samples if stream == BINS_STREAM else self.settings.pool_size
         config = self.config("prm") | {"pool": stream, "size": size, "seed": seed}
         return self.settings.work / f"pool-{stream}-{size}-seed{seed}.ledger", config
