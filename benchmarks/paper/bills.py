@@ -12,7 +12,7 @@ from engine.types import FINISHED, Candidate, Problem
 
 @dataclass(frozen=True)
 class Bills:
-    """FLOPs of samples of one problem, from a cold cache: the prompt once for each model, every answer its own tokens."""
+    """FLOPs of samples of one problem from a cold cache: the prompt once for each model, and every answer's tokens."""
 
     policy: ModelShape
     verifier: ModelShape | None  # None: nothing is scored

@@ -134,7 +134,7 @@ def _adaptive(pool: Pool, bills: Bills, strategy: Adaptive, budgets: Sequence[in
         runs = []
         for start in range(0, len(candidates) - budget + 1, budget):
             drawn = adaptive_run(strategy, candidates[start : start + budget])
-            answer, best = vote(candidates[start : start + drawn], strategy.vote)
+            answer = vote(candidates[start : start + drawn], strategy.vote)[0]
             cost = prompt + costs[start + drawn] - costs[start]
             runs.append((answer == pool.gold, drawn, *cost))
         made.append((*np.mean(runs, axis=0), None))
