@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -65,11 +66,11 @@ class Attempts:
         return min(max(map(len, chains)) for chains in self.chains.values())
 
     def turned(self, is_right: bool) -> list[float] | None:
-        """[share, low, high] of right (or wrong) attempts whose next one is the other way; None where there are none."""
+        """[share, low, high] of right (or wrong) attempts whose next one is not; None where there are none."""
         turns, problems = [], []
         for index, chains in self.chains.items():
             for chain in chains:
-                for before, after in zip(chain, chain[1:], strict=False):
+                for before, after in pairwise(chain):
                     if before == is_right:
                         turns.append(float(after != before))
                         problems.append(index)
