@@ -12,16 +12,21 @@ same command; what is worth most comes first, and `--only tables` makes tables o
 from __future__ import annotations
 
 import sys
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchmarks.demo import parse_seeds
+from benchmarks.paper.evidence import gather
 from benchmarks.paper.models import load_models
+from benchmarks.paper.page import write_page
+from benchmarks.paper.results import results
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import STAGES, Study, sample
 from engine.cli.errors import run_app
+from engine.reports.files import write_atomically
 
 app = typer.Typer(add_completion=False)
 
@@ -60,6 +65,12 @@ def paper(
     study = Study.of(settings, load_models(settings))
     if only != "tables":
         sample(study, only)
+    if only in (None, "tables"):
+        made = results(gather(study))
+        json_path, html_path = json or f"{work}/paper.json", html or f"{work}/paper.html"
+        write_atomically(json_path, (dumps(made, indent=1, allow_nan=False) + "\n").encode())
+        write_page(made, html_path)
+        typer.echo(f"{json_path}\n{html_path}")
 
 
 def parse_budgets(text: str) -> tuple[int, ...]:

@@ -20,11 +20,11 @@ from benchmarks.paper.settings import PILOT
 GLOBAL_BUDGET = Path(__file__).parent.parent / "results" / "global_budget.json"
 BY_BIN = ("majority", "best-of-n", "best-of-n, ORM", "beam M=4", "beam M=sqrt(N)", "lookahead k=1", "rebase", "dvts")
 TUNED = (
-    "Nothing was tuned on the test split. Policy, PRM, ORM and revision model were trained and selected on the training "
-    "and validation splits (their cards in engine/home say how). Widths, lookahead depths, votes and ratios are the "
-    "paper's; rebase and adaptive have their default options. Strategies by difficulty bin are chosen on one half of "
-    "a bin's test problems and measured on the other, as in the paper. Which chains run at 256 is taken from the "
-    f"paper's figure, and the margin of 'reaches' and the pilot of {PILOT} were set before anything was run."
+    "Nothing was tuned on the test split. The models were trained and selected on the training and validation "
+    "splits, as their cards in engine/home say. Widths, lookahead depths, votes and ratios are the paper's; rebase and "
+    "adaptive have their default options. Strategies by difficulty bin are chosen on one half of a bin's test problems "
+    "and measured on the other, as in the paper. Which numbers of chains run at 256 is taken from the paper's figure, "
+    f"and the margin of 'reaches' and the pilot of {PILOT} samples were set before anything was run."
 )
 
 
