@@ -49,6 +49,7 @@ class Piloted(Planner):
 
     name: ClassVar[str] = "piloted"
     is_scored: ClassVar[bool] = True
+    revises: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
