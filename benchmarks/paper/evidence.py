@@ -12,6 +12,7 @@ from benchmarks.paper.cells import BASELINE, REVISIONS, SEARCHES, Cell
 from benchmarks.paper.chains import Attempts, by_majority, ratio_label
 from benchmarks.paper.difficulty import Binning, binnings, pilot_binning
 from benchmarks.paper.measured import Measured, cell_measured, pool_series
+from benchmarks.paper.models import num_params
 from benchmarks.paper.optimal import Optimal, charged, compute_optimal, mean_of
 from benchmarks.paper.pools import Pool
 from benchmarks.paper.runs import read_rows
@@ -232,8 +233,7 @@ class _Reader:
         models = self.study.models
         right = np.array([float(row["correct"]) for row in rows.values()])
         flops = np.array([float(Ledger.from_dict(row["ledger"]).total_flops) for row in rows.values()])
-        sizes = [each.policy.config.shape().num_matmul_params for each in (models.large, models.engine)]
-        return Large(right, flops, *sizes)
+        return Large(right, flops, num_params(models.large), num_params(models.engine))
 
 
 def _key(cell: Cell) -> str:

@@ -56,9 +56,19 @@ def load_models(settings: Settings) -> Models:
     if "revisions" not in missing:
         baseline = Engine.load("home", reviser=HOME / "policy")
     large = None if settings.large is None else Engine.load(settings.large)
+    if large is not None and num_params(large) <= num_params(loaded):
+        raise ValueError(
+            f"the larger policy must have more than the {num_params(loaded):,} parameters of the shipped one, "
+            f"got {num_params(large):,} in {settings.large}"
+        )
     return Models(loaded, baseline, large, missing)
 
 
 def reviser_of(loaded: Engine) -> LLM | None:
     """The model that samples revisions, or None."""
     return getattr(loaded, "reviser", None)
+
+
+def num_params(loaded: Engine) -> int:
+    """Of the policy: weights that multiply every token."""
+    return loaded.policy.config.shape().num_matmul_params
