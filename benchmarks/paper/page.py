@@ -84,10 +84,7 @@ def _finding(finding: dict) -> dict[str, object]:
     ours = finding["ours"]
     shown = "–"
     if ours is not None:
-        is_level = finding["rule"].startswith(
-            ("replicated if the 95 % interval of the share", "replicated if the 95 % interval of the accuracy")
-        )
-        sign = "" if is_level else "+"
+        sign = "+" if finding["is_difference"] else ""
         low, high = (f"{100 * value:{sign}.1f}" for value in ours[1:])
         shown = f"{100 * ours[0]:{sign}.1f} ({low} to {high})"
     parts = "; ".join(f"{name}: {100 * value:.1f}" for name, value in finding["parts"].items())
@@ -126,7 +123,7 @@ def _optimal(results: dict) -> list[dict[str, object]]:
                     "accuracy": "{:.1f} ({:.1f}–{:.1f})".format(*(100 * value for value in each["accuracy"])),
                     "gain": "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in gain)),
                     "choices": [
-                        " / ".join(f"{name} {count}" for name, count in choice.items()) for choice in each["choices"]
+                        ", ".join(f"{name} ({count})" for name, count in choice.items()) for choice in each["choices"]
                     ],
                 }
             )

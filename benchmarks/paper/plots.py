@@ -54,11 +54,18 @@ def line_plot(results: dict, title: str, names: Sequence[str]) -> Plot:
 
 
 def _chart(curves: Mapping[str, list[Point]], label: str, x_label: str, ticks, is_log: bool = True) -> Markup | None:
-    """Colours in order of the lines, so that each plot tells its own apart."""
+    """Colours and markers in order of the lines; the first of all is that of a single sample, on other pages."""
     order = list(curves)
     if not any(curves.values()):
         return None
-    return accuracy_chart(dict(curves), label=label, x_label=x_label, is_log=is_log, ticks=ticks, index_of=order.index)
+    return accuracy_chart(
+        dict(curves),
+        label=label,
+        x_label=x_label,
+        is_log=is_log,
+        ticks=ticks,
+        index_of=lambda name: order.index(name) + 1,
+    )
 
 
 def bin_plots(results: dict) -> list[Plot]:
@@ -157,13 +164,13 @@ def chain_plot(results: dict) -> Plot:
     rows = [
         [
             names[name],
-            *(interval(_at(found["pass@1"], attempt)) for attempt in (1, 2, 4, 8, 16, 32, 64)),
+            *(interval(_at(found["pass@1"], attempt)) for attempt in (1, 4, 16, 64)),
             interval(found["right_to_wrong"]),
             interval(found["wrong_to_right"]),
         ]
         for name, found in results["chain"].items()
     ]
-    columns = ("model", "attempt 1", "2", "4", "8", "16", "32", "64", "right to wrong", "wrong to right")
+    columns = ("model", "attempt 1", "4", "16", "64", "right to wrong", "wrong to right")
     return Plot("pass@1 along a chain", chart, columns, rows)
 
 

@@ -33,12 +33,13 @@ class Rule:
 
     text: str
     decide: Callable[[list[float]], tuple[bool, str]]
+    is_difference: bool = True  # what it looks at, else a share
 
 
 def _above(value: list[float]) -> tuple[bool, str]:
     _, low, high = value
     if low > 0:
-        return True, "the interval of the paired difference lies above 0"
+        return True, "the interval lies above 0"
     return False, "the interval excludes 0 in the other direction" if high < 0 else "the interval straddles 0"
 
 
@@ -76,13 +77,13 @@ def _failing(value: list[float]) -> tuple[bool, str]:
     return False, "the interval does not lie below 10 %"
 
 
-ABOVE = Rule("replicated if the 95 % interval of the paired difference lies above 0", _above)
-BELOW = Rule("replicated if the 95 % interval of the paired difference lies below 0", _below)
+ABOVE = Rule("replicated if the interval of the difference lies above 0", _above)
+BELOW = Rule("replicated if the interval of the difference lies below 0", _below)
 REACHES = Rule(f"replicated if the interval of the difference excludes a loss of {100 * MARGIN:.0f} points", _reaches)
-NOT_ABOVE = Rule("replicated if the 95 % interval of the gain does not lie above 0", _not_above)
+NOT_ABOVE = Rule("replicated if the interval of the gain does not lie above 0", _not_above)
 CLOSE = Rule(f"replicated if the interval of the difference lies within {100 * MARGIN:.0f} points of 0", _close)
-SHARE = Rule("replicated if the 95 % interval of the share lies above 10 %", _share)
-FAILING = Rule("replicated if the 95 % interval of the accuracy lies below 10 %", _failing)
+SHARE = Rule("replicated if the interval of the share lies above 10 %", _share, False)
+FAILING = Rule("replicated if the interval of the accuracy lies below 10 %", _failing, False)
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Finding:
             "verdict": self.verdict,
             "why": self.why,
             "rule": None if claim.rule is None else claim.rule.text,
+            "is_difference": claim.rule is not None and claim.rule.is_difference,
             "must_show": claim.is_must_show,
         }
 

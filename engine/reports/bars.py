@@ -29,11 +29,12 @@ class BarGroup:
 
 
 def bar_chart(groups: Sequence[BarGroup], label: str, x_label: str) -> Markup:
-    """One colour per series, one shade per detail (the last in full), in order of first appearance."""
+    """One colour per series, one shade per detail (the last in full), in order of first appearance; seven series."""
     width, height, left, right, top, bottom = 860, 360, 58, 12, 40, 58
     bars = [bar for group in groups for bar in group.bars]
     levels = svg.nice_ticks(0, min(100.0, max(5.0, 100 * max(bar.high for bar in bars))))
     names = list(dict.fromkeys(bar.name for bar in bars))
+    assert len(names) < NUM_COLOURS, "a colour for every series"
     details = list(dict.fromkeys(bar.detail for bar in bars))
 
     def y(accuracy: float) -> float:
@@ -49,7 +50,7 @@ def bar_chart(groups: Sequence[BarGroup], label: str, x_label: str) -> Markup:
             if previous is not None and previous.name != bar.name:
                 at += each / 2
             shade = NUM_SHADES - len(details) + details.index(bar.detail)
-            parts.append(_bar(bar, at, each, y, names.index(bar.name) % NUM_COLOURS, max(0, shade)))
+            parts.append(_bar(bar, at, each, y, names.index(bar.name) + 1, max(0, shade)))
             at += each
         parts.append(svg.text(group.name, left + (number + 0.5) * room, height - bottom + 20, "middle", class_="tick"))
     parts.append(svg.line(left, height - bottom, width - right, height - bottom, class_="axis"))
@@ -74,7 +75,7 @@ def _bar(bar: Bar, x: float, width: float, y, colour: int, shade: int) -> Markup
         class_=f"column s-{shade}",
     )
     middle = x + size / 2
-    whisker = svg.line(middle, float(y(bar.low)), middle, float(y(bar.high)), class_="whisker")
+    whisker = svg.line(middle, float(y(bar.low)), middle, float(y(bar.high)), class_="whisker dark")
     return svg.group([title, column, whisker], class_=f"s{colour}")
 
 
@@ -83,10 +84,8 @@ def _legend(names: Sequence[str], details: Sequence[str], left: float) -> list[M
     parts, at = [], float(left)
     for index, name in enumerate(names):
         square = svg.element("rect", x=at, y=8.0, width=12.0, height=12.0, class_="column")
-        parts.append(
-            svg.group([square, svg.text(name, at + 18, 18, class_="series")], class_=f"s{index % NUM_COLOURS}")
-        )
-        at += 40 + 7.3 * len(name)
+        parts.append(svg.group([square, svg.text(name, at + 18, 18, class_="series")], class_=f"s{index + 1}"))
+        at += 46 + 7.6 * len(name)
     if len(details) > 1:
         parts.append(svg.text("from light to dark: " + ", ".join(details), at, 18, class_="tick"))
     return parts
