@@ -44,7 +44,11 @@ class Bills:
         num_scores = 1 if self.judges_answers else len(answer.scores)
         return policy, forward_flops(self.verifier, self.num_prompt, num_judged, num_scores)
 
-    def of_answers(self, answers: Iterable[Candidate]) -> tuple[int, int]:
-        """(policy, verifier) of a search that samples these and no others."""
+    def of_answers(self, answers: Iterable[Candidate], num_rounds: int = 1) -> tuple[int, int]:
+        """(policy, verifier) of a search that samples these and no others, so many rounds one after the other.
+
+        Each later round runs the last token of the prompt again, for its logits.
+        """
         pairs = [self.of_prompt, *map(self.of_answer, answers)]
-        return sum(policy for policy, _ in pairs), sum(judge for _, judge in pairs)
+        again = (num_rounds - 1) * forward_flops(self.policy, self.num_prompt - 1, 1)
+        return again + sum(policy for policy, _ in pairs), sum(judge for _, judge in pairs)

@@ -126,17 +126,15 @@ def _votes(pool: Pool, bills: Bills, scored_by: str, rule: str, budgets: Sequenc
 
 
 def _adaptive(pool: Pool, bills: Bills, strategy: Adaptive, budgets: Sequence[int]) -> list[tuple]:
+    """As `_votes`, but for the chosen texts."""
     candidates = pool.candidates()
-    costs = np.cumsum([bills.of_prompt, *map(bills.of_answer, candidates)], axis=0)
-    prompt = np.array(bills.of_prompt)
     made = []
     for budget in budgets:
         runs = []
-        for start in range(0, len(candidates) - budget + 1, budget):
-            drawn = adaptive_run(strategy, candidates[start : start + budget])
-            answer = vote(candidates[start : start + drawn], strategy.vote)[0]
-            cost = prompt + costs[start + drawn] - costs[start]
-            runs.append((answer == pool.gold, drawn, *cost))
+        for window in windows(candidates, budget):
+            drawn = window[: adaptive_run(strategy, window)]
+            answer, num_rounds = vote(drawn, strategy.vote)[0], -(-len(drawn) // strategy.batch)
+            runs.append((answer == pool.gold, len(drawn), *bills.of_answers(drawn, num_rounds)))
         made.append((*np.mean(runs, axis=0), None))
     return made
 
