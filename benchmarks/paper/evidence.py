@@ -70,9 +70,8 @@ def gather(study: Study) -> Evidence:
     found = {seed: reader.pools(seed) for seed in study.settings.seeds}
     pools = {seed: each for seed, each in found.items() if each}
     if not pools or not bin_pools:
-        raise ValueError(
-            f"tables need the pools of bins and of a seed in {study.settings.work}: {reader.missing[0]['reason']}"
-        )
+        reasons = [f"{each['what']}: {each['reason']}" for each in reader.missing if each["what"].startswith("pool")]
+        raise ValueError(f"tables need the pools in {study.settings.work}; {reasons[0]}")
     has_orm = all(pool.orm_scores is not None for seed in pools.values() for pool in seed)
     kinds = (None, "prm", "orm") if has_orm else (None, "prm")
     engine = study.models.engine
