@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -20,7 +20,7 @@ NUM_COLOURS = 8  # strategy classes s0 .. s7 of the style sheet
 
 @dataclass(frozen=True)
 class Point:
-    budget: int  # generations
+    budget: float  # generations, or what else the chart's horizontal axis shows
     accuracy: float  # 0..1
     low: float  # 95 % interval
     high: float
@@ -64,49 +64,67 @@ def _point(budget: int, values: list[float], rows: list[Row], is_measured: bool)
     return Point(budget, sum(values) / len(values), low, high, is_measured)
 
 
-def accuracy_chart(curves: dict[str, list[Point]]) -> Markup:
-    """One line per strategy over log2(budget); `single` is a level to compare with."""
+def accuracy_chart(
+    curves: dict[str, list[Point]],
+    *,
+    label: str = "accuracy against budget, one line per strategy",
+    x_label: str = "budget (generations per problem)",
+    is_log: bool = True,
+    ticks: Sequence[tuple[float, str]] | None = None,
+    index_of: Callable[[str], int] = strategy_index,
+) -> Markup:
+    """One line per strategy over log2(budget), or a linear axis; `single` is a level to compare with.
+
+    `ticks` are (value, text) of the horizontal axis, by default every budget; `index_of` gives a line's colour and
+    marker.
+    """
     width, height, left, right, top, bottom = 760, 400, 58, 150, 16, 52
+    right = max(right, 46 + round(7.3 * max(map(len, curves))))  # room for the names
     points = [point for line in curves.values() for point in line]
-    ticks = svg.nice_ticks(*_accuracy_range(points))
+    levels = svg.nice_ticks(*_accuracy_range(points))
+    scale = math.log2 if is_log else float
     budgets = sorted({point.budget for point in points})
-    first, last = math.log2(budgets[0]), math.log2(budgets[-1])
+    ticks = [(budget, str(budget)) for budget in budgets] if ticks is None else ticks
+    ends = [scale(value) for value in (budgets[0], budgets[-1], *(value for value, _ in ticks))]
+    first, last = min(ends), max(ends)
     span = max(last - first, 1e-9)
 
-    def x(budget: int) -> float:
+    def x(budget: float) -> float:
         inset = 14.0
-        share = (math.log2(budget) - first) / span if last > first else 0.5
+        share = (scale(budget) - first) / span if last > first else 0.5
         return left + inset + share * (width - left - right - 2 * inset)
 
     def y(accuracy: float) -> float:
-        return top + (ticks[-1] - 100 * accuracy) / (ticks[-1] - ticks[0]) * (height - top - bottom)
+        return top + (levels[-1] - 100 * accuracy) / (levels[-1] - levels[0]) * (height - top - bottom)
 
-    parts = []
-    for tick in ticks:
-        parts.append(svg.line(left, y(tick / 100), width - right, y(tick / 100), class_="grid"))
-        parts.append(svg.text(f"{tick:g}", left - 8, y(tick / 100) + 4, "end", class_="tick"))
-    for budget in _spread_labels(budgets, x):
+    parts = accuracy_grid(levels, y, left, width - right)
+    for budget in _spread_labels([value for value, _ in ticks], x):
         parts.append(svg.line(x(budget), height - bottom, x(budget), height - bottom + 5, class_="axis"))
-        parts.append(svg.text(budget, x(budget), height - bottom + 20, "middle", class_="tick"))
+        parts.append(svg.text(dict(ticks)[budget], x(budget), height - bottom + 20, "middle", class_="tick"))
     parts.append(svg.line(left, height - bottom, width - right, height - bottom, class_="axis"))
-    middle = (left + width - right) / 2
-    parts.append(svg.text("budget (generations per problem)", middle, height - 8, "middle", class_="label"))
-    parts.append(
-        svg.text(
-            "accuracy (%)",
-            0,
-            0,
-            "middle",
-            class_="label",
-            transform=f"translate(14 {(top + height - bottom) / 2:.0f}) rotate(-90)",
-        )
-    )
-    labels = []
+    parts.append(svg.text(x_label, (left + width - right) / 2, height - 8, "middle", class_="label"))
+    parts.append(accuracy_label((top + height - bottom) / 2))
+    ends_at = []
     for strategy, line in curves.items():
-        parts.append(_curve(strategy, line, x, y, left, width - right))
-        labels.append((y(line[-1].accuracy), strategy, 100 * line[-1].accuracy))
-    parts += _end_labels(labels, width - right + 12, top + 6, height - bottom)
-    return svg.image(parts, (width, height), "accuracy against budget, one line per strategy", class_="chart")
+        parts.append(_curve(strategy, line, x, y, left, width - right, index_of(strategy)))
+        ends_at.append((y(line[-1].accuracy), strategy, 100 * line[-1].accuracy))
+    parts += _end_labels(ends_at, width - right + 12, top + 6, height - bottom, index_of)
+    return svg.image(parts, (width, height), label, class_="chart")
+
+
+def accuracy_grid(levels: Sequence[float], y: Callable[[float], float], left: float, right: float) -> list[Markup]:
+    """Horizontal lines and their percentages; `y` places an accuracy (0..1)."""
+    parts = []
+    for level in levels:
+        parts.append(svg.line(left, y(level / 100), right, y(level / 100), class_="grid"))
+        parts.append(svg.text(f"{level:g}", left - 8, y(level / 100) + 4, "end", class_="tick"))
+    return parts
+
+
+def accuracy_label(middle: float) -> Markup:
+    """The name of the vertical axis, turned."""
+    turned = f"translate(14 {middle:.0f}) rotate(-90)"
+    return svg.text("accuracy (%)", 0, 0, "middle", class_="label", transform=turned)
 
 
 def _accuracy_range(points: list[Point]) -> tuple[float, float]:
@@ -115,17 +133,16 @@ def _accuracy_range(points: list[Point]) -> tuple[float, float]:
     return low, min(100.0, max(high, low + 5))
 
 
-def _spread_labels(budgets: list[int], x) -> list[int]:
+def _spread_labels(budgets: list[float], x) -> list[float]:
     """Budgets whose labels do not touch."""
-    kept: list[int] = []
+    kept: list[float] = []
     for budget in budgets:
         if not kept or x(budget) - x(kept[-1]) >= 26:
             kept.append(budget)
     return kept
 
 
-def _curve(strategy: str, points: list[Point], x, y, left: float, right: float) -> Markup:
-    index = strategy_index(strategy)
+def _curve(strategy: str, points: list[Point], x, y, left: float, right: float, index: int) -> Markup:
     if strategy == "single":
         level = y(points[-1].accuracy)
         line = svg.line(left, level, right, level, class_="level")
@@ -140,7 +157,7 @@ def _curve(strategy: str, points: list[Point], x, y, left: float, right: float) 
     for p in points:
         title = svg.element(
             "title",
-            f"{strategy}, budget {p.budget}: {100 * p.accuracy:.1f} % "
+            f"{strategy}, {p.budget:g}: {100 * p.accuracy:.1f} % "
             f"({100 * p.low:.1f} to {100 * p.high:.1f})"
             + ("" if p.is_measured else ", from the samples of the largest budget"),
         )
@@ -169,7 +186,9 @@ def marker(index: int, x: float, y: float, is_filled: bool = True) -> Markup:
     return svg.element("polygon", points=points, class_=style)
 
 
-def _end_labels(labels: list[tuple[float, str, float]], x: float, top: float, bottom: float) -> list[Markup]:
+def _end_labels(
+    labels: list[tuple[float, str, float]], x: float, top: float, bottom: float, index_of: Callable[[str], int]
+) -> list[Markup]:
     """Names at the right end, moved apart where lines end together."""
     labels, gap = sorted(labels), 17.0
     heights: list[float] = []
@@ -181,7 +200,7 @@ def _end_labels(labels: list[tuple[float, str, float]], x: float, top: float, bo
         limit = heights[index] - gap
     parts = []
     for at, (_, strategy, percent) in zip(heights, labels, strict=True):
-        index = strategy_index(strategy)
+        index = index_of(strategy)
         mark = marker(index, x, at)
         if strategy == "single":
             mark = svg.line(x - 6, at, x + 6, at, class_="level")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from engine.accounting import PURPOSES
 from engine.reports import charts, svg
@@ -63,27 +63,35 @@ def report_html(
     comparisons = compare(rows)
     main = list({(each.better, each.worse): each for each in comparisons}.values())
     purposes = [name for name in PURPOSES if any(each.tokens[name] or each.flops[name] for each in summaries)]
-    environment = Environment(
-        loader=PackageLoader("engine.reports"),
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            facts={**_run_facts(rows), **(facts or {})},
+            headline=[_headline(each, summaries) for each in summaries],
+            has_seconds=any(each.seconds is not None for each in summaries),
+            comparisons=main,
+            more_comparisons=[each for each in comparisons if each not in main],
+            accuracy_chart=charts.accuracy_chart(curves) if curves else None,
+            has_sub_budgets=any(not point.is_measured for line in curves.values() for point in line),
+            token_chart=charts.cost_chart(largest, "tokens"),
+            flop_chart=charts.cost_chart(largest, "flops"),
+            is_largest_only=len(largest) < len(summaries),
+            purposes=[(name, _MEANINGS[name]) for name in purposes],
+            examples=[_example_view(example) for example in examples],
+        )
+    )
+
+
+def page_environment(*folders: str | os.PathLike[str]) -> Environment:
+    """Templates of this package (the style sheet is `report.css`) and of other folders; everything is escaped."""
+    return Environment(
+        loader=ChoiceLoader([PackageLoader("engine.reports"), FileSystemLoader(folders)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
-        title=title,
-        facts={**_run_facts(rows), **(facts or {})},
-        headline=[_headline(each, summaries) for each in summaries],
-        has_seconds=any(each.seconds is not None for each in summaries),
-        comparisons=main,
-        more_comparisons=[each for each in comparisons if each not in main],
-        accuracy_chart=charts.accuracy_chart(curves) if curves else None,
-        has_sub_budgets=any(not point.is_measured for line in curves.values() for point in line),
-        token_chart=charts.cost_chart(largest, "tokens"),
-        flop_chart=charts.cost_chart(largest, "flops"),
-        is_largest_only=len(largest) < len(summaries),
-        purposes=[(name, _MEANINGS[name]) for name in purposes],
-        examples=[_example_view(example) for example in examples],
     )
 
 

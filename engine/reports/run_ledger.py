@@ -44,18 +44,28 @@ class RunLedger:
     """Finished rows of a run by their position in the input, safe on the disk one by one.
 
     `config` is what the results depend on (strategy, budget, seed, checkpoints, problems ...), as
-    JSON values; leave out what does not change a row. Opening takes an exclusive lock until `close`.
+    JSON values; leave out what does not change a row. Opening takes an exclusive lock until `close`;
+    with `is_read_only` it takes none, changes nothing and needs the file to be there: the rows of a
+    run that may be going on.
 
     Raises ValueError for a file with another configuration (naming what differs), for one that is
     no run ledger or is damaged before its last line, and for one that another process has open.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], config: dict, *, overwrite: bool = False, is_read_only: bool = False
+    ) -> None:
+        assert not (overwrite and is_read_only)
         self.path = Path(path)
         self._config = json.loads(json.dumps(config, allow_nan=False))  # as it will be read back
         self._hash = _digest(json.dumps(self._config, sort_keys=True))
         self._done: dict[int, Row] = {}
         self._seconds: dict[int, float] = {}
+        self._descriptor = -1
+        if is_read_only:
+            self._size = self._load()
+            self.num_resumed = len(self._done)
+            return
         self._descriptor = self._open_locked()
         try:
             if overwrite:
@@ -76,6 +86,11 @@ class RunLedger:
         """Finished rows by position in the input, those of earlier runs included; a copy."""
         return dict(self._done)
 
+    @property
+    def seconds(self) -> dict[int, float]:
+        """Wall-clock seconds of each finished row; a copy."""
+        return dict(self._seconds)
+
     def append(self, index: int, row: Row, *, seconds: float | None = None) -> None:
         """Puts a finished row on the disk. `index` is its position in the input, from 0.
 
@@ -83,6 +98,7 @@ class RunLedger:
         run adds up to the run's wall-clock time. Raises ValueError for an index that is negative or
         already done, OSError if the disk is full: the file is then as it was before.
         """
+        assert self._descriptor >= 0, "the ledger is open for writing"
         if index < 0:
             raise ValueError(f"a row's position counts from 0, got {index}")
         if index in self._done:

@@ -16,9 +16,9 @@ class Outcome:
 
     problem: int  # position in the input
     ease: float  # what the predictor said
-    strategy: Strategy
+    strategy: Strategy  # or any other hashable name of one, for `held_out`
     budget: int
-    is_right: bool
+    is_right: float  # a bool, or the share of several searches that were right
     generations: int  # spent
     tokens: int  # that went through a model
     flops: int
@@ -71,9 +71,23 @@ def members_of(bins: Bins, eases: Mapping[int, float], min_per_bin: int) -> list
 
 
 def cross_validate(outcomes: Sequence[Outcome], bins: Bins, budget: int) -> Verdict:
+    """What choosing by bin is worth at a budget, as `held_out` measures it."""
+    chosen, fixed = held_out(outcomes, bins, budget)
+    return Verdict(
+        budget=budget,
+        num_problems=len(chosen),
+        compute_optimal=_mean([each.is_right for each in chosen]),
+        best_fixed=_mean([each.is_right for each in fixed]),
+        flops=_mean([each.flops for each in chosen]),
+        best_fixed_flops=_mean([each.flops for each in fixed]),
+    )
+
+
+def held_out(outcomes: Sequence[Outcome], bins: Bins, budget: int) -> tuple[list[Outcome], list[Outcome]]:
     """Two folds of every bin, by turns: strategies are chosen on the one and measured on the other.
 
-    The one strategy for all bins is chosen and measured on the same folds, so that the two compare.
+    Returns one outcome per problem of the strategy that was best in its bin, and one of the one strategy
+    for all bins, which is chosen and measured on the same folds, so that the two compare.
     """
     at_budget = [outcome for outcome in outcomes if outcome.budget == budget]
     folds = _folds(at_budget, bins)
@@ -88,14 +102,7 @@ def cross_validate(outcomes: Sequence[Outcome], bins: Bins, budget: int) -> Verd
         for index in range(bins.count):
             best = _best(strategies, [each for each in seen if bins.index(each.ease) == index])
             chosen += [each for each in unseen if each.strategy == best and bins.index(each.ease) == index]
-    return Verdict(
-        budget=budget,
-        num_problems=len(chosen),
-        compute_optimal=_mean([each.is_right for each in chosen]),
-        best_fixed=_mean([each.is_right for each in fixed]),
-        flops=_mean([each.flops for each in chosen]),
-        best_fixed_flops=_mean([each.flops for each in fixed]),
-    )
+    return chosen, fixed
 
 
 def _folds(outcomes: Sequence[Outcome], bins: Bins) -> dict[int, int]:

@@ -1,0 +1,150 @@
+"""The searches that are run: one cell is a strategy at a budget with a seed, over all problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from benchmarks.paper.settings import PILOT, WIDTH, Settings
+from engine.scheduler import Planner, Predictor, strategy_label
+from engine.search import DVTS, BeamSearch, Lookahead, Rebase, Strategy, run_search
+from engine.types import SearchResult
+
+REVISIONS, BASELINE = "revisions", "policy shown its attempts"
+FIRST_PILOTED, LAST_PILOTED = 16, 64  # budgets of searches that go on from a pilot
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`series` is the line it belongs to in the tables; `strategy` what runs."""
+
+    series: str
+    strategy: Strategy | Planner
+    budget: int  # generations per problem
+    seed: int
+    verifier: str = "prm"
+    is_baseline: bool = False  # revisions by the policy itself, which has not learned to revise
+
+    @property
+    def is_revision(self) -> bool:
+        return self.strategy.name == "revisions"
+
+    @property
+    def file_name(self) -> str:
+        """Of its run ledger; without the seed and budget it says all that its rows depend on but the models."""
+        label = self.strategy.label if isinstance(self.strategy, Piloted) else strategy_label(self.strategy)
+        label += ":policy" if self.is_baseline else ""
+        verifier = "" if self.verifier == "prm" else f"-{self.verifier}"
+        return f"{label}{verifier}-{self.budget}-seed{self.seed}.ledger".replace(":", "_")
+
+
+@dataclass(frozen=True)
+class Piloted(Planner):
+    """A strategy that goes on from the samples of a difficulty pilot, which count in its budget and vote."""
+
+    strategy: Strategy
+    predictor: Predictor
+
+    name: ClassVar[str] = "piloted"
+    is_scored: ClassVar[bool] = True
+    revises: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        return f"pilot{self.predictor.num_samples}-{strategy_label(self.strategy)}"
+
+    def groups(self, budget: int) -> tuple[int, int]:
+        return self.strategy.groups(budget - self.predictor.num_samples)
+
+    async def search(self, problem, *, policy, verifier, budget, ledger=None, **options) -> SearchResult:
+        start = await self.predictor.sample(problem, policy, verifier, **options)
+        return await run_search(
+            problem, self.strategy, policy, verifier, budget=budget, ledger=ledger, start=start, **options
+        )
+
+
+def lookahead(num_steps: int) -> Callable[[int], Strategy]:
+    """Lookahead by budget; where fewer beams than WIDTH are left, as wide as there are beams."""
+    return lambda budget: Lookahead(min(WIDTH, budget // (num_steps + 1)), lookahead=num_steps)
+
+
+# By value of what they tell: the first are run first. A series is a function of the budget.
+SEARCHES: dict[str, Callable[[int], Strategy]] = {
+    "beam M=4": lambda budget: BeamSearch(WIDTH),
+    "beam M=sqrt(N)": lambda budget: BeamSearch(math.isqrt(budget)),
+    "lookahead k=1": lookahead(1),
+    "rebase": lambda budget: Rebase(),
+    "dvts": lambda budget: DVTS(WIDTH),
+    "lookahead k=3": lookahead(3),
+    "beam without duplicates": lambda budget: BeamSearch(WIDTH, max_duplicates=0),
+}
+PILOTED: dict[str, Strategy] = {
+    "pilot, then beam M=4": BeamSearch(WIDTH),
+    "pilot, then rebase": Rebase(),
+}
+
+
+def search_cells(settings: Settings) -> list[Cell]:
+    """Every cell of searches over steps, most valuable first. A budget of one needs none: it is one sample."""
+    cells = []
+    for budget in settings.budgets:
+        if budget < WIDTH:
+            continue
+        for seed in seeds_at(settings, budget):
+            cells += [Cell(series, make(budget), budget, seed) for series, make in SEARCHES.items()]
+            if FIRST_PILOTED <= budget <= LAST_PILOTED:
+                pilot = Predictor("agreement", PILOT)
+                cells += [Cell(series, Piloted(each, pilot), budget, seed) for series, each in PILOTED.items()]
+    return sorted(cells, key=lambda cell: tier(cell, settings))
+
+
+def revision_cells(settings: Settings, verifier: str) -> list[Cell]:
+    """Every ratio of sequential to parallel at 16 and 64, the paper's best region at 256, and the baseline."""
+    from engine.search import Revisions
+
+    cells = []
+    for budget in settings.budgets:
+        ratios = chains_at(budget, settings)
+        seeds = settings.seeds if budget < 64 else settings.seeds[: settings.seeds_of_revisions]
+        for seed in seeds:
+            cells += [Cell(REVISIONS, Revisions(parallel=count), budget, seed, verifier) for count in ratios]
+    largest = min(64, settings.budgets[-1])
+    for count in (4, 1):
+        strategy = Revisions(parallel=count)
+        cells.append(Cell(BASELINE, strategy, largest, settings.seeds[0], verifier, is_baseline=True))
+    return sorted(cells, key=lambda cell: (tier(cell, settings), cell.is_baseline))
+
+
+def chains_at(budget: int, settings: Settings) -> tuple[int, ...]:
+    """Numbers of parallel chains, most parallel first: ratios in factors of 4 from 1:N to N:1.
+
+    Up to 64 generations all of them. Beyond, where each takes minutes, 1:1 and 4:1 (sequential : parallel), which
+    the paper's figure names as its best region; it is not chosen by our results.
+    """
+    if budget < 16:
+        return ()
+    if budget <= 64:
+        return tuple(1 << power for power in range(int(math.log2(budget)), -1, -1))
+    return (math.isqrt(budget), math.isqrt(budget) // 2)
+
+
+def seeds_at(settings: Settings, budget: int) -> tuple[int, ...]:
+    is_largest = budget == settings.budgets[-1] and budget > 64
+    return settings.seeds[: settings.seeds_at_largest] if is_largest else settings.seeds
+
+
+def tier(cell: Cell, settings: Settings) -> tuple[int, int]:
+    """Small budgets with all seeds, then 64, then the largest, each with its first seed first."""
+    group = 0 if cell.budget <= 16 else 1 if cell.budget <= 64 else 2
+    return group, 0 if group == 0 else settings.seeds.index(cell.seed)
+
+
+def distinct(cells: list[Cell]) -> Iterator[Cell]:
+    """One cell of those that run the same search: two series can meet at a budget."""
+    seen: set[str] = set()
+    for cell in cells:
+        if cell.file_name not in seen:
+            seen.add(cell.file_name)
+            yield cell

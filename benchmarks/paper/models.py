@@ -1,0 +1,74 @@
+"""The models of a run, and what cannot run for want of one."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from benchmarks.paper.settings import Settings
+from engine import LLM, Engine, search
+from engine.model import HOME
+from engine.model.digest import checkpoint_digest
+
+REVISION = "no revision model: engine/home/reviser does not exist and --reviser names none"
+ORM = "no outcome verifier: engine/home/orm does not exist"
+LARGE = "no larger policy: --large names none"
+NO_STRATEGY = "this engine has no strategy Revisions"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The engine of all searches, and that of the baseline, whose reviser is the policy itself."""
+
+    engine: Engine
+    baseline: Engine | None
+    large: Engine | None
+    missing: dict[str, str]  # what is not there, and why
+
+    @property
+    def revision_verifier(self) -> str:
+        """What judges the answers of revisions: the ORM, which reads the history, where there is one."""
+        return "prm" if "orm" in self.missing else "orm"
+
+    def digests(self, *parts: str) -> dict[str, str]:
+        """Of the contents of the named checkpoints."""
+        return {part: checkpoint_digest(getattr(self.engine, part).folder) for part in parts}
+
+    def reviser_digest(self, is_baseline: bool) -> str:
+        return checkpoint_digest(reviser_of(self.baseline if is_baseline else self.engine).folder)
+
+
+def load_models(settings: Settings) -> Models:
+    """Raises ValueError for a folder that is named and cannot be loaded."""
+    missing = {}
+    can_revise = hasattr(search, "Revisions") and "reviser" in inspect.signature(Engine.load).parameters
+    named = {"reviser": settings.reviser} if settings.reviser and can_revise else {}
+    loaded = Engine.load("home", **named)
+    if not can_revise:
+        missing["revisions"] = NO_STRATEGY
+    elif reviser_of(loaded) is None:
+        missing["revisions"] = REVISION
+    if loaded.orm is None:
+        missing["orm"] = ORM
+    if settings.large is None:
+        missing["large"] = LARGE
+    baseline = None
+    if "revisions" not in missing:
+        baseline = Engine.load("home", reviser=HOME / "policy")
+    large = None if settings.large is None else Engine.load(settings.large)
+    if large is not None and num_params(large) <= num_params(loaded):
+        raise ValueError(
+            f"the larger policy must have more than the {num_params(loaded):,} parameters of the shipped one, "
+            f"got {num_params(large):,} in {settings.large}"
+        )
+    return Models(loaded, baseline, large, missing)
+
+
+def reviser_of(loaded: Engine) -> LLM | None:
+    """The model that samples revisions, or None."""
+    return getattr(loaded, "reviser", None)
+
+
+def num_params(loaded: Engine) -> int:
+    """Of the policy: weights that multiply every token."""
+    return loaded.policy.config.shape().num_matmul_params
