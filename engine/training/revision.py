@@ -31,7 +31,7 @@ class RevisionRecipe:
 
     max_attempts: int = 4  # wrong ones before the right answer
     max_right: int = 8  # right answers of a question that are used; questions that are easy have many
-    num_epochs: float = 3.0
+    num_epochs: float = 2.0
     tokens_per_step: int = 6144
     learning_rate: float = 5e-4
     held_out: float = 0.05  # share of questions kept for evaluation
