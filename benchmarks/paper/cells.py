@@ -80,6 +80,7 @@ SEARCHES: dict[str, Callable[[int], Strategy]] = {
     "lookahead k=3": lookahead(3),
     "beam without duplicates": lambda budget: BeamSearch(WIDTH, max_duplicates=0),
 }
+LEADING = ("beam M=4", "lookahead k=1")  # at the largest budget before further seeds of smaller ones
 PILOTED: dict[str, Strategy] = {
     "pilot, then beam M=4": BeamSearch(WIDTH),
     "pilot, then rebase": Rebase(),
@@ -136,9 +137,13 @@ def seeds_at(settings: Settings, budget: int) -> tuple[int, ...]:
 
 
 def tier(cell: Cell, settings: Settings) -> tuple[int, int]:
-    """Small budgets with all seeds, then 64, then the largest, each with its first seed first."""
-    group = 0 if cell.budget <= 16 else 1 if cell.budget <= 64 else 2
-    return group, 0 if group == 0 else settings.seeds.index(cell.seed)
+    """Small budgets with all seeds; the next ones with their first seed; the leading series at the largest; the rest."""
+    seed = settings.seeds.index(cell.seed)
+    if cell.budget <= 16:
+        return 0, 0
+    if cell.budget <= 64:
+        return (1, 0) if seed == 0 else (3, seed)
+    return (2, seed) if cell.series in LEADING else (4, seed)
 
 
 def distinct(cells: list[Cell]) -> Iterator[Cell]:
