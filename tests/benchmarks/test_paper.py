@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.bills import Bills
-from benchmarks.paper.cells import Cell, Piloted, chains_at, distinct, search_cells
+from benchmarks.paper.cells import LEADING, Cell, Piloted, chains_at, distinct, search_cells, tier
 from benchmarks.paper.measured import POOL_SERIES, adaptive_run, pool_series, windows
 from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row
@@ -122,9 +122,13 @@ def test_cells_come_by_value_and_run_once():
     cells = search_cells(settings)
     assert {cell.seed for cell in cells if cell.budget == 256} == {0}
     assert {cell.seed for cell in cells if cell.budget == 64} == {0, 1, 2}
-    budgets = [cell.budget for cell in cells]
-    assert max(index for index, each in enumerate(budgets) if each <= 16) < budgets.index(64)
-    assert max(index for index, each in enumerate(budgets) if each == 64) < budgets.index(256)
+    order = ["small", "64, first seed", "leading at 256", "64, other seeds", "the rest"]
+    kinds = [order[tier(cell, settings)[0]] for cell in cells]
+    assert list(dict.fromkeys(kinds)) == order
+    for cell, kind in zip(cells, kinds, strict=True):
+        assert (kind == "small") == (cell.budget <= 16)
+        assert (kind == "64, first seed") == (cell.budget == 64 and cell.seed == 0)
+        assert (kind == "leading at 256") == (cell.budget == 256 and cell.series in LEADING)
     names = [cell.file_name for cell in distinct(cells)]
     assert len(set(names)) == len(names) < len(cells)  # M = sqrt(16) is M = 4
     for cell in cells:
