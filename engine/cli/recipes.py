@@ -24,6 +24,7 @@ from engine.runtime import LLM
 from engine.tasks import get_task
 from engine.tasks.chain import ChainConfig, config_from_options
 from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
+from engine.training.orm import ORMRecipe, train_orm
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
 from engine.training.revision import RevisionRecipe, train_revision
@@ -80,6 +81,20 @@ def run_prm(
     _check_device(device)
     figures = train_prm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
     typer.echo(f"prm trained, {_shown(figures)}: {out}")
+
+
+def run_orm(
+    recipe: ORMRecipe,
+    rollouts: Rollouts = _ATTEMPTS,
+    base: Annotated[str, typer.Option(help="Hugging Face folder whose weights it starts from.")] = "home",
+    out: Out = str(HOME / "orm"),
+    work: Work = "out/train/orm",
+    device: Device = "cpu",
+) -> None:
+    """Trains the verifier of whole answers, with and without earlier attempts before them."""
+    _check_device(device)
+    figures = train_orm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
+    typer.echo(f"orm trained, {_shown(figures)}: {out}")
 
 
 def run_trunk_head(
@@ -162,6 +177,7 @@ _COMMANDS = {
     "policy": (PolicyRecipe, run_policy),
     "discriminator": (DiscriminatorRecipe, run_discriminator),
     "prm": (PRMRecipe, run_prm),
+    "orm": (ORMRecipe, run_orm),
     "trunk-head": (TrunkHeadRecipe, run_trunk_head),
     "revision": (RevisionRecipe, run_revision),
     "rollouts": (RolloutRecipe, run_rollouts),
