@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, asdict, fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -146,9 +146,9 @@ def run_rollouts(
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         done = set(range(len(problems))).difference(todo)
-        for index, answers in generate(llm, recipe, sorted(done), problems):
-            row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts", "rows": answers}
-            yield index, row
+        for index, labelled in generate(llm, recipe, sorted(done), problems):
+            row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
+            yield index, row | {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
 
     def write_answers(ledger: RunLedger) -> None:
         done = ledger.done
@@ -157,8 +157,7 @@ def run_rollouts(
         if trl is not None:
             write_stepwise(answers, Path(trl), get_task(recipe.task).delimiter, threshold=trl_threshold)
 
-    config = {name: value for name, value in asdict(recipe).items() if value is not None}
-    config |= {"policy_digest": checkpoint_digest(folder), "dtype": dtype}
+    config = recipe.settings | {"policy_digest": checkpoint_digest(folder), "dtype": dtype}
     if recipe.problems is not None:
         config["problems"] = problems_digest(problems)
     closing_line = run_rows(
