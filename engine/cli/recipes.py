@@ -150,12 +150,13 @@ def run_rollouts(
             row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
             yield index, row | {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
 
-    def write_answers(ledger: RunLedger) -> None:
+    def write_answers(ledger: RunLedger) -> str:
         done = ledger.done
         answers = [answer for index in sorted(done) for answer in done[index]["rows"]]
         write_atomically(out, b"".join(map(row_line, answers)))
         if trl is not None:
             write_stepwise(answers, Path(trl), get_task(recipe.task).delimiter, threshold=trl_threshold)
+        return f"{sum(row.get('num_rollouts', 0) for row in done.values()):,} rollouts" if recipe.num_rollouts else ""
 
     config = recipe.settings | {"policy_digest": checkpoint_digest(folder), "dtype": dtype}
     if recipe.problems is not None:
@@ -216,6 +217,8 @@ def _parameter(field: Field, annotation: object) -> inspect.Parameter:
     default = field.default if field.default is not MISSING else field.default_factory()
     if annotation is ChainConfig:
         annotation, default = Annotated[list[str] | None, typer.Option(help=_DATA_HELP)], None
+    if "flags" in field.metadata:  # other than --name and --no-name
+        annotation = Annotated[annotation, typer.Option(field.metadata["flags"])]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

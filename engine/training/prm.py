@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
+from engine.training.labels import LABELS, harden_labels, pool_labels
 from engine.training.verifier import (
     UNLABELLED,
     RowEncoder,
@@ -25,6 +26,19 @@ from engine.training.verifier import (
 @dataclass(frozen=True)
 class PRMRecipe(VerifierRecipe):
     """What `ttc train prm` does; with the base that `make models` trains, the default is the shipped PRM."""
+
+    labels: str = "soft"  # shares of right rollouts as they are; or "hard", good or bad
+    hard_threshold: float = 0.0  # of hard labels: a step is good over it
+    pooled: bool = field(default=False, metadata={"flags": "--pooled/--per-step"})  # equal prefixes share their mean
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels not in LABELS:
+            raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {self.labels!r}")
+        if not 0 <= self.hard_threshold < 1:
+            raise ValueError(f"hard_threshold must be within [0, 1), got {self.hard_threshold}")
+        if self.labels == "soft" and self.hard_threshold:
+            raise ValueError(f"hard_threshold has no effect with soft labels, got {self.hard_threshold}")
 
 
 @dataclass(frozen=True)
@@ -98,10 +112,9 @@ def _fit(
     shift: int,
     device: str,
 ) -> dict:
-    rows = split_questions(read_rows(rollouts, recipe), recipe.held_out, recipe.seed)
     return fit(
         model,
-        rows,
+        split_questions(read_steps_to_learn(rollouts, recipe), recipe.held_out, recipe.seed),
         lambda row: encode_steps(row, encoder, shift),
         encoder.tokenizer,
         work,
@@ -111,13 +124,20 @@ def _fit(
     )
 
 
+def read_steps_to_learn(rollouts: Sequence[Path], recipe: PRMRecipe) -> list[dict]:
+    """Rows of all files with the labels that the recipe makes of theirs."""
+    rows = read_rows(rollouts, recipe)
+    rows = pool_labels(rows) if recipe.pooled else rows
+    return harden_labels(rows, recipe.hard_threshold) if recipe.labels == "hard" else rows
+
+
 def encode_steps(row: dict, encoder: RowEncoder, shift: int = 0) -> tuple[list[int], list[float]]:
     """Token ids of a row and a label for each, UNLABELLED but one per step.
 
     `shift` says where that stands: 0 at the last token of a step, 1 at the token before it, whose pass sampled
-    the step's end.
+    the step's end. An earlier attempt of a chain is left out: a step verifier judges an answer by itself.
     """
-    ids = encoder.context(row)
+    ids = encoder.prompt(row)
     labels = [UNLABELLED] * len(ids)
     for step, label in zip(encoder.steps(row), row["labels"], strict=True):
         ids += step

@@ -76,9 +76,12 @@ class RowEncoder:
         end = read_config(base).eos_token_ids[:1]  # the one that PRMVerifier closes texts with
         return cls(PreTrainedTokenizerFast.from_pretrained(base), end, separator)
 
+    def prompt(self, row: dict) -> list[int]:
+        return list(self.tokenizer(row["prompt"])["input_ids"])
+
     def context(self, row: dict) -> list[int]:
-        """Prompt, and the attempts before this one where the row has a history."""
-        return after_attempts(self.tokenizer(row["prompt"])["input_ids"], row.get("history", ()))
+        """The prompt, and before it the earlier attempts where the row has a history."""
+        return after_attempts(self.prompt(row), row.get("history", ()))
 
     def steps(self, row: dict) -> list[list[int]]:
         """The ids of each step, those of the row where it has them."""
