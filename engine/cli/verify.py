@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,7 +53,7 @@ def verify(
         raise ValueError(f"verifier must be one of {', '.join(_NAMES)}, got {verifier!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    found = read_stepwise(rows)[:limit]
+    found = read_stepwise(Path(rows))[:limit]
     models = {"prm": prm, "prm_spec": prm_spec, "orm": orm, "orm_spec": orm_spec, "trunk_head": trunk_head}
     engine = Engine.load(policy, task=task, **models)
     judge = engine.resolve_verifier(verifier)

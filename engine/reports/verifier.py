@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from engine.reports.files import write_atomically
 from engine.reports.verifier_charts import reliability_chart, roc_chart
-from engine.verifiers.figures import auc, auc_within, best_threshold, first_errors, reliability, roc_points
+from engine.verifiers.figures import Bin, auc, auc_within, best_threshold, first_errors, reliability, roc_points
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +34,18 @@ class ScoredAnswer:
     @property
     def has_steps(self) -> bool:
         return len(self.scores) == len(self.labels)
+
+
+# What is shown of answers and of steps, and under which key it stands.
+_FIGURES = {
+    "number": "count",
+    "mean score": "mean_score",
+    "mean label": "mean_label",
+    "ECE": "ece",
+    "Brier": "brier",
+    "AUC": "auc",
+    "AUC within questions": "auc_within_questions",
+}
 
 
 def verifier_figures(answers: Sequence[ScoredAnswer], *, judges: str, seed: int = 0) -> dict:
@@ -106,10 +118,12 @@ def verifier_table(figures: Mapping) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for name in ("", "number", "mean score", "mean label", "ECE", "Brier", "AUC", "AUC within questions"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for name, row in _rows(figures):
-        table.add_row(name, *row)
+    columns = _rows(figures)
+    table.add_column("", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, *cells in zip(_FIGURES, *(cells for _, cells in columns), strict=True):
+        table.add_row(name, *cells)
     return table
 
 
@@ -126,20 +140,17 @@ def first_wrong_line(figures: Mapping) -> str:
 
 
 def _rows(figures: Mapping) -> list[tuple[str, list[str]]]:
-    names = ("mean_score", "mean_label", "ece", "brier", "auc", "auc_within_questions")
-    rows = []
-    for part in ("answers", "steps"):
-        if figures[part] is not None:
-            values = [figures[part][name] for name in names]
-            cells = ["–" if value is None else f"{value:.3f}" for value in values]
-            rows.append((part, [f"{figures[part]['count']:,}", *cells]))
-    return rows
+    """Answers and, where they are scored, steps, each with the cells of all figures."""
+    parts = [part for part in ("answers", "steps") if figures[part] is not None]
+    return [(part, [_shown(figures[part][key]) for key in _FIGURES.values()]) for part in parts]
+
+
+def _shown(value: float | int | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def write_verifier_report(figures: Mapping, out: str | os.PathLike[str], *, title: str, facts: Mapping) -> None:
     """Writes the page atomically; `facts` (verifier, data ...) are shown under the title as they are."""
-    from engine.verifiers.figures import Bin
-
     environment = Environment(
         loader=PackageLoader("engine.reports"),
         autoescape=True,
@@ -155,6 +166,7 @@ def write_verifier_report(figures: Mapping, out: str | os.PathLike[str], *, titl
     page = environment.get_template("verifier.html.j2").render(
         title=title,
         facts=facts,
+        names=list(_FIGURES),
         rows=_rows(figures),
         first_wrong=first_wrong_line(figures),
         answers=charts["answers"],
