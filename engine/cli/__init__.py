@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from engine.cli import calibrate, env, exchange, grade, report, search, train
+from engine.cli import calibrate, env, exchange, grade, report, search, train, verify
 from engine.cli.errors import run_app
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.command("search")(search.search)
 app.command("calibrate")(calibrate.calibrate)
 app.command("exchange")(exchange.exchange)
 app.command("report")(report.report)
+app.command("verify")(verify.verify)
 app.command("grade")(grade.grade)
 app.command("env")(env.env)
 app.add_typer(train.train_app, name="train")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, asdict, fields, replace
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from engine.runtime import LLM
 from engine.tasks import get_task
 from engine.tasks.chain import ChainConfig, config_from_options
 from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
+from engine.training.orm import ORMRecipe, train_orm
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
 from engine.training.revision import RevisionRecipe, train_revision
@@ -82,6 +83,20 @@ def run_prm(
     typer.echo(f"prm trained, {_shown(figures)}: {out}")
 
 
+def run_orm(
+    recipe: ORMRecipe,
+    rollouts: Rollouts = _ATTEMPTS,
+    base: Annotated[str, typer.Option(help="Hugging Face folder whose weights it starts from.")] = "home",
+    out: Out = str(HOME / "orm"),
+    work: Work = "out/train/orm",
+    device: Device = "cpu",
+) -> None:
+    """Trains the verifier of whole answers, with and without earlier attempts before them."""
+    _check_device(device)
+    figures = train_orm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
+    typer.echo(f"orm trained, {_shown(figures)}: {out}")
+
+
 def run_trunk_head(
     recipe: TrunkHeadRecipe,
     rollouts: Rollouts = _ROLLOUTS,
@@ -131,19 +146,19 @@ def run_rollouts(
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         done = set(range(len(problems))).difference(todo)
-        for index, answers in generate(llm, recipe, sorted(done), problems):
-            row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts", "rows": answers}
-            yield index, row
+        for index, labelled in generate(llm, recipe, sorted(done), problems):
+            row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
+            yield index, row | {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
 
-    def write_answers(ledger: RunLedger) -> None:
+    def write_answers(ledger: RunLedger) -> str:
         done = ledger.done
         answers = [answer for index in sorted(done) for answer in done[index]["rows"]]
         write_atomically(out, b"".join(map(row_line, answers)))
         if trl is not None:
             write_stepwise(answers, Path(trl), get_task(recipe.task).delimiter, threshold=trl_threshold)
+        return f"{sum(row.get('num_rollouts', 0) for row in done.values()):,} rollouts" if recipe.num_rollouts else ""
 
-    config = {name: value for name, value in asdict(recipe).items() if value is not None}
-    config |= {"policy_digest": checkpoint_digest(folder), "dtype": dtype}
+    config = recipe.settings | {"policy_digest": checkpoint_digest(folder), "dtype": dtype}
     if recipe.problems is not None:
         config["problems"] = problems_digest(problems)
     closing_line = run_rows(
@@ -162,6 +177,7 @@ _COMMANDS = {
     "policy": (PolicyRecipe, run_policy),
     "discriminator": (DiscriminatorRecipe, run_discriminator),
     "prm": (PRMRecipe, run_prm),
+    "orm": (ORMRecipe, run_orm),
     "trunk-head": (TrunkHeadRecipe, run_trunk_head),
     "revision": (RevisionRecipe, run_revision),
     "rollouts": (RolloutRecipe, run_rollouts),
@@ -201,6 +217,8 @@ def _parameter(field: Field, annotation: object) -> inspect.Parameter:
     default = field.default if field.default is not MISSING else field.default_factory()
     if annotation is ChainConfig:
         annotation, default = Annotated[list[str] | None, typer.Option(help=_DATA_HELP)], None
+    if "flags" in field.metadata:  # other than --name and --no-name
+        annotation = Annotated[annotation, typer.Option(field.metadata["flags"])]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

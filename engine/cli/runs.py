@@ -22,12 +22,12 @@ def run_rows(
     num_total: int,
     label: str,
     overwrite: bool,
-    write: Callable[[RunLedger], None] | None = None,
+    write: Callable[[RunLedger], str] | None = None,
 ) -> str:
     """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
 
-    `write` writes `out` in another form. Returns a line that says how it went. Raises ValueError
-    where `out` holds another run.
+    `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went.
+    Raises ValueError where `out` holds another run.
     """
     check_out(out)
     with _open(out, config, overwrite) as ledger:
@@ -40,8 +40,7 @@ def run_rows(
                     progress.add(row)
             if write is None:
                 ledger.write_rows(out, num_expected=num_total)
-            else:
-                write(ledger)
+            note = "" if write is None else write(ledger)
         except KeyboardInterrupt:
             goes_on = "; the same command goes on from there" if ledger.done else ""
             print(f"interrupted: {len(ledger.done)} of {num_total} {label} are done{goes_on}", file=sys.stderr)
@@ -53,6 +52,7 @@ def run_rows(
         parts = [
             f"{num_total} {label}",
             progress.accuracy,
+            note,
             f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",
             f"{sum(ledger.seconds_by_strategy().values()):.1f} s",
         ]

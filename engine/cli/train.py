@@ -24,5 +24,6 @@ train_app = typer.Typer(help="Trains a model of the shipped set; a stopped run g
 add_recipe(train_app, "policy", "Trains the policy from nothing.")
 add_recipe(train_app, "discriminator", "Trains what the step verifier may start from; needs no label.")
 add_recipe(train_app, "prm", "Trains the step verifier from rollouts.")
+add_recipe(train_app, "orm", "Trains the verifier of whole answers from labelled answers.")
 add_recipe(train_app, "trunk-head", "Trains the score head on the policy's trunk from rollouts.")
 add_recipe(train_app, "revision", "Trains a policy to revise its own wrong attempts.")

@@ -7,25 +7,19 @@ from collections.abc import Iterable
 
 import torch
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
 
 
 class LengthBatches(Dataset):
     """Item i is a whole batch: `input_ids` and `labels`, both (rows, longest), padded on the right.
 
-    Rows are (token ids, one label per token). A batch holds `tokens_per_step` tokens at most, padding
-    included, and at least one row. The order of the batches is random, from the seed.
+    Rows are tuples of token ids, one label per token, and whatever else is to stay with them in `batches`.
+    A batch holds `tokens_per_step` tokens at most, padding included, and at least one row. The order of the
+    batches is random, from the seed.
     """
 
-    def __init__(
-        self,
-        rows: Iterable[tuple[list[int], list]],
-        *,
-        pad: int,
-        no_label: float,
-        tokens_per_step: int,
-        seed: int,
-    ):
-        self.batches: list[list[tuple[list[int], list]]] = [[]]
+    def __init__(self, rows: Iterable[tuple], *, pad: int, no_label: float, tokens_per_step: int, seed: int):
+        self.batches: list[list[tuple]] = [[]]
         for row in sorted(rows, key=lambda row: len(row[0])):
             if self.batches[-1] and len(row[0]) * (len(self.batches[-1]) + 1) > tokens_per_step:
                 self.batches.append([])
@@ -38,8 +32,13 @@ class LengthBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         batch = self.batches[index]
-        longest = max(len(ids) for ids, _ in batch)
+        longest = max(len(row[0]) for row in batch)
         return {
-            "input_ids": torch.tensor([ids + [self.pad] * (longest - len(ids)) for ids, _ in batch]),
-            "labels": torch.tensor([labels + [self.no_label] * (longest - len(labels)) for _, labels in batch]),
+            "input_ids": torch.tensor([row[0] + [self.pad] * (longest - len(row[0])) for row in batch]),
+            "labels": torch.tensor([row[1] + [self.no_label] * (longest - len(row[1])) for row in batch]),
         }
+
+
+def padding(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that fills rows up; what it is changes nothing, since it follows all that is read."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, LlamaForTokenClassification, PreTrain
 from engine.tasks.chain import ChainConfig
 from engine.training.arguments import training_arguments
 from engine.training.policy import IGNORED, TRAINING_MIX, ChainBatches, PolicyRecipe
-from engine.training.prm import UNLABELLED, PRMRecipe, build_prm, held_out_figures, step_loss
+from engine.training.verifier import UNLABELLED, VerifierRecipe, build_classifier, held_out_figures, step_loss
 
 _HELD_OUT_TOKENS = 200_000
 
@@ -129,7 +129,8 @@ def train_discriminator(
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     lm = LlamaForCausalLM.from_pretrained(base)
-    classifier = build_prm(base, PRMRecipe(num_extra_layers=recipe.num_extra_layers, dropout=0.0, seed=recipe.seed))
+    shape = VerifierRecipe(num_extra_layers=recipe.num_extra_layers, dropout=0.0, seed=recipe.seed)
+    classifier = build_classifier(base, shape)
     generator = LlamaForCausalLM.from_pretrained(policy).to(device)
     data = ReplacedTokens(tokenizer, generator, recipe)
     arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, max_steps=recipe.corpus.num_steps)

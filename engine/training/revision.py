@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
 
+from engine.prompts.histories import after_attempts
 from engine.training.arguments import can_compile, training_arguments
-from engine.training.batches import LengthBatches
+from engine.training.batches import LengthBatches, padding
 from engine.training.policy import IGNORED
-from engine.training.prm import split_questions
 from engine.training.stepwise import read_stepwise
+from engine.training.verifier import split_questions
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,9 @@ def _history(right: Attempt, wrong: Sequence[Attempt], num_attempts: int, rng: r
 
 
 def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids of the attempts, each after the prompt, and of the right answer; labels are the right answer's alone.
-
-    The prompt stands again before every attempt: an answer is as far from the prompt that it copies from as the
-    base has learned it. (Behind all attempts, the home policy's first answers fell from 31 to 9 % right.)
-    """
+    """Token ids of attempts, each after the prompt, and of the right answer; labels are those of the right answer."""
     prompt = tokenizer(trajectory.prompt)["input_ids"]
-    ids: list[int] = []
-    for attempt in trajectory.wrong:
-        ids += [*prompt, *attempt.token_ids]
-    ids += prompt
+    ids = after_attempts(prompt, [attempt.token_ids for attempt in trajectory.wrong])
     answer = list(trajectory.right.token_ids)
     return ids + answer, [IGNORED] * len(ids) + answer
 
@@ -209,7 +203,7 @@ def _batches(rows: Sequence[dict], tokenizer, recipe: RevisionRecipe, context: i
         raise ValueError(f"a trajectory has {longest} tokens, over the context of {context}: take fewer max_attempts")
     return LengthBatches(
         encoded,
-        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        pad=padding(tokenizer),
         no_label=IGNORED,
         tokens_per_step=recipe.tokens_per_step,
         seed=recipe.seed,

@@ -9,14 +9,20 @@ task's grader cannot judge counts as wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from engine.accounting import Ledger
-from engine.keys import branch_key
-from engine.runtime import LLM, Batcher, Branch, ModelPolicy
-from engine.tasks import Task, get_task, read_task_problems, take_problems
+from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.tasks import get_task, read_task_problems, take_problems
 from engine.tasks.sources import has_splits
-from engine.types import Problem, Sampling, Step
+from engine.training.chains import sample_chains
+from engine.training.labellers import (
+    LABELLERS,
+    answers_by_every_step,
+    answers_by_first_error,
+    answers_by_own_end,
+)
+from engine.training.sampler import Sampler
+from engine.types import Problem, Sampling
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class RolloutRecipe:
     num_questions: int = 3000  # of the training split, at most
     num_samples: int = 4  # answers per question
     num_rollouts: int = 8  # per step; 0 takes the answer's own end for the one rollout of all its steps
+    labeller: str = "every-step"  # or "first-error", which finds the first wrong step with fewer rollouts
+    num_attempts: int = 1  # over 1: num_samples chains of attempts per question
+    context: int = 4  # attempts of a chain that the next one is given, at most
     temperature: float = 1.0
     seed: int = 0
     task: str = "chain"
@@ -41,24 +50,28 @@ class RolloutRecipe:
                 raise ValueError(f"{name} has no effect without problems to read, got {getattr(self, name)!r}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        for name, least in (("num_questions", 1), ("num_samples", 1), ("num_rollouts", 0)):
+        leasts = {"num_questions": 1, "num_samples": 1, "num_rollouts": 0, "num_attempts": 1, "context": 1}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.labeller not in LABELLERS:
+            raise ValueError(f"labeller must be one of {', '.join(LABELLERS)}, got {self.labeller!r}")
+        if self.labeller != "every-step" and not self.num_rollouts:
+            raise ValueError(f"labeller {self.labeller!r} needs rollouts, got num_rollouts 0")
+        if self.num_attempts > 1 and self.num_rollouts:
+            raise ValueError(
+                f"attempts of a chain are labelled by their own ends: num_attempts {self.num_attempts} "
+                f"needs num_rollouts 0, got {self.num_rollouts}"
+            )
         Sampling(self.temperature)  # raises for a bad one
 
-
-@dataclass
-class _Attempt:
-    """One sampled answer, its steps so far and their labels."""
-
-    address: tuple[int, ...]
-    branch: Branch | None
-    steps: list[Step]
-    labels: list[float]
-
     @property
-    def is_live(self) -> bool:
-        return not self.steps or self.steps[-1].finish == "step"
+    def settings(self) -> dict[str, object]:
+        """What rows depend on, by name; fields without an effect are left out."""
+        unused = {"labeller"} if self.labeller == "every-step" else set()
+        if self.num_attempts == 1:
+            unused |= {"num_attempts", "context"}
+        return {name: value for name, value in asdict(self).items() if value is not None and name not in unused}
 
 
 def questions(recipe: RolloutRecipe) -> list[Problem]:
@@ -88,13 +101,22 @@ def questions(recipe: RolloutRecipe) -> list[Problem]:
     return problems
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """What came of one question."""
+
+    rows: list[dict]  # see `generate`
+    num_rollouts: int  # spent on the labels
+
+
 def generate(
     llm: LLM, recipe: RolloutRecipe, done: Sequence[int] = (), problems: Sequence[Problem] | None = None
-) -> Iterator[tuple[int, list[dict]]]:
+) -> Iterator[tuple[int, Labelled]]:
     """Yields (question index, labelled answers) as questions are finished, those in `done` left out.
 
     A labelled answer has TRL's stepwise form: `prompt`, `completions` (a text per step), `labels`
-    (a float per step), and `token_ids` (per step), so that no text has to be tokenized again.
+    (a float per step), and `token_ids` (per step), so that no text has to be tokenized again. One of a
+    chain has `history` too, the token ids of the attempts that it was given, oldest first.
     Answers that never end are dropped: they state no answer. Rows depend on the recipe alone, not
     on which questions are left out. `problems` are those of the recipe, where they have been read already.
     """
@@ -105,135 +127,23 @@ def generate(
     skipped = set(done)
     todo = [index for index in range(len(problems)) if index not in skipped]
     policy = ModelPolicy(llm, task.delimiter)
-    labellers = (_label(policy, task, problems[index], recipe) for index in todo)
-    rows_each = recipe.num_samples * (recipe.num_rollouts + 1)
-    for position, rows in Batcher([llm.runner]).run(labellers, rows_each):
-        if isinstance(rows, Exception):
-            raise rows
-        yield todo[position], rows
-
-
-async def _label(policy: ModelPolicy, task: Task, problem: Problem, recipe: RolloutRecipe) -> list[dict]:
     sampling = Sampling(recipe.temperature)
-    root = await policy.open(problem.prompt, ledger=Ledger())
-    branches = root.fork(recipe.num_samples)
-    root.close()
-    attempts = [_Attempt((index,), branch, [], []) for index, branch in enumerate(branches)]
-    try:
-        if recipe.num_rollouts == 0:
-            await _finish(policy, task, problem, recipe, sampling, attempts)
-        while live := [attempt for attempt in attempts if attempt.is_live]:
-            await _advance(policy, task, problem, recipe, sampling, live)
-    finally:
-        for attempt in attempts:
-            if attempt.branch is not None:
-                attempt.branch.close()
-    return [
-        {
-            "prompt": problem.prompt,
-            "completions": [step.text for step in attempt.steps],
-            "labels": attempt.labels,
-            "token_ids": [list(step.token_ids) for step in attempt.steps],
-        }
-        for attempt in attempts
-        if attempt.steps[-1].finish == "eos"
-    ]
+    labellers = (_label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe) for index in todo)
+    rows_each = recipe.num_samples * (recipe.num_rollouts + 1)
+    for position, labelled in Batcher([llm.runner]).run(labellers, rows_each):
+        if isinstance(labelled, Exception):
+            raise labelled
+        yield todo[position], labelled
 
 
-async def _finish(
-    policy: ModelPolicy,
-    task: Task,
-    problem: Problem,
-    recipe: RolloutRecipe,
-    sampling: Sampling,
-    attempts: Sequence[_Attempt],
-) -> None:
-    """Samples every attempt to its end, which labels all of its steps."""
-    ends = await policy.extend(
-        [attempt.branch for attempt in attempts],
-        keys=[_key(recipe, problem, attempt, "answer") for attempt in attempts],
-        sampling=sampling,
-        stop_at_step=False,
-        max_tokens=task.max_tokens,
-    )
-    for attempt, steps, is_right in zip(attempts, ends, _are_right(task, problem, ends), strict=True):
-        attempt.steps = steps
-        attempt.labels = [float(is_right)] * len(steps)
-
-
-async def _advance(
-    policy: ModelPolicy,
-    task: Task,
-    problem: Problem,
-    recipe: RolloutRecipe,
-    sampling: Sampling,
-    live: Sequence[_Attempt],
-) -> None:
-    """One more step on every live attempt, and the labels of those steps."""
-    steps = await policy.extend(
-        [attempt.branch for attempt in live],
-        keys=[_key(recipe, problem, attempt, "step") for attempt in live],
-        sampling=sampling,
-        stop_at_step=True,
-        max_tokens=[_room(task, attempt) for attempt in live],
-    )
-    rolled: list[_Attempt] = []
-    for attempt, (step,) in zip(live, steps, strict=True):
-        attempt.steps.append(step)
-        if step.finish == "step" and _room(task, attempt) < 1:
-            attempt.steps[-1] = Step(step.token_ids, step.text, "length", step.logprob)
-        if step.finish == "eos":
-            attempt.labels.append(float(_are_right(task, problem, [attempt.steps])[0]))
-        elif attempt.is_live:
-            rolled.append(attempt)
-    if rolled:
-        await _roll_out(policy, task, problem, recipe, sampling, rolled)
-
-
-async def _roll_out(
-    policy: ModelPolicy,
-    task: Task,
-    problem: Problem,
-    recipe: RolloutRecipe,
-    sampling: Sampling,
-    attempts: Sequence[_Attempt],
-) -> None:
-    """Appends to each attempt the share of rollouts from its last step that end right."""
-    forks = [fork for attempt in attempts for fork in attempt.branch.fork(recipe.num_rollouts)]
-    owners = [attempt for attempt in attempts for _ in range(recipe.num_rollouts)]
-    try:
-        ends = await policy.extend(
-            forks,
-            keys=[
-                _key(recipe, problem, attempt, f"rollout {index % recipe.num_rollouts}")
-                for index, attempt in enumerate(owners)
-            ],
-            sampling=sampling,
-            stop_at_step=False,
-            max_tokens=[_room(task, attempt) for attempt in owners],
-            purpose="lookahead",
-        )
-    finally:
-        for fork in forks:
-            fork.close()
-    right = _are_right(task, problem, [attempt.steps + end for attempt, end in zip(owners, ends, strict=True)])
-    for index, attempt in enumerate(attempts):
-        mine = right[index * recipe.num_rollouts : (index + 1) * recipe.num_rollouts]
-        attempt.labels.append(sum(mine) / recipe.num_rollouts)
-
-
-def _key(recipe: RolloutRecipe, problem: Problem, attempt: _Attempt, purpose: str) -> int:
-    """A stream of its own for every step and every rollout."""
-    return branch_key(recipe.seed, f"{purpose}/{problem.id}", (*attempt.address, len(attempt.steps)))
-
-
-def _room(task: Task, attempt: _Attempt) -> int:
-    return task.max_tokens - sum(len(step.token_ids) for step in attempt.steps)
-
-
-def _are_right(task: Task, problem: Problem, answers: Sequence[Sequence[Step]]) -> list[bool]:
-    """Whether each answer, given by its steps, has ended and states the gold answer."""
-    ended = [steps[-1].finish == "eos" for steps in answers]
-    texts = ["".join(step.text for step in steps) for steps in answers]
-    stated = [task.extract(text) if is_end else None for text, is_end in zip(texts, ended, strict=True)]
-    return [bool(verdict) for verdict in task.are_right([(answer, problem.answer) for answer in stated])]
+async def _label(sampler: Sampler, recipe: RolloutRecipe) -> Labelled:
+    if recipe.num_attempts > 1:
+        attempts = await sample_chains(sampler, recipe.num_samples, recipe.num_attempts, recipe.context)
+    elif recipe.num_rollouts == 0:
+        attempts = await answers_by_own_end(sampler, recipe.num_samples)
+    elif recipe.labeller == "first-error":
+        attempts = await answers_by_first_error(sampler, recipe.num_samples, recipe.num_rollouts)
+    else:
+        attempts = await answers_by_every_step(sampler, recipe.num_samples, recipe.num_rollouts)
+    rows = [sampler.row(attempt) for attempt in attempts if attempt.is_ended]
+    return Labelled(rows, sum(attempt.num_rollouts for attempt in attempts))

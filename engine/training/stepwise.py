@@ -15,6 +15,7 @@ from pathlib import Path
 FORMATS = ("stepwise", "math-shepherd", "prm800k")
 NEUTRALS = ("good", "bad")
 _TAG = "ки"  # Math-Shepherd's mark after a step; its label is one character in the same place
+_PRM800K_END = "# Answer"  # heads the answer in the last step of a solution
 _FIRST_STEP = re.compile(r"\s*Step 1\s*:")
 
 
@@ -42,7 +43,8 @@ def read_steps(
         "math-shepherd": lambda value: [_from_math_shepherd(value)],
         "prm800k": lambda value: _from_prm800k(value, float(neutral == "good")),
     }
-    return [_separated(row, ending) for row in _read(path, convert[format])]
+    rows = [_separated(row, ending) for row in _read(path, convert[format])]
+    return [_going_on(row, ending) for row in rows] if format == "prm800k" else rows
 
 
 def check_format(format: str, neutral: str | None = None, separator: str | None = None) -> None:
@@ -119,6 +121,12 @@ def _separated(row: dict, separator: str) -> dict:
     if not row["completions"] or "token_ids" in row:
         return row
     return {**row, "completions": [*(step.removesuffix(separator) + separator for step in steps), last]}
+
+
+def _going_on(row: dict, separator: str) -> dict:
+    """A PRM800K row whose last step is no answer's end closes it as a step, as it does in an answer that goes on."""
+    *steps, last = row["completions"]
+    return row if _PRM800K_END in last else {**row, "completions": [*steps, last.removesuffix(separator) + separator]}
 
 
 def _from_math_shepherd(row: dict) -> dict:

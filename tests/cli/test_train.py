@@ -11,6 +11,7 @@ from engine.cli.errors import run_app
 from engine.cli.recipes import with_recipe
 from engine.reports import ledger_path
 from engine.training.discriminator import DiscriminatorRecipe
+from engine.training.orm import ORMRecipe
 from engine.training.policy import PolicyRecipe
 from engine.training.prm import PRMRecipe
 from engine.training.rollouts import RolloutRecipe
@@ -32,7 +33,7 @@ def parsed(recipe_class: type, arguments: list[str]) -> object:
     return recipes[0]
 
 
-@pytest.mark.parametrize("recipe_class", [PolicyRecipe, DiscriminatorRecipe, PRMRecipe, RolloutRecipe])
+@pytest.mark.parametrize("recipe_class", [PolicyRecipe, DiscriminatorRecipe, PRMRecipe, ORMRecipe, RolloutRecipe])
 def test_every_field_of_a_recipe_is_an_option(recipe_class):
     default = recipe_class()
     assert parsed(recipe_class, []) == default
@@ -42,7 +43,14 @@ def test_every_field_of_a_recipe_is_an_option(recipe_class):
             continue
         other = value / 2 if isinstance(value, float) else value + 1
         flag = "--" + field.name.replace("_", "-")
-        assert parsed(recipe_class, [flag, str(other)]) == dataclasses.replace(default, **{field.name: other})
+        needed = {"num_rollouts": 0} if field.name == "num_attempts" else {}
+        flags = [flag, str(other), *(["--num-rollouts", "0"] if needed else [])]
+        assert parsed(recipe_class, flags) == dataclasses.replace(default, **{field.name: other}, **needed)
+
+
+def test_labels_are_pooled_or_per_step():
+    assert parsed(PRMRecipe, ["--pooled"]).pooled
+    assert not parsed(PRMRecipe, ["--per-step"]).pooled
 
 
 def test_the_problems_of_a_policy_have_knobs():

@@ -38,7 +38,7 @@ PRM800K = {
             step(1, completion("5*4=20", -1), completion("3*4=12", 1), completion("skipped", None)),
             step(0, completion("So far so good.", 0)),
             step(None, completion("2+12=15", -1), human="2+12=14"),
-            step(None, completion("It is 14.", 1), completion("It is 15.", -1)),
+            step(None, completion("It is 14.", 1), completion("It is 15.\n\n# Answer\n\n15", -1)),
         ],
         "finish_reason": "found_error",
     },
@@ -83,15 +83,18 @@ def test_math_shepherd(tmp_path):
 
 @pytest.mark.parametrize(("neutral", "label"), [("good", 1.0), ("bad", 0.0)])
 def test_prm800k(tmp_path, neutral, label):
-    """The alternatives that nobody went on from, and the path; an alternative without a rating is left out."""
+    """The alternatives that nobody went on from, and the path; an alternative without a rating is left out.
+
+    All end as steps do, but the one that states an answer.
+    """
     rows = read_steps(write(tmp_path / "rows.jsonl", PRM800K), "prm800k", neutral=neutral)
     path = ["3*4=12\n", "So far so good.\n", "2+12=14\n"]
     assert [(row["completions"], row["labels"]) for row in rows] == [
-        (["5*4=20"], [0.0]),
-        ([*path[:2], "2+12=15"], [1.0, label, 0.0]),
-        ([*path, "It is 14."], [1.0, label, 1.0, 1.0]),
-        ([*path, "It is 15."], [1.0, label, 1.0, 0.0]),
-        ([*path[:2], "2+12=14"], [1.0, label, 1.0]),
+        (["5*4=20\n"], [0.0]),
+        ([*path[:2], "2+12=15\n"], [1.0, label, 0.0]),
+        ([*path, "It is 14.\n"], [1.0, label, 1.0, 1.0]),
+        ([*path, "It is 15.\n\n# Answer\n\n15"], [1.0, label, 1.0, 0.0]),
+        (path, [1.0, label, 1.0]),
     ]
     assert {row["prompt"] for row in rows} == {"2+3*4?\n"}
 

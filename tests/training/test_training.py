@@ -17,15 +17,8 @@ from engine.tasks.tokenizer import build_tokenizer
 from engine.training import arguments
 from engine.training.discriminator import DiscriminatorRecipe, ReplacedTokens, train_discriminator
 from engine.training.policy import IGNORED, ChainBatches, PolicyRecipe, train_policy
-from engine.training.prm import (
-    UNLABELLED,
-    PRMRecipe,
-    TrunkHeadRecipe,
-    build_prm,
-    held_out_figures,
-    train_prm,
-    train_trunk_head,
-)
+from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
+from engine.training.verifier import UNLABELLED, build_classifier, held_out_figures
 from tests.tiny import tiny_family, tiny_policy
 
 SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
@@ -130,7 +123,7 @@ def test_a_discriminator_tells_a_policys_samples(tmp_path):
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     unseen = ReplacedTokens(build_tokenizer(), policy, dataclasses.replace(told, seed=9, num_tokens=1024))
     assert held_out_figures(model, unseen, "cpu")["auc"] > 0.6  # of tokens: such a policy gets no line right
-    assert build_prm(tmp_path / "told", PRMRecipe()).config.num_hidden_layers == 2  # a PRM may start from it
+    assert build_classifier(tmp_path / "told", PRMRecipe()).config.num_hidden_layers == 2  # a PRM may start from it
 
 
 def test_a_line_is_wrong_from_its_first_other_token_to_its_end(tmp_path):
@@ -167,7 +160,7 @@ def test_a_line_is_wrong_from_its_first_other_token_to_its_end(tmp_path):
 
 def test_a_prm_is_of_its_bases_family(tmp_path):
     base = tiny_family(tmp_path / "base", "Qwen2ForCausalLM")
-    model = build_prm(base, PRMRecipe(num_extra_layers=1))
+    model = build_classifier(base, PRMRecipe(num_extra_layers=1))
     assert type(model).__name__ == "Qwen2ForTokenClassification"
     old, new = weights(base), model.state_dict()
     assert torch.equal(old["model.layers.0.self_attn.q_proj.bias"], new["model.layers.0.self_attn.q_proj.bias"])

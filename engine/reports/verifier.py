@@ -1,0 +1,179 @@
+"""`ttc verify`: what a verifier is worth on labelled answers, as figures, as a table and as a page."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from engine.reports.files import write_atomically
+from engine.reports.verifier_charts import reliability_chart, roc_chart
+from engine.verifiers.figures import Bin, auc, auc_within, best_threshold, first_errors, reliability, roc_points
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """A labelled answer and what the verifier says of it."""
+
+    question: str
+    scores: tuple[float, ...]  # one per step, or one of the whole answer
+    labels: tuple[float, ...]  # one per step, within 0..1; the last is the answer's own end
+    first_wrong: int | None  # index of the first wrong step, -1 for none, None where it is not known
+
+    @property
+    def is_right(self) -> bool:
+        return self.labels[-1] >= 0.5
+
+    @property
+    def has_steps(self) -> bool:
+        return len(self.scores) == len(self.labels)
+
+
+# What is shown of answers and of steps, and under which key it stands.
+_FIGURES = {
+    "number": "count",
+    "mean score": "mean_score",
+    "mean label": "mean_label",
+    "ECE": "ece",
+    "Brier": "brier",
+    "AUC": "auc",
+    "AUC within questions": "auc_within_questions",
+}
+
+
+def verifier_figures(answers: Sequence[ScoredAnswer], *, judges: str, seed: int = 0) -> dict:
+    """Everything that the report shows, as JSON values.
+
+    `answers`: the last score of each against its own end. `steps`, of a verifier that `judges` "steps": all scores
+    against all labels. `first_wrong`: with the threshold that is best on one half of the questions, drawn by the
+    seed, exact matches on the other half; null where either half lacks wrong or right answers. Raises ValueError
+    where all answers are right or all are wrong: nothing could be told apart.
+    """
+    rights = [answer.is_right for answer in answers]
+    if all(rights) or not any(rights):
+        raise ValueError(f"figures need right and wrong answers, got {sum(rights)} right ones of {len(rights)}")
+    questions = [answer.question for answer in answers]
+    ends = [answer.scores[-1] for answer in answers]
+    figures: dict = {
+        "num_answers": len(answers),
+        "num_questions": len(set(questions)),
+        "share_right": sum(rights) / len(rights),
+        "answers": _figures(ends, [float(right) for right in rights], questions) | {"roc": roc_points(ends, rights)},
+        "steps": None,
+        "first_wrong": None,
+    }
+    if judges == "steps":
+        scores = [score for answer in answers for score in answer.scores]
+        labels = [label for answer in answers for label in answer.labels]
+        places = [answer.question for answer in answers for _ in answer.labels]
+        figures["steps"] = _figures(scores, labels, places)
+        figures["first_wrong"] = _first_wrong(answers, seed)
+    return figures
+
+
+def _figures(scores: Sequence[float], labels: Sequence[float], questions: Sequence[str]) -> dict:
+    is_good = [label >= 0.5 for label in labels]
+    found = reliability(scores, labels)
+    return {
+        "count": len(scores),
+        "mean_score": sum(scores) / len(scores),
+        "mean_label": sum(labels) / len(labels),
+        "ece": found.ece,
+        "brier": found.brier,
+        "auc": _known(auc(scores, is_good)),
+        "auc_within_questions": _known(auc_within(scores, is_good, questions)),
+        "reliability": [asdict(each) for each in found.bins],
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _first_wrong(answers: Sequence[ScoredAnswer], seed: int) -> dict | None:
+    known = [answer for answer in answers if answer.first_wrong is not None]
+    questions = sorted({answer.question for answer in known})
+    random.Random(f"verify/{seed}").shuffle(questions)
+    chosen = set(questions[: len(questions) // 2])
+    halves = [[answer for answer in known if (answer.question in chosen) == is_first] for is_first in (True, False)]
+    if any({answer.first_wrong >= 0 for answer in half} != {True, False} for half in halves):
+        return None
+    (tuning, tuning_places), (scores, places) = (
+        ([answer.scores for answer in half], [answer.first_wrong for answer in half]) for half in halves
+    )
+    found = first_errors(scores, places, best_threshold(tuning, tuning_places))
+    return asdict(found) | {"f1": found.f1}
+
+
+def verifier_table(figures: Mapping) -> Table:
+    """The figures without the curves, for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    columns = _rows(figures)
+    table.add_column("", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, *cells in zip(_FIGURES, *(cells for _, cells in columns), strict=True):
+        table.add_row(name, *cells)
+    return table
+
+
+def first_wrong_line(figures: Mapping) -> str:
+    """How well first wrong steps are found, in words."""
+    found = figures["first_wrong"]
+    if found is None:
+        return "first wrong steps: not measured"
+    return (
+        f"first wrong step found in {100 * found['found']:.1f} % of {found['num_wrong']:,} wrong answers, none seen in "
+        f"{100 * found['cleared']:.1f} % of {found['num_right']:,} right ones (F1 {found['f1']:.3f}, "
+        f"threshold {found['threshold']:.3g} from the other half of the questions)"
+    )
+
+
+def _rows(figures: Mapping) -> list[tuple[str, list[str]]]:
+    """Answers and, where they are scored, steps, each with the cells of all figures."""
+    parts = [part for part in ("answers", "steps") if figures[part] is not None]
+    return [(part, [_shown(figures[part][key]) for key in _FIGURES.values()]) for part in parts]
+
+
+def _shown(value: float | int | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def write_verifier_report(figures: Mapping, out: str | os.PathLike[str], *, title: str, facts: Mapping) -> None:
+    """Writes the page atomically; `facts` (verifier, data ...) are shown under the title as they are."""
+    environment = Environment(
+        loader=PackageLoader("engine.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    charts = {
+        part: reliability_chart([Bin(**each) for each in figures[part]["reliability"]], label)
+        for part, label in (("answers", "share of right answers"), ("steps", "mean label of steps"))
+        if figures[part] is not None
+    }
+    page = environment.get_template("verifier.html.j2").render(
+        title=title,
+        facts=facts,
+        names=list(_FIGURES),
+        rows=_rows(figures),
+        first_wrong=first_wrong_line(figures),
+        answers=charts["answers"],
+        steps=charts.get("steps"),
+        roc=roc_chart(figures["answers"]["roc"]),
+        auc=f"{figures['answers']['auc']:.3f}",
+        purposes=[],
+        examples=[],
+    )
+    write_atomically(out, page.encode("utf-8", "replace"))

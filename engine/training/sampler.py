@@ -1,0 +1,89 @@
+"""The policy at one question: streams of random numbers, limits, and which answers are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.keys import branch_key
+from engine.runtime import Branch, ModelPolicy
+from engine.tasks import Task
+from engine.types import Problem, Sampling, Step
+
+
+@dataclass
+class Attempt:
+    """One sampled answer, its steps so far and their labels."""
+
+    address: tuple[int, ...]
+    branch: Branch | None
+    steps: list[Step] = field(default_factory=list)
+    labels: list[float] = field(default_factory=list)
+    history: list[list[int]] | None = None  # token ids of the attempts before it, oldest first; None: no chain
+    num_rollouts: int = 0  # spent on its labels
+
+    @property
+    def is_live(self) -> bool:
+        return not self.steps or self.steps[-1].finish == "step"
+
+    @property
+    def is_ended(self) -> bool:
+        return bool(self.steps) and self.steps[-1].finish == "eos"
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for step in self.steps for token in step.token_ids]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What is the same for all answers to a question."""
+
+    policy: ModelPolicy
+    task: Task
+    problem: Problem
+    sampling: Sampling
+    seed: int
+
+    async def extend(
+        self,
+        branches: Sequence[Branch],
+        keys: Sequence[int],
+        max_tokens: int | Sequence[int],
+        *,
+        stop_at_step: bool = False,
+        purpose: str = "generated",
+    ) -> list[list[Step]]:
+        return await self.policy.extend(
+            branches,
+            keys=keys,
+            sampling=self.sampling,
+            stop_at_step=stop_at_step,
+            max_tokens=max_tokens,
+            purpose=purpose,
+        )
+
+    def key(self, purpose: str, address: Sequence[int]) -> int:
+        """A stream of its own for every step and every rollout."""
+        return branch_key(self.seed, f"{purpose}/{self.problem.id}", address)
+
+    def room(self, steps: Sequence[Step]) -> int:
+        """How many more tokens an answer may have."""
+        return self.task.max_tokens - sum(len(step.token_ids) for step in steps)
+
+    def are_right(self, answers: Sequence[Sequence[Step]]) -> list[bool]:
+        """Whether each answer, given by its steps, has ended and states the gold answer."""
+        ended = [steps[-1].finish == "eos" for steps in answers]
+        texts = ["".join(step.text for step in steps) for steps in answers]
+        stated = [self.task.extract(text) if is_end else None for text, is_end in zip(texts, ended, strict=True)]
+        return [bool(verdict) for verdict in self.task.are_right([(answer, self.problem.answer) for answer in stated])]
+
+    def row(self, attempt: Attempt) -> dict:
+        """A labelled answer, as a file of rollouts holds it."""
+        row = {
+            "prompt": self.problem.prompt,
+            "completions": [step.text for step in attempt.steps],
+            "labels": attempt.labels,
+            "token_ids": [list(step.token_ids) for step in attempt.steps],
+        }
+        return row if attempt.history is None else row | {"history": attempt.history}

@@ -1,0 +1,139 @@
+"""`ttc verify`: figures of scores that are known, and verifiers that score rows as a search would."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from engine.cli.verify import score_answers
+from engine.engine import Engine
+from engine.reports.verifier import ScoredAnswer, verifier_figures
+from engine.search import BestOfN
+from engine.training.rollouts import RolloutRecipe, generate
+from engine.verifiers.figures import best_threshold, first_errors, reliability, roc_points
+from tests.cli.conftest import assert_refused
+from tests.tiny import tiny_prm
+
+
+def test_reliability_of_known_scores():
+    found = reliability([0.05, 0.15, 0.15, 1.0, 0.3], [0.0, 1.0, 0.0, 1.0, 0.5])
+    assert [each.count for each in found.bins] == [1, 2, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert (found.bins[1].mean_score, found.bins[1].share_good) == pytest.approx((0.15, 0.5))
+    assert found.bins[2].mean_score is None
+    assert found.ece == pytest.approx((0.05 + 2 * 0.35 + 0.2 + 0.0) / 5)
+    assert found.brier == pytest.approx((0.05**2 + 0.85**2 + 0.15**2 + 0.0 + 0.2**2) / 5)
+    assert len(reliability([0.5], [1.0], num_bins=4).bins) == 4
+
+
+def test_roc_points_pass_ties_together():
+    assert roc_points([0.9, 0.5, 0.5, 0.1], [True, True, False, False]) == [(0, 0), (0, 0.5), (0.5, 1), (1, 1)]
+    with pytest.raises(ValueError, match="got 2 good of 2"):
+        roc_points([0.9, 0.5], [True, True])
+
+
+def test_first_errors_by_hand():
+    scores, places = [[0.9, 0.2, 0.1], [0.9, 0.8], [0.3, 0.9], [0.9, 0.9, 0.9]], [1, -1, -1, 2]
+    found = first_errors(scores, places, 0.5)
+    assert (found.num_wrong, found.num_right, found.found, found.cleared) == (2, 2, 0.5, 0.5)
+    assert found.f1 == 0.5
+    assert first_errors(scores, places, 0.0).f1 == 0.0
+    better = best_threshold(scores, places)
+    assert 0.2 < better <= 0.3
+    assert first_errors(scores, places, better).cleared == 1.0
+
+
+def answers(rng: np.random.Generator, noise: float, num_questions: int = 100) -> list[ScoredAnswer]:
+    """Four steps each, of which the score says wrong from the first wrong one on, with noise."""
+    made = []
+    for question in range(num_questions):
+        for _ in range(4):
+            place = int(rng.integers(-1, 4))
+            labels = [float(place < 0 or index < place) for index in range(4)]
+            scores = np.clip([0.1 + 0.8 * label + noise * rng.normal() for label in labels], 0, 1)
+            made.append(ScoredAnswer(str(question), tuple(scores.tolist()), tuple(labels), place))
+    return made
+
+
+def test_a_better_verifier_has_better_figures():
+    sharp, dull = (verifier_figures(answers(np.random.default_rng(0), noise), judges="steps") for noise in (0.05, 0.5))
+    assert sharp["answers"]["auc"] == sharp["answers"]["auc_within_questions"] == 1.0
+    assert sharp["first_wrong"]["f1"] > 0.98  # a quantile of one half's scores, not quite between the other half's
+    assert sharp["first_wrong"]["num_wrong"] + sharp["first_wrong"]["num_right"] == 200  # the other half alone
+    for part in ("answers", "steps"):
+        assert dull[part]["auc"] < sharp[part]["auc"]
+        assert dull[part]["brier"] > sharp[part]["brier"]
+    assert dull["first_wrong"]["f1"] < 0.9
+    other = verifier_figures(answers(np.random.default_rng(0), 0.5), judges="steps", seed=1)
+    assert other["first_wrong"] != dull["first_wrong"]
+    assert other["answers"] == dull["answers"]
+
+
+def test_what_cannot_be_measured():
+    right = ScoredAnswer("q", (0.5, 0.5), (1.0, 1.0), -1)
+    with pytest.raises(ValueError, match="got 1 right ones of 1"):
+        verifier_figures([right], judges="steps")
+    wrong = ScoredAnswer("q", (0.5, 0.4), (1.0, 0.0), 1)
+    assert verifier_figures([right, wrong], judges="steps")["first_wrong"] is None  # no other half
+    whole = verifier_figures([right, wrong], judges="answers")
+    assert whole["steps"] is None
+    assert whole["answers"]["auc_within_questions"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def engine(models) -> Engine:
+    return Engine.load(models.policy, prm=models.prm, trunk_head=models.trunk_head, num_blocks=16384)
+
+
+@pytest.fixture(scope="module")
+def rows(engine) -> list[dict]:
+    recipe = RolloutRecipe(num_questions=6, num_samples=4, num_rollouts=0, max_tokens=60, seed=3)
+    return [row for _, labelled in sorted(generate(engine.policy, recipe)) for row in labelled.rows]
+
+
+@pytest.mark.parametrize("name", ["prm", "trunk"])
+def test_rows_are_scored_as_a_search_scores_them(engine, name):
+    results = engine.search(["12;+3;*7", "5;+5"], BestOfN(), 8, verifier=name, max_tokens=60)
+    candidates = [(r.problem, c) for r in results for c in r.candidates if c.finish == "eos"]
+    assert candidates
+    rows, kept = [], []
+    for problem, candidate in candidates:
+        steps = candidate.text.splitlines(keepends=True)
+        num_tokens = len(engine.policy.encode(candidate.text)) + 1
+        if num_tokens == candidate.num_tokens and len(steps) == len(candidate.scores):  # else texts do not tell all
+            rows.append({"prompt": problem.prompt, "completions": steps, "labels": [0.0] * len(steps)})
+            kept.append(candidate)
+    assert len(kept) >= 2
+    scored = score_answers(engine, engine.resolve_verifier(name), rows)
+    for answer, candidate in zip(scored, kept, strict=True):
+        assert answer.scores == pytest.approx(candidate.scores, abs=1e-5)
+
+
+def test_the_report(ttc, models, rows, tmp_path):
+    file, page, figures = tmp_path / "rows.jsonl", tmp_path / "page.html", tmp_path / "figures.json"
+    labelled = [{**row, "labels": [*row["labels"][:-1], float(number % 3 == 0)]} for number, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    verify = ["verify", file, "--policy", models.policy, "--prm", models.prm, "--out", page, "--json", figures]
+    outcome = ttc(*verify)
+    assert outcome.status == 0, outcome.err
+    assert "AUC within questions" in outcome.out
+    assert "first wrong step" in outcome.out
+    found = json.loads(figures.read_text())
+    assert found["num_answers"] == len(rows)
+    assert found["verifier"] == "prm"
+    assert sum(each["count"] for each in found["steps"]["reliability"]) == sum(len(row["labels"]) for row in rows)
+    text = page.read_text()
+    assert text.count("<svg") == 3
+    assert f"{found['answers']['auc']:.3f}" in text
+    trunk = ttc(*verify, "--verifier", "trunk", "--trunk-head", models.trunk_head, "--limit", 9)
+    assert trunk.status == 0, trunk.err
+    assert trunk.last_line.startswith("9 answers to ")
+    assert json.loads(figures.read_text())["answers"]["mean_score"] != found["answers"]["mean_score"]
+    assert_refused(ttc(*verify, "--verifier", "orm"), "no ORM is loaded")
+    assert_refused(ttc(*verify, "--verifier", "guess"), "prm, trunk, orm", "'guess'")
+    assert_refused(ttc(*verify, "--limit", 0), "limit must be at least 1", "got 0")
+    assert_refused(ttc("verify", tmp_path / "none"), "no rollouts at")
+    other = tiny_prm(tmp_path / "other", seed=7)
+    assert ttc(*[other if part == models.prm else part for part in verify]).status == 0
+    assert json.loads(figures.read_text())["answers"] != found["answers"]
