@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_HEADER_BYTES = 16 << 20  # the headers of the largest models have one or two
 CHUNK_BYTES = 256 << 10  # of a file, converted while it is in the cache
-LONE_ELEMENTS = 1 << 14  # few enough that torch converts them on one thread
+LONE_ELEMENTS = 31 << 10  # few enough that torch converts them on one thread
 SHARED_BYTES = 4 << 20  # tensors from here on are read by several threads
 
 
