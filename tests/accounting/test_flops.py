@@ -34,7 +34,9 @@ def test_a_window_bounds_what_its_layer_pays(first, num_tokens):
     positions = range(first, first + num_tokens)
     pairs = sum(position + 1 + min(position + 1, 5) for position in positions)
     assert forward_flops(windowed, first, num_tokens) == 2 * 1000 * num_tokens + 4 * 3 * 8 * pairs
-    assert forward_flops(replace(SHAPE, windows=(100, 100)), first, num_tokens) == forward_flops(SHAPE, first, num_tokens)
+    assert forward_flops(replace(SHAPE, windows=(100, 100)), first, num_tokens) == forward_flops(
+        SHAPE, first, num_tokens
+    )
 
 
 def test_only_positions_whose_logits_are_read_pay_for_the_head():
