@@ -67,18 +67,22 @@ void bind_decoder_class(py::module_& m) {
     py::class_<PackedDecoder>(m, "PackedDecoder", "Addresses; see ttc_kernels/decoder/api.py.")
         .def(py::init([](int num_heads, int num_kv_heads, int head_dim, int64_t hidden, int64_t intermediate,
                          int64_t vocabulary, int64_t max_position, float eps, uintptr_t embedding, uintptr_t cos,
-                         uintptr_t sin, uintptr_t final_norm, const std::vector<std::vector<uintptr_t>>& layers,
-                         bool is_bf16, const std::string& isa) {
+                         uintptr_t sin, uintptr_t final_norm, int num_layers, bool is_bf16, const std::string& isa) {
                  const ttc::Sizes sizes{num_heads, num_kv_heads, head_dim,     hidden,
                                         intermediate, vocabulary, max_position, eps};
                  const ttc::DecoderPointers pointers{at<void>(embedding), at<void>(final_norm), at<float>(cos),
-                                                     at<float>(sin), layers};
-                 return PackedDecoder(sizes, pointers, is_bf16, isa);
+                                                     at<float>(sin)};
+                 return PackedDecoder(sizes, num_layers, pointers, is_bf16, isa);
              }),
              py::arg("num_heads"), py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("hidden"),
              py::arg("intermediate"), py::arg("vocabulary"), py::arg("max_position"), py::arg("eps"),
-             py::arg("embedding"), py::arg("cos"), py::arg("sin"), py::arg("final_norm"), py::arg("layers"),
+             py::arg("embedding"), py::arg("cos"), py::arg("sin"), py::arg("final_norm"), py::arg("num_layers"),
              py::arg("is_bf16"), py::arg("isa") = "auto")
+        .def("fill",
+             [](PackedDecoder& self, int layer, int part, uintptr_t rows, int64_t first, int64_t num) {
+                 self.fill(layer, part, at<void>(rows), first, num);
+             },
+             py::arg("layer"), py::arg("part"), py::arg("rows"), py::arg("first"), py::arg("num"))
         .def("forward", &forward, py::arg("token_ids"), py::arg("positions"), py::arg("slots"), py::arg("rows"),
              py::arg("items"), py::arg("blocks"), py::arg("caches"), py::arg("out"));
 }
@@ -98,10 +102,13 @@ void bind_decoder(py::module_& m) {
              py::arg("block_size"));
     bind_decoder_class(m);
     py::class_<PackedLinear>(m, "PackedLinear", "Addresses; see ttc_kernels/decoder/api.py.")
-        .def(py::init([](uintptr_t weight, int64_t num_out, int64_t num_in, bool is_bf16, const std::string& isa) {
-                 return PackedLinear(at<void>(weight), num_out, num_in, is_bf16, isa);
-             }),
-             py::arg("weight"), py::arg("num_out"), py::arg("num_in"), py::arg("is_bf16"), py::arg("isa") = "auto")
+        .def(py::init<int64_t, int64_t, bool, const std::string&>(), py::arg("num_out"), py::arg("num_in"),
+             py::arg("is_bf16"), py::arg("isa") = "auto")
+        .def("fill",
+             [](PackedLinear& self, uintptr_t rows, int64_t first, int64_t num) {
+                 self.fill(at<void>(rows), first, num);
+             },
+             py::arg("rows"), py::arg("first"), py::arg("num"))
         .def(
             "forward",
             [](const PackedLinear& self, uintptr_t x, int64_t x_stride, int64_t x_rows, uintptr_t chosen,

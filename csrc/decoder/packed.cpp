@@ -57,7 +57,8 @@ Strips::Strips(int64_t rows, int64_t size, int num_threads) : rows(rows) {
     num = std::min(rows, (num + num_threads - 1) / num_threads * num_threads);
 }
 
-PackedDecoder::PackedDecoder(const Sizes& sizes, const DecoderPointers& pointers, bool is_bf16, const std::string& isa)
+PackedDecoder::PackedDecoder(const Sizes& sizes, int num_layers, const DecoderPointers& pointers, bool is_bf16,
+                             const std::string& isa)
     : sizes_(sizes),
       path_(path_for(isa, is_bf16)),
       is_bf16_(is_bf16),
@@ -70,7 +71,7 @@ PackedDecoder::PackedDecoder(const Sizes& sizes, const DecoderPointers& pointers
         sizes.num_heads % sizes.num_kv_heads)
         throw std::invalid_argument("decoder: num_heads " + std::to_string(sizes.num_heads) + ", num_kv_heads " +
                                     std::to_string(sizes.num_kv_heads) + ", head_dim " + std::to_string(head_dim));
-    for (const std::vector<uintptr_t>& layer : pointers.layers) add_layer(layer);
+    for (int i = 0; i < num_layers; ++i) add_layer();
     for (const OwnedLayer& layer : owned_)
         layers_.push_back({static_cast<const float*>(layer.input_norm.get()),
                            static_cast<const float*>(layer.post_norm.get()), layer.qkv.matrix, layer.out.matrix,
@@ -79,16 +80,26 @@ PackedDecoder::PackedDecoder(const Sizes& sizes, const DecoderPointers& pointers
     strip_rows_ = layer_weights_ * path_.kernels.element_bytes <= kCachedLayerBytes ? kStripRows : kLongStripRows;
 }
 
-void PackedDecoder::add_layer(const std::vector<uintptr_t>& pointers) {
-    if (pointers.size() != 6) throw std::invalid_argument("decoder: a layer has six weights");
-    const auto at = [&](int i) { return reinterpret_cast<const void*>(pointers[size_t(i)]); };
+void PackedDecoder::add_layer() {
     const int64_t hidden = sizes_.hidden, inter = sizes_.intermediate;
     const DecoderKernels& kernels = path_.kernels;
-    owned_.push_back({pack_norm(at(0), is_bf16_, hidden), pack_norm(at(3), is_bf16_, hidden),
-                      pack_matrix(at(1), is_bf16_, q_out() + 2 * kv_out(), hidden, kernels),
-                      pack_matrix(at(2), is_bf16_, hidden, q_out(), kernels),
-                      pack_gate_up(at(4), is_bf16_, inter, hidden, kernels),
-                      pack_matrix(at(5), is_bf16_, hidden, inter, kernels)});
+    const size_t norm_bytes = size_t(padded_width(hidden)) * sizeof(float);
+    owned_.push_back({Aligned(norm_bytes), Aligned(norm_bytes),
+                      empty_matrix(q_out() + 2 * kv_out(), hidden, kernels), empty_matrix(hidden, q_out(), kernels),
+                      empty_gate_up(inter, hidden, kernels), empty_matrix(hidden, inter, kernels)});
+}
+
+void PackedDecoder::fill(int layer, int part, const void* rows, int64_t first, int64_t num) {
+    if (layer < 0 || layer >= int(owned_.size()) || part < 0 || part >= kNumLayerParts)
+        throw std::invalid_argument("decoder: no part " + std::to_string(part) + " of layer " + std::to_string(layer));
+    OwnedLayer& owned = owned_[size_t(layer)];
+    if (part == kInputNorm || part == kPostNorm) {
+        if (first != 0 || num != sizes_.hidden) throw std::invalid_argument("decoder: a norm is filled at once");
+        fill_norm(part == kInputNorm ? owned.input_norm : owned.post_norm, rows, is_bf16_, num);
+        return;
+    }
+    OwnedMatrix* const parts[] = {nullptr, &owned.qkv, &owned.out, nullptr, &owned.gate_up, &owned.down};
+    pack_rows(*parts[part], rows, is_bf16_, first, num, path_.kernels);
 }
 
 DecoderCall PackedDecoder::base_call(const Caches& caches) const {
@@ -277,8 +288,12 @@ Ahead PackedDecoder::kv_of_strip(const Forward& forward, int layer, int64_t stri
     return ahead;
 }
 
-PackedLinear::PackedLinear(const void* weight, int64_t num_out, int64_t num_in, bool is_bf16, const std::string& isa)
-    : kernels_(path_for(isa, is_bf16).kernels), packed_(pack_matrix(weight, is_bf16, num_out, num_in, kernels_)) {}
+PackedLinear::PackedLinear(int64_t num_out, int64_t num_in, bool is_bf16, const std::string& isa)
+    : kernels_(path_for(isa, is_bf16).kernels), is_bf16_(is_bf16), packed_(empty_matrix(num_out, num_in, kernels_)) {}
+
+void PackedLinear::fill(const void* rows, int64_t first, int64_t num) {
+    pack_rows(packed_, rows, is_bf16_, first, num, kernels_);
+}
 
 void PackedLinear::forward(const void* x, int64_t x_stride, int64_t x_rows, const int64_t* chosen, int64_t rows,
                            float* out, int64_t out_stride) const {

@@ -34,8 +34,10 @@ struct Sizes {
 struct DecoderPointers {
     const void *embedding, *final_norm;
     const float *cos, *sin;
-    std::vector<std::vector<uintptr_t>> layers;  // input norm, qkv, out, post norm, gate_up, down
 };
+
+// What a layer is made of, in the order in which it is filled.
+enum LayerPart { kInputNorm, kQkv, kOut, kPostNorm, kGateUp, kDown, kNumLayerParts };
 
 // Where a call's keys and values are; strides in elements.
 struct Caches {
@@ -75,7 +77,13 @@ struct Forward {
 
 class PackedDecoder {
   public:
-    PackedDecoder(const Sizes& sizes, const DecoderPointers& pointers, bool is_bf16, const std::string& isa);
+    // Its layers are zeros until they are filled.
+    PackedDecoder(const Sizes& sizes, int num_layers, const DecoderPointers& pointers, bool is_bf16,
+                  const std::string& isa);
+
+    // Rows first .. first + num - 1 of a part of a layer; a norm is filled at once.  Throws std::invalid_argument for
+    // what is not there.
+    void fill(int layer, int part, const void* rows, int64_t first, int64_t num);
 
     // out: (rows, hidden).  Throws std::invalid_argument for a row or a plan that is out of range.
     void forward(const ForwardRows& rows, const Caches& caches, void* out) const;
@@ -101,7 +109,7 @@ class PackedDecoder {
     int64_t q_out() const { return int64_t(sizes_.num_heads) * sizes_.head_dim; }
     int64_t kv_out() const { return int64_t(sizes_.num_kv_heads) * sizes_.head_dim; }
     size_t scratch_bytes() const;
-    void add_layer(const std::vector<uintptr_t>& pointers);
+    void add_layer();
     void prepare(const ForwardRows& rows, const Caches& caches, void* out, Forward& forward) const;
     DecoderCall base_call(const Caches& caches) const;
     void check_rows(const DecoderCall& call, int64_t rows, const Caches& caches) const;
@@ -123,7 +131,11 @@ class PackedDecoder {
 
 class PackedLinear {
   public:
-    PackedLinear(const void* weight, int64_t num_out, int64_t num_in, bool is_bf16, const std::string& isa);
+    // Zeros until it is filled.
+    PackedLinear(int64_t num_out, int64_t num_in, bool is_bf16, const std::string& isa);
+
+    // Outputs first .. first + num - 1.
+    void fill(const void* rows, int64_t first, int64_t num);
 
     // out (rows, num_out) float = chosen rows of x, or all of them.  Throws std::invalid_argument for one outside x.
     void forward(const void* x, int64_t x_stride, int64_t x_rows, const int64_t* chosen, int64_t rows, float* out,
@@ -135,6 +147,7 @@ class PackedLinear {
 
   private:
     const DecoderKernels& kernels_;
+    bool is_bf16_;
     OwnedMatrix packed_;
 };
 

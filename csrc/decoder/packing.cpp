@@ -3,6 +3,8 @@
 
 #include <cstring>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 namespace ttc {
 namespace {
@@ -11,31 +13,24 @@ float weight_at(const void* weight, bool is_bf16, int64_t i) {
     return is_bf16 ? to_float(static_cast<const bf16*>(weight)[i]) : static_cast<const float*>(weight)[i];
 }
 
-// columns: for each packed column the output it holds, -1 for none.
-OwnedMatrix pack_columns(const void* weight, bool is_bf16, int64_t num_out, int64_t num_in,
-                         const std::vector<int64_t>& columns, const DecoderKernels& kernels) {
+OwnedMatrix make_matrix(int64_t num_out, int64_t num_in, int64_t num_panels, const DecoderKernels& kernels) {
     const int64_t width = kernels.width, inputs = kernels.inputs_per_step;
     OwnedMatrix packed;
     PackedMatrix& m = packed.matrix;
     m.num_in = num_in;
     m.num_out = num_out;
     m.num_steps = (num_in + inputs - 1) / inputs;
-    m.num_panels = int64_t(columns.size()) / width;
+    m.num_panels = num_panels;
     packed.memory = Aligned(size_t(m.num_panels * m.num_steps * width * inputs * kernels.element_bytes));
     m.panels = packed.memory.get();
-    for (int64_t c = 0; c < int64_t(columns.size()); ++c) {
-        if (columns[size_t(c)] < 0) continue;
-        const int64_t panel = c / width * m.num_steps * width * inputs;
-        for (int64_t i = 0; i < num_in; ++i) {
-            const int64_t at = panel + (i / inputs * width + c % width) * inputs + i % inputs;
-            const float value = weight_at(weight, is_bf16, columns[size_t(c)] * num_in + i);
-            if (kernels.element_bytes == 2)
-                static_cast<bf16*>(packed.memory.get())[at] = to_bf16(value);
-            else
-                static_cast<float*>(packed.memory.get())[at] = value;
-        }
-    }
     return packed;
+}
+
+// The packed column that holds an output.
+int64_t column_of(const OwnedMatrix& packed, int64_t output, int64_t width) {
+    if (!packed.interleaved) return output;
+    const int64_t half = width / 2, i = output % packed.interleaved;
+    return i / half * width + i % half + (output < packed.interleaved ? 0 : half);
 }
 
 }  // namespace
@@ -47,28 +42,45 @@ Aligned::Aligned(size_t bytes) {
     std::memset(data_.get(), 0, whole);
 }
 
-OwnedMatrix pack_matrix(const void* weight, bool is_bf16, int64_t num_out, int64_t num_in,
-                        const DecoderKernels& kernels) {
-    std::vector<int64_t> columns(size_t((num_out + kernels.width - 1) / kernels.width * kernels.width), -1);
-    for (int64_t i = 0; i < num_out; ++i) columns[size_t(i)] = i;
-    return pack_columns(weight, is_bf16, num_out, num_in, columns, kernels);
+OwnedMatrix empty_matrix(int64_t num_out, int64_t num_in, const DecoderKernels& kernels) {
+    return make_matrix(num_out, num_in, (num_out + kernels.width - 1) / kernels.width, kernels);
 }
 
-OwnedMatrix pack_gate_up(const void* gate_up, bool is_bf16, int64_t intermediate, int64_t hidden,
-                         const DecoderKernels& kernels) {
-    const int64_t half = kernels.width / 2, num_panels = (intermediate + half - 1) / half;
-    std::vector<int64_t> columns(size_t(num_panels * kernels.width), -1);
-    for (int64_t i = 0; i < intermediate; ++i) {
-        const int64_t at = i / half * kernels.width + i % half;
-        columns[size_t(at)] = i;
-        columns[size_t(at + half)] = intermediate + i;
+OwnedMatrix empty_gate_up(int64_t intermediate, int64_t hidden, const DecoderKernels& kernels) {
+    const int64_t half = kernels.width / 2;
+    OwnedMatrix packed = make_matrix(2 * intermediate, hidden, (intermediate + half - 1) / half, kernels);
+    packed.interleaved = intermediate;
+    return packed;
+}
+
+void pack_rows(OwnedMatrix& packed, const void* rows, bool is_bf16, int64_t first, int64_t num,
+               const DecoderKernels& kernels) {
+    const PackedMatrix& m = packed.matrix;
+    const int64_t width = kernels.width, inputs = kernels.inputs_per_step;
+    if (first < 0 || num < 0 || first + num > m.num_out)
+        throw std::invalid_argument("decoder: rows " + std::to_string(first) + " to " + std::to_string(first + num) +
+                                    " of a matrix that has " + std::to_string(m.num_out));
+    for (int64_t r = 0; r < num; ++r) {
+        const int64_t c = column_of(packed, first + r, width);
+        const int64_t panel = c / width * m.num_steps * width * inputs;
+        for (int64_t i = 0; i < m.num_in; ++i) {
+            const int64_t at = panel + (i / inputs * width + c % width) * inputs + i % inputs;
+            const float value = weight_at(rows, is_bf16, r * m.num_in + i);
+            if (kernels.element_bytes == 2)
+                static_cast<bf16*>(packed.memory.get())[at] = to_bf16(value);
+            else
+                static_cast<float*>(packed.memory.get())[at] = value;
+        }
     }
-    return pack_columns(gate_up, is_bf16, 2 * intermediate, hidden, columns, kernels);
+}
+
+void fill_norm(Aligned& packed, const void* weight, bool is_bf16, int64_t size) {
+    for (int64_t i = 0; i < size; ++i) static_cast<float*>(packed.get())[i] = weight_at(weight, is_bf16, i);
 }
 
 Aligned pack_norm(const void* weight, bool is_bf16, int64_t size) {
     Aligned packed(size_t(padded_width(size)) * sizeof(float));
-    for (int64_t i = 0; i < size; ++i) static_cast<float*>(packed.get())[i] = weight_at(weight, is_bf16, i);
+    fill_norm(packed, weight, is_bf16, size);
     return packed;
 }
 

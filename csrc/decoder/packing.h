@@ -28,17 +28,23 @@ class Aligned {
 struct OwnedMatrix {
     Aligned memory;
     PackedMatrix matrix;
+    int64_t interleaved = 0;  // of gate_up: outputs of gate
 };
 
-// weight: (num_out, num_in) contiguous, of float or bf16.
-OwnedMatrix pack_matrix(const void* weight, bool is_bf16, int64_t num_out, int64_t num_in,
-                        const DecoderKernels& kernels);
+// A (num_out, num_in) matrix of zeros, to be filled.
+OwnedMatrix empty_matrix(int64_t num_out, int64_t num_in, const DecoderKernels& kernels);
 
-// gate_up: (2 * intermediate, hidden), gate first.  Each panel holds the same outputs of both, gate first.
-OwnedMatrix pack_gate_up(const void* gate_up, bool is_bf16, int64_t intermediate, int64_t hidden,
-                         const DecoderKernels& kernels);
+// The same of gate_up, (2 * intermediate, hidden), gate first.  Each panel holds the same outputs of both, gate first.
+OwnedMatrix empty_gate_up(int64_t intermediate, int64_t hidden, const DecoderKernels& kernels);
 
-// A norm's weight in float, padded_width(size) long.
+// Fills outputs first .. first + num - 1 from rows (num, num_in), contiguous, of float or bf16.
+void pack_rows(OwnedMatrix& packed, const void* rows, bool is_bf16, int64_t first, int64_t num,
+               const DecoderKernels& kernels);
+
+// A norm's weight into floats.
+void fill_norm(Aligned& packed, const void* weight, bool is_bf16, int64_t size);
+
+// The same in memory of its own, padded_width(size) long.
 Aligned pack_norm(const void* weight, bool is_bf16, int64_t size);
 
 }  // namespace ttc

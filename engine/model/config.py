@@ -59,6 +59,7 @@ class ModelConfig:
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             head_dim=self.head_dim,
+            windows=tuple(window for window in self.windows if window),
         )
 
 

@@ -62,10 +62,33 @@ _ALLOWED: dict[str, tuple] = {
     "scale_emb": (1,),
     "scale_depth": (),
     "dim_model_base": (),
+    "attention_scale": (),
+    "attention_scaling": (),
+    "attention_multiplier": (),  # in the place of 1 / sqrt(head dim)
+    "attention_out_bias": (False,),
+    "attn_temperature_tuning": (False,),
+    "clip_qkv": (),
+    "lm_head_bias": (False,),
+    "norm_type": ("rmsnorm", "rms_norm", "RMSNorm"),
+    "residual_scale": (1,),
+    "rms_norm_add_unit_offset": (False,),
+    "rope_interleaved": (False,),
+    "rope_ratio": (1,),
+    "rotary_dim": (),
+    "rotary_pct": (1,),
+    "sandwich_norm": (False,),
+    "scale_attention_by_inverse_layer_idx": (False,),
 }
-# Parts of names under which other models cap, scale or route: allowed where they are off.
-_SUSPECT = ("softcap", "soft_cap", "multiplier", "expert", "moe_", "embedding_scale", "embed_scale")
-_OFF = (False, 0, 1)
+# Parts of names under which other models cap, scale or route, and the values at which they do not.
+_SUSPECT: dict[str, tuple] = {
+    "softcap": (False, 0),
+    "soft_cap": (False, 0),
+    "multiplier": (1,),
+    "expert": (False, 0),
+    "moe_": (False, 0),
+    "embedding_scale": (False, 1),
+    "embed_scale": (False, 1),
+}
 _QK_NORM = ("qk_norm", "use_qk_norm", "qk_layernorm")
 
 
@@ -86,6 +109,7 @@ def check_fields(raw: dict, family: Family, path: Path) -> None:
     """Raises ValueError, by name, for a field that would make another model of the family."""
     allowed = dict(_ALLOWED)
     allowed["attention_bias"] = (family.has_qkv_bias,)  # elsewhere it means a bias on the output projection too
+    allowed["qkv_bias"] = (family.has_qkv_bias,)
     if not family.has_qk_norm:
         allowed.update(dict.fromkeys(_QK_NORM, (False,)))
     if family.window_rule == "all":
@@ -96,11 +120,16 @@ def check_fields(raw: dict, family: Family, path: Path) -> None:
         if value is None or value == {} or value == []:
             continue
         values = allowed.get(name)
-        if values is None and any(part in name for part in _SUSPECT):
-            values = _OFF
-        if values is not None and value not in values:
+        if values is None:
+            values = next((off for part, off in _SUSPECT.items() if part in name), None)
+        if values is not None and not any(value == each and type(value) in _alike(each) for each in values):
             only = ", ".join(map(repr, values)) or "null"
             raise ValueError(f"{path}: {name} = {str(value)[:80]!r} is not supported, only {only}")
+
+
+def _alike(value: object) -> tuple[type, ...]:
+    """Types of a value that says the same: True is no 1."""
+    return (int, float) if type(value) in (int, float) else (type(value),)
 
 
 def layer_windows(raw: dict, family: Family, num_layers: int, path: Path) -> tuple[int | None, ...]:

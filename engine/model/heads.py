@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from engine.model.config import ModelConfig
 from engine.model.loader import read_tensors
-from engine.model.tensor_files import take
+from engine.model.tensor_files import TensorFiles, runs, take
 from engine.model.transformer import MAX_PACKED_WEIGHTS
 from engine.model.unpacked import linear
 from ttc_kernels.decoder import PackedLinear
@@ -63,8 +64,13 @@ class LMHead:
         tensors: Mapping[str, torch.Tensor],
         max_packed_weights: int = MAX_PACKED_WEIGHTS,
     ):
-        self.weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
-        self.packed = PackedLinear(self.weight) if self.weight.numel() <= max_packed_weights else None
+        name, shape = _lm_head_name(config), (config.vocab_size, config.hidden_size)
+        self.weight = self.packed = None  # one of them
+        if math.prod(shape) <= max_packed_weights:
+            dtype = tensors.dtype if isinstance(tensors, TensorFiles) else tensors[name].dtype
+            self.packed = PackedLinear.from_runs(runs(tensors, name, shape), dtype, *shape)
+        else:
+            self.weight = take(tensors, name, shape)
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(len(rows), vocabulary) float32 of `hidden[rows]`; `rows` is int64."""

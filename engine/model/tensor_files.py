@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_HEADER_BYTES = 16 << 20  # the headers of the largest models have one or two
 CHUNK_BYTES = 256 << 10  # of a file, converted while it is in the cache
-LONE_ELEMENTS = 1 << 14  # few enough that torch converts them on one thread
+LONE_ELEMENTS = 31 << 10  # few enough that torch converts them on one thread
+RUN_BYTES = 1 << 20  # of a tensor that is read run by run
 SHARED_BYTES = 4 << 20  # tensors from here on are read by several threads
 
 
@@ -96,6 +97,24 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         except OSError as error:
             raise ValueError(f"{place.path} cannot be read: {error}") from None
 
+    def runs(self, name: str) -> Iterator[torch.Tensor]:
+        """A tensor's rows in order, some at a time; each run lives in a buffer that the next one overwrites."""
+        loaded, place = self._loaded.get(name), self._places[name]
+        if loaded is not None:
+            yield loaded
+            return
+        num_rows, *rest = place.shape
+        width = math.prod(rest)
+        step = max(1, RUN_BYTES // (width * self.dtype.itemsize))
+        buffer = torch.empty(min(step, num_rows), *rest, dtype=self.dtype)
+        for first in range(0, num_rows, step):
+            rows = buffer[: num_rows - first]
+            try:
+                _read_part(place, rows.view(-1), first * width, self._chunks[0])
+            except OSError as error:
+                raise ValueError(f"{place.path} cannot be read: {error}") from None
+            yield rows
+
     def is_equal(self, first: str, second: str) -> bool:
         """Whether two tensors are stored alike, bit for bit."""
         places = [self._places[name] for name in (first, second)]
@@ -145,6 +164,12 @@ def fill(tensors: Mapping[str, torch.Tensor], name: str, out: torch.Tensor) -> N
         tensors.fill(name, out)
     else:
         out.copy_(tensors[name])
+
+
+def runs(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """One tensor by name as runs of its rows, its shape checked; never whole in memory where it is in a file."""
+    check_shape(tensors, name, shape)
+    return tensors.runs(name) if isinstance(tensors, TensorFiles) else iter([tensors[name]])
 
 
 def _read_part(place: Place, out: torch.Tensor, start: int, chunk: torch.Tensor) -> None:

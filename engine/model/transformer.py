@@ -8,7 +8,7 @@ import torch
 
 from engine.model.config import ModelConfig
 from engine.model.unpacked import TorchDecoder
-from engine.model.weights import read_trunk
+from engine.model.weights import is_plain, read_trunk
 from ttc_kernels.decoder import PackedDecoder
 
 # Up to so many matrix weights a trunk of Llama's shape is packed. A bound on what the caches of the cores hold
@@ -32,11 +32,11 @@ class Decoder:
         max_packed_weights: int = MAX_PACKED_WEIGHTS,
     ):
         self.config = config
-        trunk = read_trunk(config, tensors)
-        self.embedding, self.dtype = trunk.weights.embedding, trunk.weights.embedding.dtype
         shape = config.shape()
         num_weights = shape.num_matmul_params - shape.num_head_params
-        self.is_packed = trunk.is_plain and num_weights <= max_packed_weights
+        self.is_packed = is_plain(config) and num_weights <= max_packed_weights
+        trunk = read_trunk(config, tensors, is_streamed=self.is_packed)
+        self.embedding, self.dtype = trunk.weights.embedding, trunk.weights.embedding.dtype
         self.packed = PackedDecoder(trunk.weights) if self.is_packed else None
         self._trunk = self.packed or TorchDecoder(trunk)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from engine.model.config import ModelConfig
 from engine.model.rope import rope_tables
-from engine.model.tensor_files import fill, origin, take
+from engine.model.tensor_files import fill, origin, runs, take
 from ttc_kernels.decoder import DecoderWeights, LayerWeights
 
 _PARTS = (  # of every layer
@@ -29,23 +29,20 @@ class LayerExtras:
     k_norm: torch.Tensor | None = None  # (head dim,), of every KV head
     window: int | None = None  # tokens that a row sees, itself included
 
-    @property
-    def is_plain(self) -> bool:
-        return all(value is None for value in vars(self).values())
-
 
 class _Reader:
-    """Reads the layers of a checkpoint, every tensor straight into its place."""
+    """Reads the layers of a checkpoint, every tensor straight into its place; or run by run, for who copies it."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype):
-        self.config, self.tensors, self.dtype = config, tensors, dtype
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, is_streamed: bool):
+        self.config, self.tensors, self.dtype, self.is_streamed = config, tensors, dtype, is_streamed
 
     def layer(self, i: int) -> LayerWeights:
         config = self.config
         hidden, inter, q_out = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
 
-        def get(*names: str, sizes: list[int], rest: tuple[int, ...] = (hidden,)) -> torch.Tensor:
-            return self.stacked(i, [f"{name}.weight" for name in names], sizes, *rest)
+        def get(*names: str, sizes: list[int], rest: tuple[int, ...] = (hidden,)) -> torch.Tensor | Iterator:
+            read = self.runs if self.is_streamed else self.stacked
+            return read(i, [f"{name}.weight" for name in names], sizes, *rest)
 
         return LayerWeights(
             input_norm=get("input_layernorm", sizes=[hidden], rest=()),
@@ -68,6 +65,11 @@ class _Reader:
             fill(self.tensors, f"model.layers.{i}.{name}", part)
         return out
 
+    def runs(self, i: int, names: list[str], sizes: list[int], *rest: int) -> Iterator[torch.Tensor]:
+        """The rows of what `stacked` makes, some at a time."""
+        for name, size in zip(names, sizes, strict=True):
+            yield from runs(self.tensors, f"model.layers.{i}.{name}", (size, *rest))
+
     def extras(self, i: int) -> LayerExtras:
         """What layer i has beside LayerWeights."""
         config = self.config
@@ -87,20 +89,21 @@ class Trunk:
     weights: DecoderWeights
     extras: tuple[LayerExtras, ...]  # one per layer
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether every layer is of Llama's parts alone."""
-        return all(extras.is_plain for extras in self.extras)
+
+def is_plain(config: ModelConfig) -> bool:
+    """Whether every layer is of Llama's parts alone."""
+    return not (config.has_qkv_bias or config.has_qk_norm or any(config.windows))
 
 
-def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Trunk:
+def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_streamed: bool = False) -> Trunk:
     """The trunk of a checkpoint; no tensor is in memory twice.
 
-    Raises ValueError for a tensor that is missing, of another shape, or that this architecture does not have.
+    With `is_streamed` the parts of its layers are runs of rows, which a `PackedDecoder` copies. Raises ValueError for
+    a tensor that is missing, of another shape, or that this architecture does not have.
     """
     _check_names(config, tensors)
     embedding = take(tensors, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-    reader = _Reader(config, tensors, embedding.dtype)
+    reader = _Reader(config, tensors, embedding.dtype, is_streamed)
     cos, sin = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
     weights = DecoderWeights(
         num_heads=config.num_heads,
@@ -112,6 +115,7 @@ def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Trun
         final_norm=take(tensors, "model.norm.weight", (config.hidden_size,)),
         cos=cos,
         sin=sin,
+        intermediate_size=config.intermediate_size,
     )
     return Trunk(weights, tuple(reader.extras(i) for i in range(config.num_layers)))
 
@@ -122,9 +126,9 @@ def _check_names(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> No
     known += [f"self_attn.{part}_proj.bias" for part in "qkv"] if config.has_qkv_bias else []
     known += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] if config.has_qk_norm else []
     expected = {f"model.layers.{i}.{name}" for i in range(config.num_layers) for name in known}
-    expected |= {"model.embed_tokens.weight", "model.norm.weight"}
+    expected |= {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     for name in tensors:
-        if name.startswith("model.") and name not in expected and not name.endswith(_DERIVED):
+        if name.startswith(("model.", "lm_head.")) and name not in expected and not name.endswith(_DERIVED):
             raise ValueError(
                 f"{origin(tensors)}tensor {name!r} has no place in {config.architecture} "
                 f"with {config.num_layers} layers as the config describes it"

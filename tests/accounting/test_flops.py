@@ -1,5 +1,7 @@
 """The formulas against sums by hand, and the ledger as a row."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.accounting import PURPOSES, Ledger, ModelShape, attention_flops, forward_flops
@@ -24,10 +26,23 @@ def test_a_run_is_the_sum_of_its_tokens(first, num_tokens):
         assert parts == one_by_one
 
 
+@pytest.mark.parametrize("first", [0, 3, 17])
+@pytest.mark.parametrize("num_tokens", [0, 1, 5, 30])
+def test_a_window_bounds_what_its_layer_pays(first, num_tokens):
+    """One layer of the two sees the last 5 tokens alone."""
+    windowed = replace(SHAPE, windows=(5,))
+    positions = range(first, first + num_tokens)
+    pairs = sum(position + 1 + min(position + 1, 5) for position in positions)
+    assert forward_flops(windowed, first, num_tokens) == 2 * 1000 * num_tokens + 4 * 3 * 8 * pairs
+    assert forward_flops(replace(SHAPE, windows=(100, 100)), first, num_tokens) == forward_flops(
+        SHAPE, first, num_tokens
+    )
+
+
 def test_only_positions_whose_logits_are_read_pay_for_the_head():
     with_all, with_one = forward_flops(SHAPE, 0, 5), forward_flops(SHAPE, 0, 5, 1)
     assert with_all - with_one == 4 * 2 * 100
-    assert attention_flops(SHAPE, 15) == forward_flops(SHAPE, 0, 5, 0) - 5 * 2 * 900
+    assert attention_flops(SHAPE, 2 * 15) == forward_flops(SHAPE, 0, 5, 0) - 5 * 2 * 900
 
 
 def test_a_ledger():
@@ -68,3 +83,5 @@ def test_the_shape_of_a_model_counts_its_matrices():
         shape = config.shape(has_lm_head=num_labels == 0)
         assert shape.num_matmul_params == sum(weight.numel() for weight in linear)
         assert shape.num_head_params == linear[-1].numel()
+        assert shape.windows == ()
+        assert replace(config, windows=(None, 7, 9)).shape().windows == (7, 9)

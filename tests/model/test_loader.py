@@ -55,7 +55,9 @@ def test_a_tensor_that_has_no_place(folder, part):
     name = f"model.layers.0.{part}"
     change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(32)}))
     refused(folder, name, "no place", "LlamaForCausalLM")
-    change_tensors(folder, lambda tensors: tensors.pop(name))
+    change_tensors(folder, lambda tensors: (tensors.pop(name), tensors.update({"lm_head.bias": torch.zeros(25)})))
+    refused(folder, "lm_head.bias", "no place", "LlamaForCausalLM")
+    change_tensors(folder, lambda tensors: tensors.pop("lm_head.bias"))
     derived = "model.layers.0.self_attn.rotary_emb.inv_freq"
     change_tensors(folder, lambda tensors: tensors.update({derived: torch.zeros(8)}))
     load(folder)

@@ -13,7 +13,10 @@ from safetensors.torch import save_file
 
 from engine.tasks.tokenizer import build_tokenizer
 
-HIDDEN, INTER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 512, 1536, 6, 8, 2, 64, 1000
+HIDDEN, INTER, HEADS, KV_HEADS, HEAD_DIM = 512, 1536, 8, 2, 64
+# Layers and vocabulary by name: 19 M weights, of which the trunk is too many to be packed; 20 M in a trunk and a head
+# that are packed.
+SIZES = {"torch": (6, 1000), "packed": (4, 9000)}
 LOAD = """
 import sys
 
@@ -31,13 +34,14 @@ sys.stdin.readline()
 """
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Folders by stored type, 19 M weights each: 38 or 76 MB; the trunk is too large to be packed."""
+@pytest.fixture(scope="module", params=SIZES)
+def checkpoints(tmp_path_factory, request):
+    """Folders by stored type, 38 to 80 MB."""
+    num_layers, vocab_size = SIZES[request.param]
     generator = torch.Generator().manual_seed(0)
     q_out, kv_out = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
-    shapes = {"model.embed_tokens": (VOCAB, HIDDEN), "lm_head": (VOCAB, HIDDEN), "model.norm": (HIDDEN,)}
-    for i in range(LAYERS):
+    shapes = {"model.embed_tokens": (vocab_size, HIDDEN), "lm_head": (vocab_size, HIDDEN), "model.norm": (HIDDEN,)}
+    for i in range(num_layers):
         layer = {"self_attn.q_proj": (q_out, HIDDEN), "self_attn.k_proj": (kv_out, HIDDEN)}
         layer |= {"self_attn.v_proj": (kv_out, HIDDEN), "self_attn.o_proj": (HIDDEN, q_out)}
         layer |= {"mlp.gate_proj": (INTER, HIDDEN), "mlp.up_proj": (INTER, HIDDEN), "mlp.down_proj": (HIDDEN, INTER)}
@@ -48,11 +52,11 @@ def checkpoints(tmp_path_factory):
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": HIDDEN,
         "intermediate_size": INTER,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": num_layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD_DIM,
-        "vocab_size": VOCAB,
+        "vocab_size": vocab_size,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
     }

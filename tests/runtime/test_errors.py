@@ -15,10 +15,9 @@ BAD = "|"  # no prompt holds it
 
 
 def poison(llm, value: float) -> None:
-    """From now on the model fails wherever it reads BAD; its head is left as it was."""
+    """From now on the model fails wherever it reads BAD; its head is a copy, and left as it was."""
     (token,) = llm.encode(BAD)
-    if llm.runner.lm_head is not None:
-        llm.runner.lm_head.weight = llm.runner.lm_head.weight.clone()
+    assert llm.runner.lm_head is None or llm.runner.lm_head.weight is None
     llm.runner.decoder.embedding[token] = value
 
 

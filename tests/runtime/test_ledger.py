@@ -5,6 +5,8 @@ import pytest
 from engine.accounting import PURPOSES, Ledger, attention_flops
 from engine.search import BeamSearch, BestOfN, Lookahead, Majority
 from engine.types import Problem
+from tests.tiny import tiny_family
+from ttc_kernels.tree_attention.reference import visible_slots
 
 from .builders import PROBLEMS, assert_idle, load_engine, load_llm, runners
 
@@ -59,7 +61,7 @@ class Meter:
     def flops(self) -> int:
         trunk = self.shape.num_matmul_params - self.shape.num_head_params
         matmul = 2 * (trunk * self.num_rows + self.shape.num_head_params * self.num_head_rows)
-        return matmul + attention_flops(self.shape, self.num_keys)
+        return matmul + attention_flops(self.shape, self.shape.num_layers * self.num_keys)
 
 
 def total(results, purpose: str | None = None, kind: str = "tokens") -> int:
@@ -178,3 +180,39 @@ def test_a_bill_per_problem(folders):
     for problem, result in zip(PROBLEMS[3:], together, strict=True):
         (alone,) = load_engine(folders).search([problem], strategy, 4, **OPTIONS)
         assert alone.ledger == result.ledger
+
+
+def test_a_sliding_window_is_billed_as_it_is_read(tmp_path):
+    """(query, key) pairs that each layer is given, rows, and rows through the head: all on the bill."""
+    fields = {"use_sliding_window": True, "sliding_window": 21, "max_window_layers": 1, "head_dim": 8}
+    llm = load_llm(tiny_family(tmp_path, "Qwen2ForCausalLM", **fields))
+    trunk, lm_head = llm.runner.decoder._trunk, llm.runner.lm_head
+    attend, logits = trunk._attend, lm_head.logits
+    pairs, num_rows, num_head_rows = {False: 0, True: 0}, 0, 0  # pairs by whether the layer has a window
+
+    def counted_attend(work, k, v, plan, parts):
+        nonlocal num_rows
+        has_window = k.data_ptr() != llm.runner.pool.k.data_ptr()
+        for part in parts or [plan]:
+            rows = int(part.items[:, 1].max())
+            pairs[has_window] += sum(map(len, visible_slots(part, llm.runner.tree.block_size, rows)))
+            num_rows += 0 if has_window else rows
+        attend(work, k, v, plan, parts)
+
+    def counted_logits(hidden, rows):
+        nonlocal num_head_rows
+        num_head_rows += len(rows)
+        return logits(hidden, rows)
+
+    trunk._attend, lm_head.logits = counted_attend, counted_logits
+    ledger = Ledger()
+    branch = llm.open(list(range(3, 36)), ledger=ledger)
+    beams = branch.fork(3)
+    llm.extend(beams, max_tokens=20)
+    llm.feed(beams[:1], [[5] * 40])
+    llm.next_logits(beams)
+    shape = llm.runner.shape
+    assert shape.windows == (21,)
+    assert 0 < pairs[True] < pairs[False] / 1.5
+    matmul = 2 * ((shape.num_matmul_params - shape.num_head_params) * num_rows + shape.num_head_params * num_head_rows)
+    assert ledger.total_flops == matmul + attention_flops(shape, pairs[False] + pairs[True])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from engine.tasks import get_task, read_problems, read_task_problems, take_problems
 from engine.tasks.sources import has_splits, is_hub_name, read_rows
@@ -113,14 +115,22 @@ def test_names_of_the_hub():
     assert not any(map(is_hub_name, ["gsm8k", "a/b/c", "../x", "/a/b", "x/y.jsonl", "x/y.parquet", "a/b:", "a/b\n"]))
 
 
-def test_parquet(tmp_path, monkeypatch):
-    file = tmp_path / "x.parquet"
-    file.write_bytes(b"PAR1")
-    table = SimpleNamespace(to_pylist=lambda: MATH500)
-    parquet = SimpleNamespace(read_table=lambda path: {file: table}[path])
-    fake_module(monkeypatch, "pyarrow", ArrowException=ArithmeticError, parquet=parquet)
-    (row,) = read_problems(file)
-    assert (row.problem, row.origin) == ("Half?", f"{file}, row 1")
+def test_parquet(tmp_path):
+    """A real file, its columns of other types too; and one that is none."""
+    rows = [{**MATH500[0], "tags": ["a", "b"]}, {"problem": "Two?", "answer": "2", "unique_id": "x", "level": None}]
+    file = tmp_path / "test-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=1)
+    found = read_problems(file)
+    assert [(row.id, row.problem, row.answer) for row in found] == [
+        ("test/algebra/1.json", "Half?", r"\frac{1}{2}"),
+        ("x", "Two?", "2"),
+    ]
+    assert found[1].origin == f"{file}, row 2"
+    assert read_problems(tmp_path, split="test") == found
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"^cannot read problems from {file}: ") as caught:
+        read_problems(file)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("source", "package"), [("x.parquet", "pyarrow"), ("some/one", "datasets")])

@@ -60,8 +60,8 @@ FORMATS = tuple(_TOKENIZERS)
 MUST_BE_NAMED = ("math-shepherd", "rlhflow", "versaprm", "versaprm-qwen", "trl", "trl-paragraphs")
 
 
-def make(folder: Path, name: str, seed: int = 0, family: str = "Llama", context: int = 1024) -> Path:
-    """A random checkpoint of a format over a trunk of a family, norms and biases included."""
+def make(folder: Path, name: str, seed: int = 0, family: str = "Llama", context: int = 1024, **fields) -> Path:
+    """A random checkpoint of a format over a trunk of a family, norms and biases included; `fields` of its config."""
     tokenizer = _TOKENIZERS[name]()
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer),
@@ -77,6 +77,7 @@ def make(folder: Path, name: str, seed: int = 0, family: str = "Llama", context:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         num_labels=1 if name == "sequence" else 2,
+        **fields,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -20,19 +20,28 @@ PUBLISHED = [
     ("trl-paragraphs", "Qwen2"),
     ("sequence", "Qwen3"),
 ]
+WINDOW = 20  # tokens; all texts are longer
 
 
 @pytest.mark.parametrize(("name", "family"), PUBLISHED)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 2e-2)])
-def test_scores_are_theirs(tmp_path, name, family, dtype, tolerance):
-    folder = make(tmp_path / name, name, family=family)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scores_are_theirs(tmp_path, name, family, dtype, tolerance, seed):
+    """Under a sliding window, where the family has one and the seed is odd."""
+    fields = {}
+    if seed % 2:
+        fields["sliding_window"] = WINDOW
+        fields |= {} if family == "Mistral" else {"use_sliding_window": True, "max_window_layers": 1}
+    folder = make(tmp_path / name, name, seed, family, **fields)
     verifier, theirs = load(folder, name, dtype), Reference(folder, name, getattr(torch, dtype))
-    texts = random_steps(random.Random(0), 4)
+    texts = random_steps(random.Random(seed), 4)
     texts = ["".join(texts)] if name in ORMS else texts
     want = theirs.scores("What is 12 + 34?", texts)
     assert whole(verifier, "What is 12 + 34?", texts) == pytest.approx(want, abs=tolerance)
+    assert (verifier.llm.config.windows != ()) == bool(fields)
     branch = open_branch(verifier, "What is 12 + 34?")
     one_by_one = [run(verifier, verifier.score([branch], [as_steps([text])]))[0][0] for text in texts]
     assert one_by_one == pytest.approx(want, abs=tolerance)
+    assert branch.live.num_tokens > WINDOW
     branch.close()
     assert_idle(verifier.llm.runner)

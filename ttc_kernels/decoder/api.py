@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
 from ttc_kernels import _native
 from ttc_kernels.decoder import reference
-from ttc_kernels.decoder.weights import DecoderWeights, LayerWeights
+from ttc_kernels.decoder.weights import DecoderWeights, LayerWeights, Matrix
+
+_PARTS = ("input_norm", "qkv", "out", "post_norm", "gate_up", "down")  # of a layer, in the native order
 
 
 def decoder(weights: DecoderWeights, *args, impl: str = "auto", isa: str = "auto", **kwargs) -> torch.Tensor:
@@ -27,12 +31,12 @@ class PackedDecoder:
 
     All tensors of `weights` are contiguous, on a CPU, float32 or all bfloat16 (summed in float32, rounded where
     plain torch rounds); cos and sin are float32. The embedding and the tables are read where they are, so a
-    change in them shows; the other weights are copies. `isa` picks the native build: "auto", or one of
-    `_native.decoder_isas()`. Raises ValueError for anything else.
+    change in them shows; the other weights are copies, and a matrix may come as runs of its rows. `isa` picks the
+    native build: "auto", or one of `_native.decoder_isas()`. Raises ValueError for anything else.
     """
 
     def __init__(self, weights: DecoderWeights, *, isa: str = "auto"):
-        _check_weights(weights)
+        shapes = _check_weights(weights)
         self.dtype = weights.embedding.dtype
         self.hidden_size = weights.embedding.shape[1]
         self._cache_shape = (len(weights.layers), weights.num_kv_heads, weights.head_dim)
@@ -42,7 +46,7 @@ class PackedDecoder:
             weights.num_kv_heads,
             weights.head_dim,
             weights.embedding.shape[1],
-            weights.layers[0].down.shape[1],
+            shapes.down[1],
             weights.embedding.shape[0],
             weights.cos.shape[0],
             weights.rms_eps,
@@ -50,10 +54,15 @@ class PackedDecoder:
             weights.cos.data_ptr(),
             weights.sin.data_ptr(),
             weights.final_norm.data_ptr(),
-            [_addresses(layer) for layer in weights.layers],
+            len(weights.layers),
             self.dtype is torch.bfloat16,
             isa,
         )
+        for i, layer in enumerate(weights.layers):
+            for part, name in enumerate(_PARTS):
+                runs = _runs(f"layers[{i}].{name}", getattr(layer, name), self.dtype, getattr(shapes, name))
+                for first, rows in runs:
+                    self.native.fill(i, part, rows.data_ptr(), first, len(rows))
         self._caches: tuple[torch.Tensor, torch.Tensor, object] | None = None
 
     def forward(
@@ -137,10 +146,22 @@ class PackedLinear:
 
     def __init__(self, weight: torch.Tensor, *, isa: str = "auto"):
         _check_tensor("weight", weight, weight.dtype, (*weight.shape,) if weight.dim() == 2 else ("num_out", "num_in"))
-        self.num_out, self.num_in = weight.shape
-        self.dtype = weight.dtype
-        is_bf16 = self.dtype is torch.bfloat16
-        self.native = _native.PackedLinear(weight.data_ptr(), self.num_out, self.num_in, is_bf16, isa)
+        self._fill(weight, weight.dtype, *weight.shape, isa)
+
+    @classmethod
+    def from_runs(
+        cls, runs: Iterable[torch.Tensor], dtype: torch.dtype, num_out: int, num_in: int, *, isa: str = "auto"
+    ) -> PackedLinear:
+        """Over runs of a weight's rows in order, each packed before the next is asked for."""
+        linear = cls.__new__(cls)
+        linear._fill(runs, dtype, num_out, num_in, isa)
+        return linear
+
+    def _fill(self, weight: Matrix, dtype: torch.dtype, num_out: int, num_in: int, isa: str) -> None:
+        self.num_out, self.num_in, self.dtype = num_out, num_in, dtype
+        self.native = _native.PackedLinear(num_out, num_in, dtype is torch.bfloat16, isa)
+        for first, rows in _runs("weight", weight, dtype, (num_out, num_in)):
+            self.native.fill(rows.data_ptr(), first, len(rows))
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """(len(rows), num_out) float32 of `x[rows]`, of all of x without `rows`.
@@ -159,23 +180,35 @@ class PackedLinear:
         return out
 
 
-def _check_weights(weights: DecoderWeights) -> None:
+def _check_weights(weights: DecoderWeights) -> LayerWeights:
+    """The shapes of a layer. Raises ValueError for anything but its layers that does not fit."""
     if not weights.layers:
         raise ValueError("decoder: at least one layer is needed, got none")
     vocabulary, hidden = weights.embedding.shape
     dtype, dim = weights.embedding.dtype, weights.head_dim
     q_out, kv_out = weights.num_heads * dim, weights.num_kv_heads * dim
-    inter = weights.layers[0].down.shape[-1]
+    inter = weights.intermediate_size or weights.layers[0].down.shape[-1]
     _check_tensor("embedding", weights.embedding, dtype, (vocabulary, hidden))
     _check_tensor("final_norm", weights.final_norm, dtype, (hidden,))
     _check_tensor("cos", weights.cos, torch.float32, (weights.cos.shape[0], dim // 2))
     _check_tensor("sin", weights.sin, torch.float32, (weights.cos.shape[0], dim // 2))
-    shapes = LayerWeights(
+    return LayerWeights(
         (hidden,), (q_out + 2 * kv_out, hidden), (hidden, q_out), (hidden,), (2 * inter, hidden), (hidden, inter)
     )
-    for i, layer in enumerate(weights.layers):
-        for name, shape in vars(shapes).items():
-            _check_tensor(f"layers[{i}].{name}", getattr(layer, name), dtype, shape)
+
+
+def _runs(name: str, matrix: Matrix, dtype: torch.dtype, shape: tuple) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first row, rows) of a matrix, which is one run where it is a tensor. Raises ValueError for another shape."""
+    if isinstance(matrix, torch.Tensor):
+        _check_tensor(name, matrix, dtype, shape)
+        matrix = [matrix]
+    first = 0
+    for rows in matrix:
+        _check_tensor(name, rows, dtype, (min(len(rows), shape[0] - first), *shape[1:]))
+        yield first, rows
+        first += len(rows)
+    if first != shape[0]:
+        raise ValueError(f"decoder: the runs of {name} must have {shape[0]} rows together, got {first}")
 
 
 def _check_tensor(name: str, x: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
@@ -185,12 +218,6 @@ def _check_tensor(name: str, x: torch.Tensor, dtype: torch.dtype, shape: tuple) 
             f"decoder: {name} must be {shape} {dtype if is_float else 'float32 or bfloat16'}, contiguous, on a CPU, "
             f"got {_describe(x)}"
         )
-
-
-def _addresses(layer: LayerWeights) -> list[int]:
-    """In the order of the native constructor."""
-    ordered = (layer.input_norm, layer.qkv, layer.out, layer.post_norm, layer.gate_up, layer.down)
-    return [tensor.data_ptr() for tensor in ordered]
 
 
 def _describe(x: torch.Tensor) -> str:

@@ -5,21 +5,25 @@ H hidden, I intermediate, V vocabulary, Q query heads x head dim, K KV heads x h
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+
+# A tensor; or, for `PackedDecoder` alone, runs of its rows in order, each read before the next is asked for.
+Matrix = torch.Tensor | Iterable[torch.Tensor]
 
 
 @dataclass(frozen=True)
 class LayerWeights:
     """One block; projections that read the same input are fused."""
 
-    input_norm: torch.Tensor  # (H,)
-    qkv: torch.Tensor  # (Q + 2 K, H)
-    out: torch.Tensor  # (H, Q)
-    post_norm: torch.Tensor  # (H,)
-    gate_up: torch.Tensor  # (2 I, H)
-    down: torch.Tensor  # (H, I)
+    input_norm: Matrix  # (H,)
+    qkv: Matrix  # (Q + 2 K, H)
+    out: Matrix  # (H, Q)
+    post_norm: Matrix  # (H,)
+    gate_up: Matrix  # (2 I, H)
+    down: Matrix  # (H, I)
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,4 @@ class DecoderWeights:
     final_norm: torch.Tensor  # (H,)
     cos: torch.Tensor  # (context, head_dim / 2) float32
     sin: torch.Tensor  # (context, head_dim / 2) float32
+    intermediate_size: int | None = None  # I; None: what the first layer's `down` says
