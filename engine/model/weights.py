@@ -35,10 +35,10 @@ class LayerExtras:
 
 
 class _Reader:
-    """Reads the layers of a checkpoint, every tensor straight into its place."""
+    """Reads the layers of a checkpoint, every tensor straight into its place, of `like`'s type and device."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype):
-        self.config, self.tensors, self.dtype = config, tensors, dtype
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], like: torch.Tensor):
+        self.config, self.tensors, self.like = config, tensors, like
 
     def layer(self, i: int) -> LayerWeights:
         config = self.config
@@ -63,7 +63,7 @@ class _Reader:
 
     def stacked(self, i: int, names: list[str], sizes: list[int], *rest: int) -> torch.Tensor:
         """Tensors of (sizes[j], *rest) of a layer as one, each read into its place."""
-        out = torch.empty(sum(sizes), *rest, dtype=self.dtype)
+        out = self.like.new_empty(sum(sizes), *rest)
         for name, part in zip(names, out.split(sizes), strict=True):
             fill(self.tensors, f"model.layers.{i}.{name}", part)
         return out
@@ -100,8 +100,9 @@ def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> Trun
     """
     _check_names(config, tensors)
     embedding = take(tensors, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-    reader = _Reader(config, tensors, embedding.dtype)
-    cos, sin = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
+    reader = _Reader(config, tensors, embedding)
+    tables = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
+    cos, sin = (table.to(embedding.device) for table in tables)
     weights = DecoderWeights(
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
