@@ -18,6 +18,7 @@ from engine.model.loader import (
     resolve_dtype,
     resolve_folder,
     tensor_names,
+    weight_bytes,
 )
 from engine.model.placement import CPU, Placement, resolve_device
 from engine.model.transformer import Decoder
@@ -45,4 +46,5 @@ __all__ = [
     "resolve_dtype",
     "resolve_folder",
     "tensor_names",
+    "weight_bytes",
 ]

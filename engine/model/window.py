@@ -48,9 +48,7 @@ class _Span(NamedTuple):
     skipped: int
 
 
-def clip(
-    plan, window: int, block_size: int, num_blocks: int, device: torch.device | str = "cpu"
-) -> list[Part] | None:
+def clip(plan, window: int, block_size: int, num_blocks: int, device: torch.device | str = "cpu") -> list[Part] | None:
     """The parts of a plan under a window of so many tokens, one after the other; None where it changes nothing.
 
     `num_blocks` counts the caches' blocks, of which the last NUM_SCRATCH_BLOCKS hold no token of the plan. The parts

@@ -125,10 +125,8 @@ class DecodeStep:
 
     def _launch(self, attended: Plan | AttentionWork) -> None:
         """All of the step, on what the buffers hold."""
-        model = self.model
-        hidden = model.decoder.forward(
-            self.tokens, attended, self.positions, self.slots, model.pool.k, model.pool.v
-        )[: self.size]  # fmt: skip
+        model, caches = self.model, (self.model.pool.k, self.model.pool.v)
+        hidden = model.decoder.forward(self.tokens, attended, self.positions, self.slots, *caches)[: self.size]
         tokens, logprobs = model.lm_head.draw(hidden, self.sampling, self.is_filtered)
         self.drawn[0].copy_(tokens)
         self.drawn[1].view(torch.float32).copy_(logprobs)

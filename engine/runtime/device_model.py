@@ -32,7 +32,7 @@ class DeviceModel:
         pool: KVPool,
         lm_head: LMHead | None,
         score_head: ScoreHead | None,
-        make_graph: Callable[[Callable[[], None]], Graph] | None = Graph,
+        make_graph: Callable[[Callable[[], None]], Graph] | None = Graph,  # on a GPU, where attention allows it
     ):
         self.decoder, self.pool, self.lm_head, self.score_head = decoder, pool, lm_head, score_head
         self.impl, device = decoder.placement.impl, decoder.placement.device
@@ -86,7 +86,7 @@ class DeviceModel:
         return as_drawn(*fetched.arrays()), logits
 
     def decode(self, rows: Rows, pauses: np.ndarray, max_forwards: int) -> Drawn:
-        """One forward of the decoding rows alone, whose pending tokens are in the tree; may put them into another order.
+        """One forward of the decoding rows alone, whose pending tokens are in the tree; may reorder the rows.
 
         More than one, as on a CPU, would need the drawn tokens on the host in between.
         """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from engine.model import ModelConfig
+from engine.model import ModelConfig, read_config, weight_bytes
 from ttc_kernels import _native, kv_cache
 
 DEFAULT_KV_BYTES = 1 << 30  # on a CPU
@@ -53,6 +54,16 @@ def bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize * BLOCK_SIZE
 
 
+def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, device: torch.device) -> int:
+    """KV blocks for each of the models that are to be loaded onto a GPU; `folders` gives their architectures.
+
+    An architecture of None is read from config.json. Raises ValueError where nothing is left beside the weights.
+    """
+    weights = sum(weight_bytes(folder, dtype) for folder in folders)
+    configs = [read_config(folder, architecture) for folder, architecture in folders.items()]
+    return blocks_within(torch.cuda.mem_get_info(device)[0] - weights, configs, dtype)
+
+
 def blocks_within(num_bytes: int, configs: Sequence[ModelConfig], dtype: torch.dtype) -> int:
     """As many blocks for each model as GPU_SHARE of the memory holds of all of them: they hold the same branches.
 
@@ -62,7 +73,7 @@ def blocks_within(num_bytes: int, configs: Sequence[ModelConfig], dtype: torch.d
     num_blocks = int(GPU_SHARE * num_bytes) // per_block
     if num_blocks < 1:
         raise ValueError(
-            f"the models leave {num_bytes / 2**20:,.0f} MiB of the GPU's memory for KV blocks, {len(configs)} of which, "
-            f"one for each model, take {per_block / 2**20:,.1f} MiB"
+            f"the models leave {num_bytes / 2**20:,.0f} MiB of the GPU's memory for KV blocks, of which one for each "
+            f"model takes {per_block / 2**20:,.1f} MiB"
         )
     return min(num_blocks, MAX_BLOCKS)

@@ -77,8 +77,13 @@ class Runner:
         return bool(self.rows.num_used or self.feeding.targets or self.queue or self.suspended)
 
     @property
+    def is_in_flight(self) -> bool:
+        """Whether the last tick has started a forward whose scores have not been read: a verifier's on a GPU."""
+        return self._flight is not None
+
+    @property
     def is_waiting(self) -> bool:
-        """Whether it has started a forward that has not ended yet."""
+        """Whether that forward still runs: the next tick would wait for it."""
         return self._flight is not None and not self._flight.scores.is_there
 
     def submit_sample(self, job: SampleJob) -> None:

@@ -124,7 +124,7 @@ def tree_attention(
     device = lib.check_device("tree_attention", q=q, k_cache=k_cache, v_cache=v_cache, out=out)
     _check(q, k_cache, v_cache, out)
     num_rows, num_heads, head_dim = q.shape
-    num_blocks, num_kv_heads, block_size, _ = k_cache.shape
+    num_kv_heads, block_size = k_cache.shape[1:3]
     work = plan if isinstance(plan, AttentionWork) else _work_of(plan, q, k_cache)
     expected = (num_rows, num_heads, num_kv_heads, head_dim, device)
     held = (work.num_rows, work.num_heads, work.num_kv_heads, work.head_dim, work.ints.device)
