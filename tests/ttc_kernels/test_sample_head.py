@@ -52,5 +52,5 @@ def test_refuses_what_does_not_fit():
         sample_head(**(inputs | {"weight": inputs["weight"].half()}))
     with pytest.raises(ValueError, match=r"\(5, 23\)"):
         sample_head(**(inputs | {"hidden": inputs["hidden"][:, :23]}))
-    with pytest.raises(ValueError, match="sample_head: impl must be .* got 'fast'"):
+    with pytest.raises(ValueError, match=r"sample_head: impl must be .* got 'fast'"):
         sample_head(**inputs, impl="fast")
