@@ -33,9 +33,9 @@ def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
     """The torch dtype of a name such as "float32" or "bf16"; "float16" and "fp16" are there on a GPU alone."""
     known = DTYPES if device == "cpu" else GPU_DTYPES
     if name not in known:
+        more = " (on a GPU also float16, fp16)" if known is DTYPES else ""
         raise ValueError(
-            f"dtype must be one of {', '.join(known)} (checkpoints in float16 load in any), got {name!r} "
-            f"for device {device!r}"
+            f"dtype must be one of {', '.join(known)}{more}; checkpoints in float16 load in any, got {name!r}"
         )
     return known[name]
 
