@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.hardware import hardware
+from engine.model import resolve_device
 
 Call = Callable[[], object]
 
@@ -98,10 +99,7 @@ def machine(device: str) -> dict[str, object]:
 
 def check_device(device: str) -> None:
     """Raises ValueError for a device that is none of ours, or that torch does not find."""
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is 'cuda', but torch {torch.__version__} finds no GPU")
+    resolve_device(device)
 
 
 def _elapsed(call: Call) -> float:

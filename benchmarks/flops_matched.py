@@ -20,6 +20,7 @@ a CPU's cache can be read faster than it says.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import statistics
@@ -62,6 +63,7 @@ from engine.tasks import get_task, take_problems
 from engine.types import Problem
 
 RANDOM_POLICIES = ("llama-3.2-1b", "qwen2.5-1.5b")
+GPU_BLOCKS = 8192  # of each KV pool: half of what an 80 GB card has is left to the other engines
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Models:
     def num_bytes(self) -> tuple[int, int]:
         """Of the weights that multiply, of the policy and of the verifier."""
         shapes = (read_config(folder).shape(folder == self.policy) for folder in (self.policy, self.prm))
-        size = resolve_dtype(self.args.dtype).itemsize
+        size = resolve_dtype(self.args.dtype, self.args.device).itemsize
         policy, prm = (shape.num_matmul_params * size for shape in shapes)
         return policy, prm
 
@@ -130,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"error: {error}")
         return 2
     bystanders, clock = Bystanders(), Clock(args.device)
-    rates = Rates(matmul_rate(clock, resolve_dtype(args.dtype)), 1e9 * copy_bandwidth(clock))
+    rates = Rates(matmul_rate(clock, resolve_dtype(args.dtype, args.device)), 1e9 * copy_bandwidth(clock))
     settings = {name: str(value) for name, value in vars(args).items() if name not in ("json", "policy", "prm")}
     report = {"hardware": machine(args.device), "versions": versions(), "commit": commit(), "settings": settings}
     report |= {"matmul_tflops": rates.matmul_flops / 1e12, "copy_gbps": rates.copy_bytes / 1e9}
@@ -138,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for models in all_models(args, Path(folder)):
             measure(models, rates, report, partial(write, args.json, report, bystanders))
+            gc.collect()  # engines are held in circles: the next one needs the memory
     show(report, console)
     return 1 if any(entry["engine"] == "ours" for entry in report["missing"]) else 0
 
@@ -171,7 +174,8 @@ def measure(models: Models, rates: Rates, report: dict, save: Callable[[], None]
 
     args = models.args
     try:
-        loaded = Engine.load(models.policy, prm=models.prm, device=args.device, dtype=args.dtype)
+        num_blocks = None if args.device == "cpu" else GPU_BLOCKS
+        loaded = Engine.load(models.policy, prm=models.prm, device=args.device, dtype=args.dtype, num_blocks=num_blocks)
         side = ours(loaded, models.problems, args.max_tokens)
         target = side(STRATEGIES["majority"], args.num_answers, 0).flops
     except Exception as error:  # a device or a model that is not supported
@@ -196,7 +200,7 @@ def measure(models: Models, rates: Rates, report: dict, save: Callable[[], None]
 
 def transformers_sides(llm: LLM, models: Models) -> dict[str, Side]:
     """`generate` and `generate_batch` over the same models. Raises ValueError if their logits are not ours."""
-    args, dtype = models.args, resolve_dtype(models.args.dtype)
+    args, dtype = models.args, resolve_dtype(models.args.dtype, models.args.device)
     policy = plain.load(models.policy, dtype, "sdpa").to(args.device)
     prm = plain.load(models.prm, dtype, "sdpa", is_verifier=True).to(args.device)
     check_logits(llm, partial(_logits_on_cpu, policy), models.prompts[0], args.dtype)

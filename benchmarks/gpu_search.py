@@ -25,6 +25,7 @@ from engine.types import GREEDY
 
 MAX_GAP = 1e-3  # of logits
 MAX_SCORE_DIFFERENCE = 1e-3
+NUM_BLOCKS = 4096  # of each KV pool
 
 
 def compare(cpu: Engine, other: Engine, problems: Sequence[Problem]) -> dict[str, object]:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False
     try:
         check_device(args.device)
-        engines = [Engine.load("home", device=device) for device in ("cpu", args.device)]
+        engines = [Engine.load("home", device=device, num_blocks=NUM_BLOCKS) for device in ("cpu", args.device)]
     except ValueError as error:
         print(f"error: {error}")
         return 1

@@ -55,12 +55,15 @@ def stages(out: Path) -> list[Stage]:
         return "--json", str(out / name)
 
     kernels = module("kernels", "--device", "cuda", "--minutes", "2.2", *report("kernels.json"))
+    decode_steps = module("decode_steps", "--device", "cuda", *report("decode_steps.json"))
     flops = module("flops_matched", "--device", "cuda", *report("flops_matched.json"))
     return [
         Stage("build", (*python, "setup.py", "--quiet", "build_ext", "--inplace"), 150, needs="nvcc"),
-        Stage("tests", (*python, "-m", "pytest", "--maxfail=20", "tests/gpu"), 100),
+        Stage("tests", (*python, "-m", "pytest", "--maxfail=20", "tests/gpu/test_kernels.py"), 100),
+        Stage("engine", (*python, "-m", "pytest", "tests/gpu/test_engine.py"), 90),
         Stage("search", module("gpu_search", *report("search.json")), 45, result="search.json"),
         Stage("sanitizer", (*sanitizer, *module("gpu_smoke")), 60, needs="compute-sanitizer"),
+        Stage("decode_steps", decode_steps, 60, result="decode_steps.json"),
         Stage("kernels", kernels, 160, result="kernels.json"),
         Stage("flops_matched", flops, 150, result="flops_matched.json"),
     ]

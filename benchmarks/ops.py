@@ -201,30 +201,12 @@ def widen_weights(weights: DecoderWeights) -> DecoderWeights:
     return replace(weights, layers=layers, **wide)
 
 
-def by_implementation(name: str) -> Callable:
-    """The op with one more `impl`: "cuda" is ttc_kernels/<op>/cuda.py, all others are the op's own.
-
-    Raises ValueError for "cuda" where the op has no kernel of its own name there.
-    """
-    api = getattr(importlib.import_module(f"ttc_kernels.{name}"), name)
-
-    def kernel(*args, impl: str, **kwargs):
-        if impl != "cuda":
-            return api(*args, impl=impl, **kwargs)
-        try:
-            function = getattr(importlib.import_module(f"ttc_kernels.{name}.cuda"), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{name}: no kernel in CUDA: {error}") from None
-        return function(*args, **kwargs)
-
-    return kernel
-
-
 def _op(name: str, kind: type[Op], outputs: Callable | None, **options) -> Op:
     reference = importlib.import_module(f"ttc_kernels.{name}.reference")
     cases = importlib.import_module(f"ttc_kernels.{name}.cases")
     options.setdefault("cases", lambda device: cases.full())
-    return kind(name, by_implementation(name), getattr(reference, name), outputs, **options)
+    kernel = getattr(importlib.import_module(f"ttc_kernels.{name}"), name)
+    return kind(name, kernel, getattr(reference, name), outputs, **options)
 
 
 OPS = {

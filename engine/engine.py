@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from engine.accounting import Ledger
-from engine.model import HOME, load_trunk_head, read_config, resolve_dtype, resolve_folder
+from engine.model import HOME, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
-from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.runtime import LLM, Batcher, ModelPolicy, shared_blocks
 from engine.runtime.runner import Runner
 from engine.scheduler import ComputeOptimal, Planner, search_batch
 from engine.search import run_search, sampler
@@ -22,7 +22,7 @@ from engine.tasks import Task, get_task
 from engine.types import Problem, Sampling, SearchResult
 from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
 from engine.verifiers.by_spec import SpecVerifier
-from engine.verifiers.detect import find_spec
+from engine.verifiers.detect import find_spec, trunk_architecture
 from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec, load_spec
@@ -92,11 +92,11 @@ class Engine:
         `engine.prompts.PROMPT_STYLES`; `system_prompt` (a text or a file), `few_shot` (a file, see
         `engine.prompts.styles.read_few_shot`) and `step_delimiter` go before the style's own.
         `max_batch` bounds the branches of one forward and changes no result (None: what is fastest);
-        `num_blocks` the KV pool of each model (blocks of 16 tokens, by default 1 GiB). Raises ValueError for a folder
-        that is missing, damaged or not supported.
+        `num_blocks` the KV pool of each model (blocks of 16 tokens; by default 1 GiB on a CPU, and as many blocks for
+        each as fit the free memory of a GPU). `device` is "cpu" or "cuda", `dtype` "float32", "bfloat16", on a GPU also
+        "float16". Raises ValueError for a folder that is missing, damaged or not supported, and without a GPU.
         """
-        if device != "cpu":
-            raise ValueError(f"device must be 'cpu' in this version, got {device!r}")
+        place, torch_dtype = resolve_device(device).device, resolve_dtype(dtype, device)
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if str(policy) == "home":
@@ -113,8 +113,13 @@ class Engine:
         )
         head = None
         if trunk_head is not None:
-            head = load_trunk_head(resolve_folder(trunk_head, "trunk_head"), read_config(folder), resolve_dtype(dtype))
-        limits = {"dtype": dtype, "max_batch": max_batch, "num_blocks": num_blocks}
+            head = load_trunk_head(resolve_folder(trunk_head, "trunk_head"), read_config(folder), torch_dtype, place)
+        if num_blocks is None and device == "cuda":
+            found = [resolve_folder(name, part) for part, name in (("prm", prm), ("orm", orm)) if name is not None]
+            architectures = {folder: None} | {judge: trunk_architecture(judge) for judge in found}
+            architectures |= {} if reviser is None else {resolve_folder(reviser, "reviser"): None}
+            num_blocks = shared_blocks(architectures, torch_dtype, place)
+        limits = {"device": device, "dtype": dtype, "max_batch": max_batch, "num_blocks": num_blocks}
         judges: dict = {}
         for part, name, chosen, judged in (("prm", prm, prm_spec, "steps"), ("orm", orm, orm_spec, "answers")):
             if name is None and chosen is not None:

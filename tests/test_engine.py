@@ -191,7 +191,7 @@ def test_a_pool_that_is_too_small_for_a_problem(folders):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device": "cuda"}, "'cuda'"),
+        ({"device": "abacus"}, "'abacus'"),
         ({"dtype": "fp8"}, "'fp8'"),
         ({"max_batch": 0}, "got 0"),
         ({"num_blocks": 0}, "got 0"),

@@ -1,4 +1,8 @@
-"""Who computes an op: the one table behind `impl="auto"`, and Triton, imported only when asked for."""
+"""Who computes an op: the one table behind `impl="auto"`, and Triton, imported only when asked for.
+
+Explicit requests run or raise. "cuda" is hand-written and there for `CUDA_OPS` alone; `sample_head` has no filters in
+CUDA, so where top-k, top-p or min-p is set "auto" goes by logits and `sample`, and a request for "cuda" raises.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,19 @@ from types import ModuleType
 
 import torch
 
-IMPLEMENTATIONS = ("native", "triton", "reference")
+from ttc_kernels.cuda import LIBRARY
+
+IMPLEMENTATIONS = ("native", "triton", "cuda", "reference")
+CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")
 # What the reference takes where it is held to the kernels' types.
 DTYPES = {
     "native": (torch.float32, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
     "reference": (torch.float32, torch.bfloat16),
 }
-UNMEASURED = "unmeasured: no GPU at hand"
+_HALF = (torch.bfloat16, torch.float16)
+UNMEASURED = "unmeasured default: no GPU at hand"
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,20 @@ class Row:
     op: str
     implementation: str
     set_by: str  # the run that measured it: commit, hardware, figures
-    min_rows: int = 0  # of the op's first tensor; of the rows that apply, the one with the highest count decides
+    # Of the rows that apply the one with the highest count decides, of equals the later; counted in the op's first
+    # tensor, as the other conditions are.
+    min_rows: int = 0
+    dtypes: tuple[torch.dtype, ...] = ()  # () takes any
+    sizes: tuple[int, ...] = ()  # of the last dimension; () takes any
+
+    def applies(self, x: torch.Tensor) -> bool:
+        """Whether the row speaks for a tensor on its device; one of CUDA's only where the library was built."""
+        return (
+            self.min_rows <= len(x)
+            and (not self.dtypes or x.dtype in self.dtypes)
+            and (not self.sizes or x.shape[-1] in self.sizes)
+            and (self.implementation != "cuda" or LIBRARY.exists())
+        )
 
 
 TABLE = (
@@ -37,13 +59,19 @@ TABLE = (
     Row("cpu", "swiglu", "native", "the only one made for a CPU"),
     Row("cpu", "sample", "native", "the only one made for a CPU"),
     Row("cpu", "step_score", "native", "the only one made for a CPU"),
+    Row("cpu", "sample_head", "native", "the only one made for a CPU"),
     Row("cuda", "tree_attention", "triton", UNMEASURED),
+    Row("cuda", "tree_attention", "cuda", UNMEASURED, dtypes=_HALF, sizes=(64, 128)),
     Row("cuda", "rope_store_kv", "triton", UNMEASURED),
     Row("cuda", "copy_blocks", "triton", UNMEASURED),
+    Row("cuda", "copy_blocks", "cuda", UNMEASURED),
     Row("cuda", "rms_norm", "triton", UNMEASURED),
     Row("cuda", "swiglu", "triton", UNMEASURED),
     Row("cuda", "sample", "triton", UNMEASURED),
     Row("cuda", "step_score", "triton", UNMEASURED),
+    Row("cuda", "step_score", "cuda", UNMEASURED),
+    Row("cuda", "sample_head", "triton", UNMEASURED),
+    Row("cuda", "sample_head", "cuda", UNMEASURED, dtypes=_HALF),
 )
 
 
@@ -51,9 +79,12 @@ def chooser(op: str, table: Iterable[Row] = TABLE) -> Callable[[str, torch.Tenso
     """The function (impl, x) -> implementation of an op; a call takes 0.1 µs, as ops are called per layer and token.
 
     x is the op's first tensor. The function raises ValueError for an `impl` that is neither "auto" nor of
-    IMPLEMENTATIONS, and where "auto" meets a device that the table does not know.
+    IMPLEMENTATIONS, for "cuda" where the op has no such kernel, and where "auto" meets a device that the table does
+    not know.
     """
     rows: dict[str, list[Row]] = {}
+    taken = tuple(impl for impl in IMPLEMENTATIONS if impl != "cuda" or op in CUDA_OPS)
+    names = f"{', '.join(map(repr, ('auto', *taken[:-1])))} or {taken[-1]!r}"
     for row in sorted(table, key=lambda row: row.min_rows):
         if row.op == op:
             rows.setdefault(row.device, []).append(row)
@@ -63,14 +94,14 @@ def chooser(op: str, table: Iterable[Row] = TABLE) -> Callable[[str, torch.Tenso
     def choose(impl: str, x: torch.Tensor) -> str:
         if impl == "auto":
             return always_on_cpu if always_on_cpu and x.is_cpu else look_up(x)
-        if impl in IMPLEMENTATIONS:
+        if impl in taken:
             return impl
-        raise ValueError(f"{op}: impl must be 'auto', 'native', 'triton' or 'reference', got {impl!r}")
+        raise ValueError(f"{op}: impl must be {names}, got {impl!r}")
 
     def look_up(x: torch.Tensor) -> str:
         if x.device.type not in rows:
             raise ValueError(f"{op}: impl 'auto' knows a CPU and CUDA, got a tensor on {x.device}")
-        return [row for row in rows[x.device.type] if row.min_rows <= len(x)][-1].implementation
+        return [row for row in rows[x.device.type] if row.applies(x)][-1].implementation
 
     return choose
 

@@ -14,6 +14,8 @@ import torch
 
 _INT, _FLOAT = ctypes.c_int64, ctypes.c_double
 
+LIBRARY = Path(__file__).with_name("_cuda.so")  # where it is, if it was built
+
 # (integers, floats) after device and stream of each exported function; the sources have their names.
 SIGNATURES = {
     "tree_attention": (21, 1),
@@ -59,10 +61,9 @@ class Library:
 @cache
 def library() -> Library:
     """The library that was built with this package. Raises RuntimeError where there is none."""
-    path = Path(__file__).with_name("_cuda.so")
-    if not path.exists():
-        raise RuntimeError(f"ttc_kernels was built without CUDA: {path.name} is missing (no nvcc, or TTC_CUDA=off)")
-    return Library(path)
+    if not LIBRARY.exists():
+        raise RuntimeError(f"ttc_kernels was built without CUDA: {LIBRARY.name} is missing (no nvcc, or TTC_CUDA=off)")
+    return Library(LIBRARY)
 
 
 def describe(x: torch.Tensor) -> str:

@@ -72,8 +72,8 @@ def calibrate(
     reviser: Annotated[
         str | None, option("Folder of the model that revises, for revisions among the strategies.", "Models")
     ] = None,
-    device: Annotated[str, option("cpu.", "Models")] = "cpu",
-    dtype: Annotated[str, option("float32, bfloat16.", "Models")] = "float32",
+    device: Annotated[str, option("cpu, cuda.", "Models")] = "cpu",
+    dtype: Annotated[str, option("float32, bfloat16; with cuda float16.", "Models")] = "float32",
     max_batch: Annotated[int | None, option("Branches of one forward; changes no result.", "Models")] = None,
     num_blocks: Annotated[int | None, option("KV pool of each model, in blocks of 16 tokens.", "Models")] = None,
     out: Annotated[str, option("The calibration, one readable JSON file.", "Output")] = "calibration.json",

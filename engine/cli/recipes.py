@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from engine.cli.digests import problems_digest
 from engine.cli.runs import run_rows
-from engine.model import HOME, resolve_folder
+from engine.model import HOME, resolve_device, resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.reports import RunLedger, row_line
 from engine.reports.files import write_atomically
@@ -50,7 +50,7 @@ def run_policy(
     device: Device = "cpu",
 ) -> None:
     """Trains the policy: next-token loss on worked answers, from nothing or from --base."""
-    _check_device(device)
+    resolve_device(device)
     train_policy(recipe, Path(out), Path(work), device, resolve_folder(base) if base else None)
     typer.echo(f"policy trained on {recipe.num_tokens:,} tokens: {out}")
 
@@ -64,7 +64,7 @@ def run_discriminator(
     device: Device = "cpu",
 ) -> None:
     """Trains what `ttc train prm --base` may start from: it tells worked answers from the policy's samples."""
-    _check_device(device)
+    resolve_device(device)
     figures = train_discriminator(recipe, resolve_folder(base), resolve_folder(policy), Path(out), Path(work), device)
     typer.echo(f"discriminator trained, {_shown(figures)}: {out}")
 
@@ -78,7 +78,7 @@ def run_prm(
     device: Device = "cpu",
 ) -> None:
     """Trains the step verifier from rollouts; it starts from the policy's weights, or from --base."""
-    _check_device(device)
+    resolve_device(device)
     figures = train_prm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
     typer.echo(f"prm trained, {_shown(figures)}: {out}")
 
@@ -106,7 +106,7 @@ def run_trunk_head(
     device: Device = "cpu",
 ) -> None:
     """Trains a score head on the frozen trunk of the policy, from rollouts."""
-    _check_device(device)
+    resolve_device(device)
     figures = train_trunk_head(_files(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
     typer.echo(f"trunk head trained, {_shown(figures)}: {out}")
 
@@ -120,7 +120,7 @@ def run_revision(
     device: Device = "cpu",
 ) -> None:
     """Trains a policy to answer anew after wrong attempts of its own, from `ttc rollouts --num-rollouts 0`."""
-    _check_device(device)
+    resolve_device(device)
     figures = train_revision(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
     typer.echo(f"revision model trained, {_shown(figures)}: {out}")
 
@@ -128,7 +128,8 @@ def run_revision(
 def run_rollouts(
     recipe: RolloutRecipe,
     policy: Policy = "home",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16.")] = "float32",
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16; with cuda float16.")] = "float32",
     max_batch: Annotated[int | None, typer.Option(help="Branches of one forward; changes no row.")] = None,
     num_blocks: Annotated[int | None, typer.Option(help="KV pool in blocks of 16 tokens.")] = None,
     out: Annotated[str, typer.Option(help="Labelled answers, one JSON row each.")] = _ROLLOUTS,
@@ -142,7 +143,7 @@ def run_rollouts(
         raise ValueError(f"--trl-threshold has no effect without --trl, got {trl_threshold}")
     problems = questions(recipe)
     folder = resolve_folder(policy)
-    llm = LLM.load(folder, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
+    llm = LLM.load(folder, device=device, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         done = set(range(len(problems))).difference(todo)
@@ -159,6 +160,7 @@ def run_rollouts(
         return f"{sum(row.get('num_rollouts', 0) for row in done.values()):,} rollouts" if recipe.num_rollouts else ""
 
     config = recipe.settings | {"policy_digest": checkpoint_digest(folder), "dtype": dtype}
+    config |= {} if device == "cpu" else {"device": device}
     if recipe.problems is not None:
         config["problems"] = problems_digest(problems)
     closing_line = run_rows(
@@ -236,15 +238,6 @@ def _changed(data: ChainConfig, pairs: list[str] | None) -> ChainConfig:
 
 def _files(names: str) -> list[Path]:
     return [Path(name) for name in names.split(",")]
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch sees no GPU")
 
 
 def _shown(figures: dict[str, float | str]) -> str:

@@ -94,13 +94,14 @@ def search(
     reviser: Annotated[
         str | None, _option("Folder of the model that revises; with the shipped policy the shipped one.", "Models")
     ] = None,
-    device: Annotated[str, _option("cpu.", "Models")] = "cpu",
-    dtype: Annotated[str, _option("float32, bfloat16.", "Models")] = "float32",
+    device: Annotated[str, _option("cpu, cuda.", "Models")] = "cpu",
+    dtype: Annotated[str, _option("float32, bfloat16; with cuda float16.", "Models")] = "float32",
     max_batch: Annotated[
         int | None, _option("Branches of one forward; changes no result. Default: what is fastest.", "Models")
     ] = None,
     num_blocks: Annotated[
-        int | None, _option("KV pool of each model, in blocks of 16 tokens; 1 GiB if not given.", "Models")
+        int | None,
+        _option("KV pool of each model, in blocks of 16 tokens; 1 GiB if not given, of a GPU most.", "Models"),
     ] = None,
     out: Annotated[str, _option("Results, one JSON row per problem.", "Output")] = "results.jsonl",
     overwrite: Annotated[bool, _option("Drop what --out holds.", "Output", "--overwrite")] = False,

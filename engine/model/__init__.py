@@ -18,15 +18,19 @@ from engine.model.loader import (
     resolve_dtype,
     resolve_folder,
     tensor_names,
+    weight_bytes,
 )
+from engine.model.placement import CPU, Placement, resolve_device
 from engine.model.transformer import Decoder
 
 __all__ = [
+    "CPU",
     "HOME",
     "Checkpoint",
     "Decoder",
     "LMHead",
     "ModelConfig",
+    "Placement",
     "ScoreHead",
     "classification_head",
     "linear_head",
@@ -38,7 +42,9 @@ __all__ = [
     "named_architecture",
     "read_config",
     "read_raw_config",
+    "resolve_device",
     "resolve_dtype",
     "resolve_folder",
     "tensor_names",
+    "weight_bytes",
 ]

@@ -11,10 +11,12 @@ import torch
 
 from engine.model.config import ModelConfig
 from engine.model.loader import read_tensors
+from engine.model.placement import CPU, Placement
 from engine.model.tensor_files import TensorFiles, runs, take
 from engine.model.transformer import MAX_PACKED_WEIGHTS
 from engine.model.unpacked import linear
 from ttc_kernels.decoder import PackedLinear
+from ttc_kernels.sample import sample_head
 from ttc_kernels.step_score import step_score
 
 
@@ -37,22 +39,19 @@ class ScoreHead:
 
     def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
         """The scores of the rows `where` of `hidden`, (R, H); what else is scored does not change their bits."""
-        num = len(where)
-        rows = torch.tensor(where, dtype=torch.int32)
+        return self.score(hidden, torch.tensor(where, dtype=torch.int32)).tolist()
+
+    def score(self, hidden: torch.Tensor, rows: torch.Tensor, impl: str = "auto") -> torch.Tensor:
+        """`scores` where the model is: (n,) float32 of rows (n,) int32; nothing waits for a GPU."""
+        num, device = len(rows), hidden.device
+        order = torch.arange(num, dtype=torch.int32, device=device)
         if self.inner is not None:
             weight, bias = self.inner
             hidden = (linear(hidden, weight, rows.long()) + bias).relu().to(weight.dtype)
-            rows = torch.arange(num, dtype=torch.int32)
-        return step_score(
-            hidden,
-            rows,
-            self.weight,
-            self.bias,
-            self.good_index,
-            torch.zeros(num, 4),
-            torch.zeros(num, dtype=torch.int32),
-            torch.arange(num, dtype=torch.int32),
-        ).tolist()
+            rows = order
+        state = torch.zeros(num, 4, device=device)
+        counts = torch.zeros(num, dtype=torch.int32, device=device)
+        return step_score(hidden, rows, self.weight, self.bias, self.good_index, state, counts, order, impl=impl)
 
 
 class LMHead:
@@ -63,10 +62,12 @@ class LMHead:
         config: ModelConfig,
         tensors: Mapping[str, torch.Tensor],
         max_packed_weights: int = MAX_PACKED_WEIGHTS,
+        placement: Placement = CPU,
     ):
+        self.placement = placement
         name, shape = _lm_head_name(config), (config.vocab_size, config.hidden_size)
         self.weight = self.packed = None  # one of them
-        if math.prod(shape) <= max_packed_weights:
+        if placement.is_native and math.prod(shape) <= max_packed_weights:
             dtype = tensors.dtype if isinstance(tensors, TensorFiles) else tensors[name].dtype
             self.packed = PackedLinear.from_runs(runs(tensors, name, shape), dtype, *shape)
         else:
@@ -77,6 +78,15 @@ class LMHead:
         if self.packed is not None:
             return self.packed.forward(hidden, rows)
         return linear(hidden, self.weight, rows)
+
+    def draw(
+        self, hidden: torch.Tensor, sampling: Sequence[torch.Tensor], is_filtered: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens, logprobs) of every row of `hidden`, where the model is; `sampling` is `sample`'s, after the logits.
+
+        `is_filtered`: whether a row has top-k, top-p or min-p.
+        """
+        return sample_head(hidden, self.weight, *sampling, is_filtered=is_filtered, impl=self.placement.impl)
 
 
 def _lm_head_name(config: ModelConfig) -> str:
@@ -119,11 +129,13 @@ def lm_rows_head(
     return ScoreHead(weight[list(token_ids)].contiguous(), None, good_index)
 
 
-def load_trunk_head(folder: Path, config: ModelConfig, dtype: torch.dtype) -> ScoreHead:
+def load_trunk_head(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> ScoreHead:
     """A head trained on the frozen trunk of a policy: a folder with `score.weight` (1, H) and `score.bias`."""
     path = folder / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"no trunk head at {folder}: model.safetensors is missing")
-    tensors = read_tensors(path, dtype)
+    tensors = read_tensors(path, dtype, device)
     weight = take(tensors, "score.weight", (1, config.hidden_size))
     return ScoreHead(weight, take(tensors, "score.bias", (1,)), good_index=0)

@@ -14,6 +14,7 @@ from engine.model.hub import fetch, is_hub_id
 from engine.model.tensor_files import TensorFiles
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+GPU_DTYPES = DTYPES | {"float16": torch.float16, "fp16": torch.float16}
 HOME = Path(__file__).resolve().parent.parent / "home"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -28,13 +29,15 @@ class Checkpoint:
     tokenizer: Tokenizer
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a name such as "float32" or "bf16"."""
-    if name not in DTYPES:
+def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
+    """The torch dtype of a name such as "float32" or "bf16"; "float16" and "fp16" are there on a GPU alone."""
+    known = DTYPES if device == "cpu" else GPU_DTYPES
+    if name not in known:
+        more = " (on a GPU also float16, fp16)" if known is DTYPES else ""
         raise ValueError(
-            f"dtype must be one of {', '.join(DTYPES)} (checkpoints in float16 load in either), got {name!r}"
+            f"dtype must be one of {', '.join(known)}{more}; checkpoints in float16 load in any, got {name!r}"
         )
-    return DTYPES[name]
+    return known[name]
 
 
 def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
@@ -47,14 +50,16 @@ def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
     raise ValueError(f"no checkpoint folder at {str(name)!r}")
 
 
-def load_checkpoint(folder: Path, dtype: torch.dtype, architecture: str | None = None) -> Checkpoint:
+def load_checkpoint(
+    folder: Path, dtype: torch.dtype, architecture: str | None = None, device: torch.device | str = "cpu"
+) -> Checkpoint:
     """Reads the configuration, the tokenizer and what tensors there are; each tensor is read when it is taken.
 
     It is read as the architecture that config.json names, unless another is given. Raises ValueError for a folder
     that is incomplete, damaged or not supported.
     """
     config = read_config(folder, architecture)
-    tensors = _open_weights(folder, dtype)
+    tensors = _open_weights(folder, dtype, device)
     if config.is_tied and _HEAD in tensors and _EMBEDDING in tensors and not tensors.is_equal(_HEAD, _EMBEDDING):
         config = replace(config, is_tied=False)  # what is stored beats what is said, as in transformers
     return Checkpoint(folder, config, tensors, load_tokenizer(folder))
@@ -65,9 +70,14 @@ def tensor_names(folder: Path) -> set[str]:
     return set(_open_weights(folder, torch.float32))
 
 
-def read_tensors(path: Path, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
+def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """What a checkpoint's tensors take in `dtype`, without reading any. Raises ValueError for a damaged file."""
+    return _open_weights(folder, dtype).num_bytes
+
+
+def read_tensors(path: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Mapping[str, torch.Tensor]:
     """The tensors of one safetensors file, in `dtype`. Raises ValueError for a damaged one."""
-    return TensorFiles([path], dtype)
+    return TensorFiles([path], dtype, device)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -90,7 +100,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     return found
 
 
-def _open_weights(folder: Path, dtype: torch.dtype) -> TensorFiles:
+def _open_weights(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> TensorFiles:
     """The weights of a folder: what its index names, or one file."""
     path = folder / "model.safetensors.index.json"
     weight_map = _weight_map(path)
@@ -100,7 +110,7 @@ def _open_weights(folder: Path, dtype: torch.dtype) -> TensorFiles:
             raise ValueError(f"{path} names a file outside its folder: {name!r}")
         if not (folder / name).is_file():
             raise ValueError(f"no weights at {folder}: {name} is missing (pickled .bin files are not read)")
-    tensors = TensorFiles([folder / name for name in names], dtype)
+    tensors = TensorFiles([folder / name for name in names], dtype, device)
     for name, file in weight_map.items():
         if name not in tensors or tensors.file(name).name != file:
             raise ValueError(f"{path} says that tensor {name!r} is in {file}, it is not there")

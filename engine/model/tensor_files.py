@@ -38,14 +38,14 @@ class Place:
 
 
 class TensorFiles(Mapping[str, torch.Tensor]):
-    """The tensors of some safetensors files by name, in `dtype`.
+    """The tensors of some safetensors files by name, in `dtype` and on `device`.
 
     A tensor that is in use is not read again. Raises ValueError for a damaged file, for a tensor of another type
     than float32, float16 and bfloat16, and for one that is in two files.
     """
 
-    def __init__(self, paths: Sequence[Path], dtype: torch.dtype):
-        self.dtype, self.folder = dtype, paths[0].parent
+    def __init__(self, paths: Sequence[Path], dtype: torch.dtype, device: torch.device | str = "cpu"):
+        self.dtype, self.device, self.folder = dtype, device, paths[0].parent
         # One per thread for all tensors: no gaps left in the heap.
         self._chunks = [torch.empty(CHUNK_BYTES, dtype=torch.uint8) for _ in range(torch.get_num_threads())]
         self._places: dict[str, Place] = {}
@@ -59,7 +59,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._loaded.get(name)
         if tensor is None:
-            tensor = torch.empty(self._places[name].shape, dtype=self.dtype)
+            tensor = torch.empty(self._places[name].shape, dtype=self.dtype, device=self.device)
             self.fill(name, tensor)
             self._loaded[name] = tensor
         return tensor
@@ -79,11 +79,21 @@ class TensorFiles(Mapping[str, torch.Tensor]):
     def file(self, name: str) -> Path:
         return self._places[name].path
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors in `dtype`."""
+        return sum(math.prod(place.shape) for place in self._places.values()) * self.dtype.itemsize
+
     def fill(self, name: str, out: torch.Tensor) -> None:
         """Reads a tensor into `out`, contiguous, of its shape and any floating type."""
         place = self._places[name]
         assert tuple(out.shape) == place.shape, (name, out.shape, place.shape)
         assert out.is_contiguous(), (name, out.stride())
+        if not out.is_cpu:
+            read = torch.empty(out.shape, dtype=out.dtype)
+            self.fill(name, read)
+            out.copy_(read)
+            return
         num_threads = len(self._chunks) if out.nbytes >= SHARED_BYTES else 1
         parts = out.view(-1).tensor_split(num_threads)
         starts = itertools.accumulate((len(part) for part in parts), initial=0)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from engine.model.config import ModelConfig
+from engine.model.placement import CPU, Placement
 from engine.model.unpacked import TorchDecoder
 from engine.model.weights import is_plain, read_trunk
 from ttc_kernels.decoder import PackedDecoder
@@ -22,7 +23,7 @@ LARGE_BATCH, SMALL_BATCH = 256, 128
 class Decoder:
     """The trunk of a model: tokens in, normed hidden states out; KV is written as it goes.
 
-    Which implementation runs depends on the model alone, never on the batch: their bits differ.
+    Which implementation runs depends on the model and its placement alone, never on the batch: their bits differ.
     """
 
     def __init__(
@@ -30,15 +31,16 @@ class Decoder:
         config: ModelConfig,
         tensors: Mapping[str, torch.Tensor],
         max_packed_weights: int = MAX_PACKED_WEIGHTS,
+        placement: Placement = CPU,
     ):
-        self.config = config
+        self.config, self.placement = config, placement
         shape = config.shape()
         num_weights = shape.num_matmul_params - shape.num_head_params
-        self.is_packed = is_plain(config) and num_weights <= max_packed_weights
+        self.is_packed = placement.is_native and is_plain(config) and num_weights <= max_packed_weights
         trunk = read_trunk(config, tensors, is_streamed=self.is_packed)
         self.embedding, self.dtype = trunk.weights.embedding, trunk.weights.embedding.dtype
         self.packed = PackedDecoder(trunk.weights) if self.is_packed else None
-        self._trunk = self.packed or TorchDecoder(trunk)
+        self._trunk = self.packed or TorchDecoder(trunk, placement.impl)
 
     @property
     def best_batch(self) -> int:
@@ -52,7 +54,7 @@ class Decoder:
     def forward(
         self,
         token_ids: torch.Tensor,  # (R,) int
-        plan,  # of ttc_kernels._native.KVTree
+        plan,  # of ttc_kernels._native.KVTree, or what tree_attention takes in its place
         positions: torch.Tensor,  # (R,) int32
         slots: torch.Tensor,  # (R,) int32, -1 stores nothing
         k_cache: torch.Tensor,  # (layers, blocks, kv heads, block size, head dim)

@@ -65,17 +65,17 @@ class Workspace:
     """Buffers for batches of up to `size` rows, made once and used by every layer; spare rows stay finite."""
 
     def __init__(self, weights: DecoderWeights, size: int, has_normed_heads: bool = False):
-        layer, dtype = weights.layers[0], weights.embedding.dtype
+        layer, like = weights.layers[0], weights.embedding
         hidden, inter = layer.down.shape
         self.heads = (weights.num_heads, weights.head_dim)
-        self.residual = torch.zeros(size, hidden, dtype=dtype)
-        self.normed = torch.zeros(size, hidden, dtype=dtype)
-        self.delta = torch.zeros(size, hidden, dtype=dtype)
-        self.qkv = torch.zeros(size, len(layer.qkv), dtype=dtype)
-        self.normed_heads = torch.zeros(size if has_normed_heads else 0, len(layer.qkv), dtype=dtype)
-        self.attended = torch.zeros(size, layer.out.shape[1], dtype=dtype)
-        self.gate_up = torch.zeros(size, 2 * inter, dtype=dtype)
-        self.activated = torch.zeros(size, inter, dtype=dtype)
+        self.residual = like.new_zeros(size, hidden)
+        self.normed = like.new_zeros(size, hidden)
+        self.delta = like.new_zeros(size, hidden)
+        self.qkv = like.new_zeros(size, len(layer.qkv))
+        self.normed_heads = like.new_zeros(size if has_normed_heads else 0, len(layer.qkv))
+        self.attended = like.new_zeros(size, layer.out.shape[1])
+        self.gate_up = like.new_zeros(size, 2 * inter)
+        self.activated = like.new_zeros(size, inter)
         self._views: dict[int, Views] = {}  # slicing costs as much as a small kernel
 
     def views(self, rows: int) -> Views:
@@ -107,11 +107,14 @@ class Workspace:
 
 
 class TorchDecoder:
-    """Implements `forward` as `PackedDecoder` does, but for the padding of its result."""
+    """Implements `forward` as `PackedDecoder` does, but for the padding of its result. `impl` is that of every op.
 
-    def __init__(self, trunk: Trunk):
-        self.weights, self.extras = trunk.weights, trunk.extras
-        self._head_ones = torch.ones(trunk.weights.head_dim, dtype=trunk.weights.embedding.dtype)
+    A plan is read on the host where a layer has a window; else it may be all that tree_attention takes.
+    """
+
+    def __init__(self, trunk: Trunk, impl: str = "auto"):
+        self.weights, self.extras, self.impl = trunk.weights, trunk.extras, impl
+        self._head_ones = trunk.weights.embedding.new_ones(trunk.weights.head_dim)
         self._workspaces: dict[int, Workspace] = {}
 
     def forward(
@@ -127,27 +130,27 @@ class TorchDecoder:
 
         The result lives in a buffer that the next call overwrites.
         """
-        weights, eps = self.weights, self.weights.rms_eps
+        weights, eps, impl = self.weights, self.weights.rms_eps, self.impl
         work = self._views(token_ids.shape[0])
         num_heads = weights.num_heads, weights.num_kv_heads
         caches = zip(k_cache.unbind(), v_cache.unbind(), strict=True)
         windows = {extras.window for extras in self.extras} - {None}
-        parts = {window: clip(plan, window, k_cache.shape[3], k_cache.shape[1]) for window in windows}
+        parts = {window: clip(plan, window, k_cache.shape[3], k_cache.shape[1], k_cache.device) for window in windows}
         torch.index_select(weights.embedding, 0, token_ids, out=work.residual)
-        rms_norm(work.residual, weights.layers[0].input_norm, eps, out=work.normed)
+        rms_norm(work.residual, weights.layers[0].input_norm, eps, out=work.normed, impl=impl)
         for i, (layer, extras, (k, v)) in enumerate(zip(weights.layers, self.extras, caches, strict=True)):
             padded_mm(work.padded_normed, layer.qkv, work.padded_qkv)
             self._add_extras(work, extras)
-            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, *num_heads)
+            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, *num_heads, impl=impl)
             self._attend(work, k, v, plan, parts.get(extras.window))
             padded_mm(work.padded_attended, layer.out, work.padded_delta)
-            rms_norm(work.delta, layer.post_norm, eps, residual=work.residual, out=work.normed)
+            rms_norm(work.delta, layer.post_norm, eps, residual=work.residual, out=work.normed, impl=impl)
             padded_mm(work.padded_normed, layer.gate_up, work.padded_gate_up)
-            swiglu(work.gate_up, out=work.activated)
+            swiglu(work.gate_up, out=work.activated, impl=impl)
             padded_mm(work.padded_activated, layer.down, work.padded_delta)
             is_last = i + 1 == len(weights.layers)
             norm = weights.final_norm if is_last else weights.layers[i + 1].input_norm
-            rms_norm(work.delta, norm, eps, residual=work.residual, out=work.normed)
+            rms_norm(work.delta, norm, eps, residual=work.residual, out=work.normed, impl=impl)
         return work.padded_normed
 
     def _add_extras(self, work: Views, extras: LayerExtras) -> None:
@@ -157,7 +160,7 @@ class TorchDecoder:
         if extras.q_norm is not None:
             # One call for all heads; their values are normed too, and not used. The weights come after the rounding.
             flat, normed = work.heads.flatten(0, 1), work.normed_heads
-            rms_norm(flat, self._head_ones, self.weights.rms_eps, out=normed.flatten(0, 1))
+            rms_norm(flat, self._head_ones, self.weights.rms_eps, out=normed.flatten(0, 1), impl=self.impl)
             first, last = self.weights.num_heads, self.weights.num_heads + self.weights.num_kv_heads
             torch.mul(normed[:, :first], extras.q_norm, out=work.heads[:, :first])
             torch.mul(normed[:, first:last], extras.k_norm, out=work.heads[:, first:last])
@@ -166,12 +169,12 @@ class TorchDecoder:
         """Attention of one layer; `parts` are the plan's within the layer's window."""
         scale = self.weights.head_dim**-0.5
         if parts is None:
-            tree_attention(work.query, k, v, plan, scale, out=work.attended)
+            tree_attention(work.query, k, v, plan, scale, out=work.attended, impl=self.impl)
             return
         for part in parts:
             rows = slice(part.row_lo, part.row_hi)
             part.copy_edges(k, v)
-            tree_attention(work.query[rows], k, v, part, scale, out=work.attended[rows])
+            tree_attention(work.query[rows], k, v, part, scale, out=work.attended[rows], impl=self.impl)
 
     def _views(self, rows: int) -> Views:
         """Buffers with `rows` rows, cut from ones of the next power of two."""

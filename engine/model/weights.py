@@ -31,10 +31,13 @@ class LayerExtras:
 
 
 class _Reader:
-    """Reads the layers of a checkpoint, every tensor straight into its place; or run by run, for who copies it."""
+    """Reads the layers of a checkpoint, every tensor straight into its place, of `like`'s type and device.
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, is_streamed: bool):
-        self.config, self.tensors, self.dtype, self.is_streamed = config, tensors, dtype, is_streamed
+    With `is_streamed` run by run, for who copies it.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, is_streamed: bool):
+        self.config, self.tensors, self.like, self.is_streamed = config, tensors, like, is_streamed
 
     def layer(self, i: int) -> LayerWeights:
         config = self.config
@@ -60,7 +63,7 @@ class _Reader:
 
     def stacked(self, i: int, names: list[str], sizes: list[int], *rest: int) -> torch.Tensor:
         """Tensors of (sizes[j], *rest) of a layer as one, each read into its place."""
-        out = torch.empty(sum(sizes), *rest, dtype=self.dtype)
+        out = self.like.new_empty(sum(sizes), *rest)
         for name, part in zip(names, out.split(sizes), strict=True):
             fill(self.tensors, f"model.layers.{i}.{name}", part)
         return out
@@ -103,8 +106,9 @@ def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_stre
     """
     _check_names(config, tensors)
     embedding = take(tensors, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-    reader = _Reader(config, tensors, embedding.dtype, is_streamed)
-    cos, sin = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
+    reader = _Reader(config, tensors, embedding, is_streamed)
+    tables = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
+    cos, sin = (table.to(embedding.device) for table in tables)
     weights = DecoderWeights(
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,

@@ -94,8 +94,10 @@ class Batcher:
             if i in samplers:
                 continue
             runner = self.runners[i]
+            if runner.is_waiting and samplers:
+                continue  # on a GPU its last forward runs beside the others'
             self._waited[i] += 1
             is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.feeding.num_tokens >= _MIN_FEED_TOKENS
-            if is_due or not samplers:
+            if is_due or runner.is_in_flight or not samplers:
                 runner.tick()
                 self._waited[i] = 0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from engine.model import ModelConfig
+from engine.model import ModelConfig, read_config, weight_bytes
 from ttc_kernels import _native, kv_cache
 
-DEFAULT_KV_BYTES = 1 << 30
+DEFAULT_KV_BYTES = 1 << 30  # on a CPU
+GPU_SHARE = 0.85  # of the memory that models leave free; the rest is for activations and captured graphs
 BLOCK_SIZE = 16  # tokens
+MAX_BLOCKS = (1 << 31) // BLOCK_SIZE - 1024  # slots are int32
 
 
 @dataclass
@@ -23,16 +27,53 @@ class KVPool:
     bytes_per_block: int
 
     @classmethod
-    def allocate(cls, config: ModelConfig, dtype: torch.dtype, num_blocks: int | None = None) -> KVPool:
-        """A pool of `num_blocks` blocks; by default as many as fit 1 GiB."""
-        per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-        per_block = per_token * BLOCK_SIZE
+    def allocate(
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        num_blocks: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> KVPool:
+        """A pool of `num_blocks` blocks; by default as many as fit 1 GiB on a CPU, GPU_SHARE of a GPU's free memory."""
+        per_block = bytes_per_block(config, dtype)
+        if num_blocks is None and torch.device(device).type == "cuda":
+            num_blocks = blocks_within(torch.cuda.mem_get_info(device)[0], [config], dtype)
         if num_blocks is None:
             num_blocks = max(64, DEFAULT_KV_BYTES // per_block)
         if num_blocks < 1:
             raise ValueError(f"a KV pool needs at least one block, got {num_blocks}")
         num_all = num_blocks + config.num_scratch_blocks  # the tree gives out the first ones
         k, v = kv_cache.allocate(
-            config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype, "cpu"
+            config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype, device
         )
         return cls(_native.KVTree(num_blocks, BLOCK_SIZE), k, v, per_block)
+
+
+def bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Of keys and values, in all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize * BLOCK_SIZE
+
+
+def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, device: torch.device) -> int:
+    """KV blocks for each of the models that are to be loaded onto a GPU; `folders` gives their architectures.
+
+    An architecture of None is read from config.json. Raises ValueError where nothing is left beside the weights.
+    """
+    weights = sum(weight_bytes(folder, dtype) for folder in folders)
+    configs = [read_config(folder, architecture) for folder, architecture in folders.items()]
+    return blocks_within(torch.cuda.mem_get_info(device)[0] - weights, configs, dtype)
+
+
+def blocks_within(num_bytes: int, configs: Sequence[ModelConfig], dtype: torch.dtype) -> int:
+    """As many blocks for each model as GPU_SHARE of the memory holds of all of them: they hold the same branches.
+
+    Raises ValueError where that is less than one.
+    """
+    per_block = sum(bytes_per_block(config, dtype) for config in configs)
+    num_blocks = int(GPU_SHARE * num_bytes) // per_block
+    if num_blocks < 1:
+        raise ValueError(
+            f"the models leave {num_bytes / 2**20:,.0f} MiB of the GPU's memory for KV blocks, of which one for each "
+            f"model takes {per_block / 2**20:,.1f} MiB"
+        )
+    return min(num_blocks, MAX_BLOCKS)

@@ -17,9 +17,11 @@ from engine.model import (
     Decoder,
     LMHead,
     ModelConfig,
+    Placement,
     ScoreHead,
     classification_head,
     load_checkpoint,
+    resolve_device,
     resolve_dtype,
     resolve_folder,
 )
@@ -28,6 +30,8 @@ from engine.runtime.kv import KVPool
 from engine.runtime.requests import FeedJob, FeedRequest, Request, Sampled, SampleJob, SampleRequest
 from engine.runtime.runner import MAX_FORWARDS, Runner
 from engine.types import Sampling
+
+GPU_CHUNK = 4096  # tokens of prompts and steps in one forward
 
 HeadMaker = Callable[[ModelConfig, Mapping[str, torch.Tensor]], ScoreHead]
 
@@ -50,6 +54,7 @@ class LLM:
         cls,
         folder: str | Path,
         *,
+        device: str | Placement = "cpu",
         dtype: str = "float32",
         trunk_head: ScoreHead | None = None,
         max_batch: int | None = None,
@@ -62,20 +67,24 @@ class LLM:
         `make_head` makes a verifier of any folder: from configuration and tensors to the score head.
         `architecture` says what the trunk is read as (None: as config.json says).
         `max_batch` bounds the branches of one forward (None: what is fastest for the model), `num_blocks` the
-        KV pool (blocks of 16 tokens).
+        KV pool (blocks of 16 tokens; None: 1 GiB on a CPU, most of a GPU's free memory). `device` is "cpu" or "cuda"
+        (the trunk head is on it already), `dtype` "float32", "bfloat16", on a GPU also "float16".
         """
-        torch_dtype = resolve_dtype(dtype)
-        checkpoint = load_checkpoint(resolve_folder(folder), torch_dtype, architecture)
+        placement = device if isinstance(device, Placement) else resolve_device(device)
+        torch_dtype = resolve_dtype(dtype, placement.device.type)
+        checkpoint = load_checkpoint(resolve_folder(folder), torch_dtype, architecture, placement.device)
         config, tensors = checkpoint.config, checkpoint.tensors
         if make_head is None and config.num_labels > 0:
             make_head = classification_head
-        decoder = Decoder(config, tensors)
+        decoder = Decoder(config, tensors, placement=placement)
+        lm_head = None if make_head else LMHead(config, tensors, placement=placement)
         runner = Runner(
             decoder,
-            KVPool.allocate(config, torch_dtype, num_blocks),
-            lm_head=None if make_head else LMHead(config, tensors),
+            KVPool.allocate(config, torch_dtype, num_blocks, placement.device),
+            lm_head=lm_head,
             score_head=make_head(config, tensors) if make_head else trunk_head,
             max_rows=max_batch if max_batch is not None else decoder.best_batch,
+            max_chunk=1024 if placement.device.type == "cpu" else GPU_CHUNK,
         )
         return cls(checkpoint, runner)
 

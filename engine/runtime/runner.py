@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence, Set
-from dataclasses import replace
+from collections.abc import Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,18 +12,28 @@ import torch
 from engine.accounting import ModelShape
 from engine.model import Decoder, LMHead, ScoreHead
 from engine.runtime.decoding import Decoding
+from engine.runtime.device_model import DeviceModel
 from engine.runtime.feeding import Feeding, Piece
 from engine.runtime.kv import KVPool
 from engine.runtime.memory import PoolTooSmall, free_some
+from engine.runtime.model import Drawn, HostModel
 from engine.runtime.requests import FeedJob, Request, SampleJob
 from engine.runtime.rows import Active
 from engine.runtime.tips import Tip, TipStore
-from ttc_kernels._native import OutOfBlocks, Plan
-from ttc_kernels.decoder import DecodeLoop
-from ttc_kernels.sample import sample
+from engine.runtime.transfers import Fetch
+from ttc_kernels._native import OutOfBlocks
 
 # Of one tick: whoever runs nothing but one model lets it go on for so long, yet a key press soon has its effect.
 MAX_FORWARDS = 64
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A forward that has been started, and what is to be done with its scores."""
+
+    pieces: list[Piece]
+    owners: list[tuple[list[float], int]]  # for each score the list and the index that it fills
+    scores: Fetch
 
 
 class Runner:
@@ -48,9 +58,9 @@ class Runner:
         self.decoder, self.pool, self.tree = decoder, pool, pool.tree
         self.lm_head, self.score_head = lm_head, score_head
         self.shape = _shape(decoder, lm_head, score_head)
-        # As for the trunk and the head, the sizes of the model alone say who draws its tokens.
-        is_packed = decoder.packed is not None and lm_head is not None and lm_head.packed is not None
-        self.loop = DecodeLoop(decoder.packed, lm_head.packed) if is_packed else None
+        model = HostModel if decoder.placement.is_native else DeviceModel
+        self.model = model(decoder, pool, lm_head, score_head)
+        self._flight: _Flight | None = None  # a verifier's, where it runs beside others
         self.store = TipStore(self.tree)
         self.decoding = Decoding(self.store, self.shape, max_rows, decoder.config.vocab_size)
         self.rows, self.stops = self.decoding.rows, self.decoding.stops
@@ -65,6 +75,16 @@ class Runner:
     @property
     def has_work(self) -> bool:
         return bool(self.rows.num_used or self.feeding.targets or self.queue or self.suspended)
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether the last tick has started a forward whose scores have not been read: a verifier's on a GPU."""
+        return self._flight is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether that forward still runs: the next tick would wait for it."""
+        return self._flight is not None and not self._flight.scores.is_there
 
     def submit_sample(self, job: SampleJob) -> None:
         """Queues a branch for sampling."""
@@ -123,6 +143,8 @@ class Runner:
 
         Where branches are sampled and nothing else waits, up to `max_forwards`, until one of them completes something.
         """
+        if self._flight is not None:
+            self._land()
         if self.suspended:
             self._resume()
         if self.queue and self.rows.num_free:
@@ -133,7 +155,7 @@ class Runner:
             self.num_ticks += 1
             self._run_mixed(active, pieces)
         elif active is not None:
-            self.num_ticks += self._run_decode(active, max_forwards)
+            self.num_ticks += self._run_decode(max_forwards)
 
     def _admit(self) -> None:
         """Gives queued jobs their rows; they wait for their sources to be fed."""
@@ -155,35 +177,12 @@ class Runner:
                     self.fail(rows.decoding_jobs()[0].request, PoolTooSmall(str(error)))
         return None
 
-    def _run_decode(self, active: Active, max_forwards: int) -> int:
+    def _run_decode(self, max_forwards: int) -> int:
         """Forwards of decoding rows alone; how many."""
-        if self.loop is None:
-            self._run_decode_once(active)
-            return 1
-        decoded = self.loop.run(
-            self.tree,
-            self.pool.k,
-            self.pool.v,
-            active.handles,
-            active.sampling,
-            active.rules,
-            self.stops.pauses,
-            min(max_forwards, active.num_left),
-        )
-        self._read_trunk(active.slots, decoded.tokens[-1], decoded.hidden, decoded.rows)
-        self.decoding.push_active(decoded.tokens, decoded.logprobs)
-        return len(decoded.tokens)
-
-    def _run_decode_once(self, active: Active) -> None:
-        """One forward of decoding rows alone: their order is the plan's, so that nothing is gathered."""
-        plan = self.tree.plan(active.handles, active.ones)
-        if np.count_nonzero(plan.order != active.indices):
-            active = self.rows.reorder(plan.order)
-        hidden = self._forward(plan, plan.slots)
-        logits = self.lm_head.logits(hidden, active.where)
-        tokens, logprobs = (x.numpy() for x in sample(logits, *active.sampling))
-        self._read_trunk(active.slots, tokens, hidden, active.indices)
-        self.decoding.push_active(tokens[None], logprobs[None])
+        drawn = self.model.decode(self.rows, self.stops.pauses, max_forwards)
+        self._read_trunk(self.rows.active().slots, drawn)
+        self.decoding.push_active(drawn.tokens, drawn.logprobs)
+        return len(drawn.tokens)
 
     def _run_mixed(self, active: Active | None, pieces: list[Piece]) -> None:
         """A forward of pieces, and of the decoding rows beside them."""
@@ -201,18 +200,28 @@ class Runner:
         if unstored:
             slots = slots.copy()
             slots[last_row[unstored]] = -1
-        hidden = self._forward(plan, slots)
+        hidden = self.model.forward(plan, slots)
         self.feeding.bill(pieces, self.lm_head is not None)
         where, owners = self.feeding.score_rows(pieces, first_row[num_decode:].tolist())
-        # By index, not appended: a tip that is dropped half-fed is read again from its start.
-        for (scores, at), score in zip(owners, self._scores(hidden, where), strict=True):
-            scores[at] = score
-        self._draw(active, pieces, last_row, hidden)
+        self._flight = _Flight(pieces, owners, self.model.scores(hidden, where))
+        if self.lm_head is not None:
+            self._land()
+            self._draw(active, pieces, last_row, hidden)
+        elif not self.model.is_asynchronous:
+            self._land()
 
-    def _forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:
-        """Hidden states of all rows of a plan, which knows their tokens; -1 in `slots` stores no KV."""
-        tokens, positions, slots = map(torch.from_numpy, (plan.tokens, plan.positions, slots))
-        return self.decoder.forward(tokens, plan, positions, slots, self.pool.k, self.pool.v)
+    def _land(self) -> None:
+        """Waits for the last forward's scores and hands them out; a verifier's targets are complete then."""
+        flight, self._flight = self._flight, None
+        # By index, not appended: a tip that is dropped half-fed is read again from its start.
+        for (scores, at), score in zip(flight.owners, flight.scores.arrays()[0].tolist(), strict=True):
+            scores[at] = score
+        if self.lm_head is None:
+            for piece in flight.pieces:
+                # Nobody may wait for it any more: its branch has been closed since, or its request has failed.
+                if piece.is_complete and self.feeding.targets.get(piece.target.tip) is piece.target:
+                    self.feeding.complete(piece.target)
+                    self.feeding.finish(piece.target, None)
 
     def _draw(self, active: Active | None, pieces: list[Piece], last_row: np.ndarray, hidden: torch.Tensor) -> None:
         """Samples one token for every decoding row and every row whose source has just been fed."""
@@ -227,37 +236,31 @@ class Runner:
                     read.append(i)
                 complete.append((piece, len(read) - 1))
                 pick += [len(read) - 1] * len(piece.target.samples)
-        where = last_row[read]
-        logits = self.lm_head.logits(hidden, torch.from_numpy(where)) if read and self.lm_head else None
-        for piece, index in complete:
-            self.feeding.finish(piece.target, None if logits is None else logits[index])
         started = [job for piece, _ in complete for job in piece.target.samples]
-        if started:
-            self.decoding.start(started)
-        if not pick:
-            return
         slots = np.array([job.row for job in started], np.int64)
         if active is not None:
             slots = np.concatenate([active.slots, slots])
-        rows = np.array(pick)
-        tokens, logprobs = (x.numpy() for x in sample(logits[torch.from_numpy(rows)], *self.rows.sampling(slots)))
-        self._read_trunk(slots, tokens, hidden, where[rows])
-        self.decoding.push(slots, tokens, logprobs)
+        drawn, logits = None, None
+        if read:
+            needs_logits = any(job.request.wants_logits for piece, _ in complete for job in piece.target.feeds)
+            rows = np.array(pick, np.int64)
+            drawn, logits = self.model.draw(hidden, last_row[read], rows, self.rows.sampling(slots), needs_logits)
+        for piece, index in complete:
+            self.feeding.finish(piece.target, None if logits is None else logits[index])
+        if started:
+            self.decoding.start(started)
+        if pick:
+            self._read_trunk(slots, drawn)
+            self.decoding.push(slots, drawn.tokens[0], drawn.logprobs[0])
 
-    def _read_trunk(self, slots: np.ndarray, tokens: np.ndarray, hidden: torch.Tensor, where: np.ndarray) -> None:
-        """Scores the rows (`where` in `hidden`) that have just drawn a token at which the trunk head is read."""
+    def _read_trunk(self, slots: np.ndarray, drawn: Drawn) -> None:
+        """Scores the rows that have just drawn a token at which the trunk head is read."""
         if self.stops.is_scored is None:
             return
-        marked = np.flatnonzero(self.stops.is_scored[tokens])
-        for i, score in zip(marked, self._scores(hidden, where[marked].tolist()), strict=True):
-            self.rows.jobs[slots[i]].trunk_scores.append(score)
-
-    def _scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
-        """The score head's value at rows of `hidden`."""
-        if not where:
-            return []
-        assert self.score_head is not None, "scores were asked of a model without a score head"
-        return self.score_head.scores(hidden, where)
+        marked = np.flatnonzero(self.stops.is_scored[drawn.tokens[-1]])
+        if len(marked):
+            for i, score in zip(marked, drawn.read_scores(marked), strict=True):
+                self.rows.jobs[slots[i]].trunk_scores.append(score)
 
     # -- memory -----------------------------------------------------------------------------
 

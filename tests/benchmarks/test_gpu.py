@@ -45,9 +45,11 @@ def test_every_stage_says_how_it_went(tmp_path: Path, capsys):
 
 def test_all_stages_fit_their_time_and_write_different_files(tmp_path: Path):
     chosen = stages(tmp_path)
-    assert [stage.name for stage in chosen] == ["build", "tests", "search", "sanitizer", "kernels", "flops_matched"]
+    assert [stage.name for stage in chosen] == [
+        *("build", "tests", "engine", "search", "sanitizer", "decode_steps", "kernels", "flops_matched")
+    ]
     results = [stage.result for stage in chosen if stage.result]
-    assert len(set(results)) == len(results) == 3
+    assert len(set(results)) == len(results) == 4
 
 
 def test_the_gpu_tests_are_not_part_of_an_ordinary_run():

@@ -22,7 +22,7 @@ class Meter:
         runner = llm.runner
         self.shape = runner.shape
         self.num_rows = self.num_keys = self.num_head_rows = 0
-        forward, scores = runner.decoder.forward, runner._scores
+        forward, scores = runner.decoder.forward, runner.model.scores
 
         def counted_forward(token_ids, plan, positions, *rest):
             self.num_rows += len(token_ids)
@@ -35,7 +35,7 @@ class Meter:
 
         runner.decoder.forward = counted_forward
         if runner.lm_head is None:
-            runner._scores = counted_scores
+            runner.model.scores = counted_scores
         else:
             logits = runner.lm_head.logits
 
@@ -44,7 +44,7 @@ class Meter:
                 return logits(hidden, rows)
 
             runner.lm_head.logits = counted_logits
-            run = runner.loop.run
+            run = runner.model.loop.run
 
             def counted_run(tree, k, v, handles, *rest):
                 lengths = sum(map(tree.num_tokens, handles.tolist()))
@@ -55,7 +55,7 @@ class Meter:
                 self.num_keys += num_forwards * lengths + num_branches * num_forwards * (num_forwards - 1) // 2
                 return decoded
 
-            runner.loop.run = counted_run
+            runner.model.loop.run = counted_run
 
     @property
     def flops(self) -> int:

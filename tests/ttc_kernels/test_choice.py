@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import ttc_kernels
-from ttc_kernels.choice import IMPLEMENTATIONS, TABLE, Row, chooser
+from ttc_kernels import choice
+from ttc_kernels.choice import CUDA_OPS, IMPLEMENTATIONS, TABLE, Row, chooser
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = sorted(set(ttc_kernels.OPS) - {"decoder"})  # which packs for a CPU
+CHOICES = [*OPS, "sample_head"]  # which is the folder of sample's second function
 
 
 @dataclass
@@ -23,30 +25,54 @@ class OnGpu:
     num_rows: int = 1
     is_cpu: bool = False
     device: torch.device = torch.device("cuda:0")  # noqa: RUF009  (immutable)
+    dtype: torch.dtype = torch.float32
+    size: int = 32
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_rows, self.size
 
     def __len__(self) -> int:
         return self.num_rows
 
 
 def test_the_table_knows_every_op_on_both_devices():
-    first = [(row.op, row.device) for row in TABLE if row.min_rows == 0]
-    assert sorted(first) == sorted((op, device) for op in OPS for device in ("cpu", "cuda"))
+    first = [(row.op, row.device) for row in TABLE if row.implementation != "cuda" and row.min_rows == 0]
+    assert sorted(first) == sorted((op, device) for op in CHOICES for device in ("cpu", "cuda"))
+    assert {row.op for row in TABLE if row.implementation == "cuda"} == set(CUDA_OPS)
     assert all(row.implementation in IMPLEMENTATIONS for row in TABLE)
     assert all(row.set_by for row in TABLE)
     assert {row.implementation for row in TABLE if row.device == "cpu"} == {"native"}
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", CHOICES)
 def test_choices(op):
     choose = chooser(op)
     assert choose("auto", torch.zeros(1)) == "native"
-    assert choose("auto", OnGpu()) == "triton"
     for impl in IMPLEMENTATIONS:
-        assert choose(impl, torch.zeros(1)) == choose(impl, OnGpu()) == impl
+        if impl != "cuda" or op in CUDA_OPS:
+            assert choose(impl, torch.zeros(1)) == choose(impl, OnGpu()) == impl
+    if op not in CUDA_OPS:
+        assert choose("auto", OnGpu(dtype=torch.bfloat16, size=128)) == "triton"
+        with pytest.raises(ValueError, match=rf"{op}: impl must be 'auto', 'native', 'triton' or .* got 'cuda'"):
+            choose("cuda", OnGpu())
     with pytest.raises(ValueError, match=rf"{op}: impl must be .* got 'fast'"):
         choose("fast", torch.zeros(1))
     with pytest.raises(ValueError, match=rf"{op}: impl 'auto' knows .* got a tensor on meta"):
         choose("auto", torch.zeros(1, device="meta"))
+
+
+def test_cuda_is_chosen_for_what_it_takes_where_it_was_built(monkeypatch, tmp_path):
+    half = OnGpu(dtype=torch.bfloat16, size=128)
+    for is_built, chosen in ((True, "cuda"), (False, "triton")):
+        library = tmp_path / f"{is_built}.so"
+        monkeypatch.setattr(choice, "LIBRARY", library)
+        if is_built:
+            library.touch()
+        assert [chooser(op)("auto", half) for op in CUDA_OPS] == [chosen] * len(CUDA_OPS)
+        for other in (OnGpu(dtype=torch.float32, size=128), OnGpu(dtype=torch.float16, size=96)):
+            assert chooser("tree_attention")("auto", other) == "triton"
+        assert chooser("sample_head")("auto", OnGpu()) == "triton"
 
 
 def test_a_threshold_changes_the_choice():

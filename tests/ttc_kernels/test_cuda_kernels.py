@@ -75,7 +75,7 @@ def attend(lib, inputs: dict, **options) -> torch.Tensor:
     work.update(inputs["plan"], len(q), k.shape[0], k.shape[2])
     for partial in (work.partial, work.partial_lse):
         partial.fill_(float("nan"))
-    return tree_attention(**inputs, out=poisoned(*q.shape, dtype=q.dtype), work=work, lib=lib)
+    return tree_attention(**(inputs | {"plan": work}), out=poisoned(*q.shape, dtype=q.dtype), lib=lib)
 
 
 SHAPES = [(2, 1, 64), (6, 2, 64), (5, 1, 128), (4, 4, 128), (32, 1, 64)]
@@ -134,13 +134,13 @@ def test_one_work_list_serves_changing_plans_at_the_same_addresses(lib):
         case = cases.Case(4, 2, 64, HALF, levels)
         inputs = attention_inputs(case)
         work.update(inputs["plan"], len(inputs["q"]), len(inputs["k_cache"]), 16)
-        assert_attention_agrees(inputs, tree_attention(**inputs, work=work, lib=lib))
+        assert_attention_agrees(inputs, tree_attention(**(inputs | {"plan": work}), lib=lib))
     assert [x.data_ptr() for x in (work.ints, work.partial, work.partial_lse)] == addresses
     plan, num_blocks = cases.Case(4, 2, 64, HALF, ((1, 40), (300, 20))).plan()
     with pytest.raises(RuntimeError, match="may not grow has room for 2000 and 200"):
         work.update(plan, 300, num_blocks, 16)
     with pytest.raises(ValueError, match=r"got \(6, 4, 2, 64"):
-        tree_attention(**(inputs | {"q": inputs["q"][:3]}), work=work, lib=lib)
+        tree_attention(**(inputs | {"q": inputs["q"][:3], "plan": work}), lib=lib)
 
 
 @pytest.mark.parametrize(

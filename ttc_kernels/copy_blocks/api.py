@@ -8,7 +8,7 @@ import torch
 
 from ttc_kernels import _native
 from ttc_kernels.choice import chooser, load_triton
-from ttc_kernels.copy_blocks import reference
+from ttc_kernels.copy_blocks import cuda, reference
 
 choose = chooser("copy_blocks")
 
@@ -19,7 +19,7 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
     Each cache is (num_layers, num_blocks, ...), of any dtype; a block's own elements may be ordered as they
     like (as k_cache's on a CPU), but must lie together. pairs is int32 (n, 2); no block is written twice, and
     none that is written is read; on a GPU pairs may lie on the CPU, which saves a wait. `impl` is "auto" (see
-    choice.py), "native" (CPU), "triton" or "reference". Raises ValueError for anything else.
+    choice.py), "native" (CPU), "triton", "cuda" or "reference". Raises ValueError for anything else.
     """
     impl = choose(impl, caches[0] if len(caches) else pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype is not torch.int32:
@@ -36,6 +36,9 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
         reference.copy_blocks(caches, pairs)
         return
     pairs = pairs.contiguous()
+    if impl == "cuda":
+        cuda.copy_blocks(caches, pairs)
+        return
     layouts = [_block_layout(cache, impl) for cache in caches]
     if impl == "triton":
         if caches:

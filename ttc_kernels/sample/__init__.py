@@ -1,5 +1,6 @@
 """Drawing tokens: temperature, top-k, top-p, min-p, with a counter-based generator."""
 
 from ttc_kernels.sample.api import sample
+from ttc_kernels.sample.head import sample_head
 
-__all__ = ["sample"]
+__all__ = ["sample", "sample_head"]

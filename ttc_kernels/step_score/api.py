@@ -6,7 +6,7 @@ import torch
 
 from ttc_kernels import _native
 from ttc_kernels.choice import DTYPES, chooser, load_triton
-from ttc_kernels.step_score import reference
+from ttc_kernels.step_score import cuda, reference
 
 choose = chooser("step_score")
 
@@ -27,13 +27,13 @@ def step_score(
     """The scores of `rows` of `hidden`, (n,) float32, folded in order into `state[slot]`.
 
     hidden (num_hidden_rows, size), weight (labels, size) and bias (labels,) or None share float32 or
-    bfloat16, in Triton also float16; rows and slot are (n,) int32. One label: its sigmoid. More: the softmax
+    bfloat16, on a GPU also float16; rows and slot are (n,) int32. One label: its sigmoid. More: the softmax
     probability of label `good_index`. state (num_slots, 4) float32 holds the running last, min, product and
     mean, counts (num_slots,) int32 how many scores went into each; both are changed in place, scores of one slot
     going in one after the other. A NaN score is NaN in `last`. `impl` is "auto" (see choice.py), "native" (CPU),
-    "triton" or "reference"; `isa` picks the native build. Raises ValueError for other shapes or types and for a
-    row, slot or good_index out of range, with nothing changed; in Triton, where an error would wait for the
-    device, the score of such a row is NaN, and it and one for such a slot are not folded.
+    "triton", "cuda" or "reference"; `isa` picks the native build. Raises ValueError for other shapes or types and for
+    a row, slot or good_index out of range, with nothing changed; on a GPU, where an error would wait for the device,
+    the score of such a row is NaN, and it and one for such a slot are not folded.
     """
     impl = choose(impl, hidden)
     dtype = hidden.dtype
@@ -64,6 +64,8 @@ def step_score(
     if impl == "triton":
         kernels = load_triton("step_score", hidden)
         return kernels.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
+    if impl == "cuda":
+        return cuda.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
     scores = torch.empty(n, dtype=torch.float32)
     _native.step_score(
         hidden.data_ptr(),

@@ -6,7 +6,7 @@ import torch
 
 from ttc_kernels import _native
 from ttc_kernels.choice import DTYPES, chooser, load_triton
-from ttc_kernels.tree_attention import reference
+from ttc_kernels.tree_attention import cuda, reference
 
 choose = chooser("tree_attention")
 
@@ -26,14 +26,15 @@ def tree_attention(
 
     q is (rows, num_heads, head_dim), rows and heads may be strided (a slice of the fused QKV output); k_cache
     and v_cache are one layer of `kv_cache.allocate`, (num_blocks, num_kv_heads, block_size, head_dim); all
-    float32 or all bfloat16, in Triton also float16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items`
-    and `blocks` are read, and its rows are q's. `out` is (rows, num_heads, head_dim), contiguous, written and
-    returned. head_dim is even and at most 256. In the native kernel the bits of a row depend on its own query and
-    path alone, not on the batch or the threads; in Triton also on how many rows share its nodes.
+    float32 or all bfloat16, on a GPU also float16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items`
+    and `blocks` are read, and its rows are q's; "cuda" also takes a `cuda.AttentionWork` that holds one. `out` is
+    (rows, num_heads, head_dim), contiguous, written and returned. head_dim is even and at most 256. In the native
+    kernel the bits of a row depend on its own query and path alone, not on the batch or the threads; on a GPU also on
+    how many rows share its nodes.
 
-    `impl` is "auto" (see choice.py), "native" (CPU), "triton" (any strides of the caches) or "reference" (any
-    dtype and strides); `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything
-    else, and for a plan that points outside q or the cache.
+    `impl` is "auto" (see choice.py), "native" (CPU), "triton" (any strides of the caches), "cuda" (float16 and
+    bfloat16, head_dim 64 and 128) or "reference" (any dtype and strides); `isa` picks the native build ("portable",
+    "avx2", "avx512"). Raises ValueError for anything else, and for a plan that points outside q or the cache.
     """
     shape, k_shape, dtype = q.shape, k_cache.shape, q.dtype
     if len(shape) != 3 or len(k_shape) != 4 or v_cache.shape != k_shape or shape[2] != k_shape[3]:
@@ -58,6 +59,8 @@ def tree_attention(
     if impl == "triton":
         _check_for_triton(q, k_cache)
         return load_triton("tree_attention", q).tree_attention(q, k_cache, v_cache, plan, scale, out)
+    if impl == "cuda":
+        return cuda.tree_attention(q, k_cache, v_cache, plan, scale, out)
     q_stride, k_stride, v_stride = q.stride(), k_cache.stride(), v_cache.stride()
     is_bf16 = dtype is torch.bfloat16
     if (

@@ -6,6 +6,8 @@ with adjacent head_dim: what `kv_cache.allocate` gives on a GPU (on a CPU its ke
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import torch
 
@@ -47,7 +49,14 @@ class AttentionWork:
 
     def update(self, plan, num_rows: int, num_blocks: int, block_size: int) -> None:
         """Takes a plan over `num_rows` query rows; ValueError for one that points outside the rows or the cache."""
-        work = _native.attention_work(
+        work = self.listed(plan, num_rows, num_blocks, block_size)
+        self._make_room(len(work), int(work[6]))
+        self.num_rows = num_rows
+        self.ints[: len(work)].copy_(self._pinned(work), non_blocking=True)
+
+    def listed(self, plan, num_rows: int, num_blocks: int, block_size: int) -> np.ndarray:
+        """The list of a plan, int32, for whoever uploads it with other things; int 6 counts its partial results."""
+        return _native.attention_work(
             plan.items,
             plan.blocks,
             num_rows,
@@ -58,9 +67,16 @@ class AttentionWork:
             self.num_wanted,
             self.split_tokens,
         )
-        self._make_room(len(work), int(work[6]))
-        self.num_rows = num_rows
-        self.ints[: len(work)].copy_(self._pinned(work), non_blocking=True)
+
+    def read_from(self, ints: torch.Tensor, num_rows: int) -> None:
+        """The list of `num_rows` query rows is in `ints` from now on, where somebody else puts it (`listed`)."""
+        self.ints, self.num_rows = ints, num_rows
+
+    def grow_slots(self, num_slots: int) -> bool:
+        """Makes room for so many partial results; whether their buffers have new addresses."""
+        before = self.partial
+        self._make_room(0, num_slots)
+        return self.partial is not before
 
     def _pinned(self, work: np.ndarray) -> torch.Tensor:
         """The list where the GPU can fetch it; torch keeps the memory until it has."""
@@ -95,23 +111,21 @@ def tree_attention(
     scale: float,
     out: torch.Tensor | None = None,  # (rows, num_heads, head_dim)
     *,
-    work: AttentionWork | None = None,
     lib: Library | None = None,
 ) -> torch.Tensor:
     """`reference.tree_attention` in two launches.
 
-    `work` holds the plan already (`plan` is then not read); without it a list is made for this call. Raises
-    ValueError for what the kernel does not have, RuntimeError where a launch fails.
+    `plan` may be an AttentionWork, which holds one already; else its list is made at the first call and uploaded once
+    for as long as the plan lives. Raises ValueError for what the kernel does not have, RuntimeError where a launch
+    fails.
     """
     lib = lib or library()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     device = lib.check_device("tree_attention", q=q, k_cache=k_cache, v_cache=v_cache, out=out)
     _check(q, k_cache, v_cache, out)
     num_rows, num_heads, head_dim = q.shape
-    num_blocks, num_kv_heads, block_size, _ = k_cache.shape
-    if work is None:
-        work = AttentionWork(num_heads, num_kv_heads, head_dim, device)
-        work.update(plan, num_rows, num_blocks, block_size)
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    work = plan if isinstance(plan, AttentionWork) else _work_of(plan, q, k_cache)
     expected = (num_rows, num_heads, num_kv_heads, head_dim, device)
     held = (work.num_rows, work.num_heads, work.num_kv_heads, work.head_dim, work.ints.device)
     if held != expected:
@@ -142,6 +156,21 @@ def tree_attention(
         scale,
     )
     return out
+
+
+_WORK: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by plan, then by what else decides
+
+
+def _work_of(plan, q: torch.Tensor, k_cache: torch.Tensor) -> AttentionWork:
+    """The work of a plan, in which all layers of a forward find it; ValueError for one that points outside."""
+    (num_rows, num_heads, head_dim), (num_blocks, num_kv_heads, block_size, _) = q.shape, k_cache.shape
+    known = _WORK.setdefault(plan, {})
+    key = (num_rows, num_heads, num_kv_heads, head_dim, num_blocks, block_size, q.device)
+    if key not in known:
+        work = AttentionWork(num_heads, num_kv_heads, head_dim, q.device)
+        work.update(plan, num_rows, num_blocks, block_size)
+        known[key] = work
+    return known[key]
 
 
 def _check(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, out: torch.Tensor) -> None:

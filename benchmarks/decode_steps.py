@@ -1,0 +1,140 @@
+"""How long a decode step takes, against its floor: the weights and the unique KV read once at the copy bandwidth.
+
+    python -m benchmarks.decode_steps --device cuda --json out/decode_steps.json
+
+A prompt is forked into a batch of branches, which then decode side by side; nothing stops them. Random weights in the
+shape of Qwen2.5-1.5B in bfloat16 on a GPU, the home policy in float32 on a CPU. Rows: `batch, is_scored` (a trunk head
+is read in every step), `has_graphs, seconds` (median of a step, host and device), `floor_seconds, times_floor,
+tokens_per_second`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.clock import Clock, check_device, copy_bandwidth, machine
+from benchmarks.hardware import Bystanders, commit
+from benchmarks.random_models import save_random
+from engine.model import HOME, ScoreHead
+from engine.runtime import LLM
+from engine.runtime.device_model import DeviceModel
+from engine.types import Sampling
+
+BATCHES = (1, 16, 64, 256)
+WARMUP = 8  # steps: the prompt, what is compiled, and what is captured
+
+
+@dataclass(frozen=True)
+class Row:
+    """The step of one batch."""
+
+    batch: int
+    is_scored: bool
+    has_graphs: bool
+    seconds: float
+    floor_seconds: float
+    times_floor: float
+    tokens_per_second: float
+
+
+def load(folder: Path, device: str, dtype: str, *, is_scored: bool, num_blocks: int) -> LLM:
+    """A policy, with a random trunk head where it `is_scored`."""
+    llm = LLM.load(folder, device=device, dtype=dtype, max_batch=max(BATCHES), num_blocks=num_blocks)
+    runner = llm.runner
+    runner.stops.is_eos[:-1] = False  # before any rule is made: a branch ends at its limit alone
+    if is_scored:
+        weight = torch.zeros_like(runner.decoder.embedding[:1])
+        runner.score_head = runner.model.score_head = ScoreHead(weight, None, 0)
+        runner.stops.score_at(llm.token_mask(["\n"]))
+    return llm
+
+
+def step_times(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> list[float]:
+    """Seconds of each step of a batch, after the warm-up: one tick of the runner, up to the tokens on the host."""
+    runner = llm.runner
+    root = llm.open([5 + i % 7 for i in range(num_prompt)])
+    branches = root.fork(batch)
+    request = llm.sample(branches, list(range(batch)), Sampling(temperature=1.0), (), num_steps + WARMUP)
+    times: list[float] = []
+    while not request.is_done:
+        start = time.perf_counter()
+        runner.tick(1)
+        times.append(time.perf_counter() - start)
+    if request.error is not None:
+        raise request.error
+    for branch in (*branches, root):
+        branch.close()
+    return times[WARMUP:]
+
+
+def floor_bytes(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> float:
+    """Weights that multiply, and the unique KV of a step in the middle of the run."""
+    shape = llm.config.shape()
+    size = llm.runner.decoder.dtype.itemsize
+    pool = llm.runner.pool
+    num_tokens = num_prompt + batch * (WARMUP + num_steps // 2)
+    return shape.num_matmul_params * size + num_tokens * pool.bytes_per_block / pool.tree.block_size
+
+
+def measure(llm: LLM, batch: int, is_scored: bool, rate: float, num_prompt: int, num_steps: int) -> Row:
+    """The row of one batch; `rate` is in bytes a second."""
+    times = step_times(llm, batch, num_prompt, num_steps)
+    seconds = statistics.median(times)
+    floor = floor_bytes(llm, batch, num_prompt, num_steps) / rate
+    model = llm.runner.model
+    has_graphs = isinstance(model, DeviceModel) and any(step.graph is not None for step in model._steps.values())
+    return Row(batch, is_scored, has_graphs, seconds, floor, seconds / floor, batch / seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_steps", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--policy", type=Path, help="a folder in the place of random weights, or of the home policy")
+    parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 on a GPU by default")
+    parser.add_argument("--num-prompt", type=int, default=512, help="tokens that all branches share")
+    parser.add_argument("--num-steps", type=int, default=64)
+    parser.add_argument("--json", type=Path, help="write the report to this file")
+    args = parser.parse_args(arguments)
+    try:
+        check_device(args.device)
+    except ValueError as error:
+        print(f"error: {error}")
+        return 2
+    bystanders, rate = Bystanders(), 1e9 * copy_bandwidth(Clock(args.device))
+    dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    report = {"hardware": machine(args.device), "commit": commit(), "dtype": dtype, "copy_gbps": rate / 1e9, "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        policy = args.policy or (HOME / "policy" if args.device == "cpu" else save_random("qwen2.5-1.5b", Path(folder)))
+        per_branch = 2 + (WARMUP + args.num_steps) // 16
+        num_blocks = 8 + args.num_prompt // 16 + max(BATCHES) * per_branch
+        for is_scored in (False, True):
+            llm = load(policy, args.device, dtype, is_scored=is_scored, num_blocks=num_blocks)
+            for batch in BATCHES:
+                row = measure(llm, batch, is_scored, rate, args.num_prompt, args.num_steps)
+                report["rows"].append(asdict(row))
+                print(
+                    f"batch {batch:4}, {'scored' if is_scored else 'plain':6}: {row.seconds * 1e3:8.3f} ms a step, "
+                    f"{row.times_floor:5.2f} times the floor, {row.tokens_per_second:9,.0f} tokens/s"
+                    f"{', graphs' if row.has_graphs else ''}",
+                    flush=True,
+                )
+    report["hardware"]["others_share"] = bystanders.share()
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""One token for each decoding row, in buffers that keep their addresses, so that a CUDA graph of it can be replayed
+while the tree forks and prunes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from engine.runtime.graph import Graph
+from ttc_kernels._native import Plan
+from ttc_kernels.tree_attention import implementation
+from ttc_kernels.tree_attention.cuda import AttentionWork
+
+if TYPE_CHECKING:
+    from engine.runtime.device_model import DeviceModel
+
+MIN_SIZE = 16  # rows
+# Each a row of `size` int32 in the buffer, floats by their bits; the keys, of 64 bits, take the last two.
+_TOKENS, _POSITIONS, _SLOTS, _DRAW_AT, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _KEYS = range(9)
+_NUM_FIELDS = 10
+_NUM_INTS, _NUM_SLOTS = 1 << 14, 1 << 10  # room for the first work list, and its partial results
+
+
+def padded_size(num_rows: int) -> int:
+    """The rows of a step for so many: 16, 32, 48, 64, 96, 128, 192, 256, ...: a power of two, or one and a half."""
+    size = MIN_SIZE
+    while size < num_rows:
+        size *= 2
+    between = size // 4 * 3
+    return between if between >= num_rows and between % MIN_SIZE == 0 else size
+
+
+class DecodeStep:
+    """Decodes up to `size` rows. Rows past those at hand are padding: they store nothing and see nothing.
+
+    Everything a plan changes comes in one copy: the rows' tokens, positions, slots and how they are drawn, and behind
+    them the attention's work list, whose counts the kernels read on the device. That is so where attention runs in
+    CUDA and no layer has a window; else the plan is read on the host in every launch, and there is no graph.
+    """
+
+    def __init__(self, model: DeviceModel, size: int, is_filtered: bool):
+        self.model, self.size, self.is_filtered = model, size, is_filtered
+        config, k = model.decoder.config, model.pool.k
+        query = k.new_empty(size, config.num_heads, config.head_dim)
+        has_windows = any(config.window(i) is not None for i in range(config.num_layers))
+        self.work: AttentionWork | None = None
+        if implementation(model.impl, query) == "cuda" and not has_windows:
+            heads = config.num_heads, config.num_kv_heads, config.head_dim
+            self.work = AttentionWork(*heads, k.device, num_ints=0, num_slots=_NUM_SLOTS)
+        self.graph: Graph | None = None
+        self._blank = np.zeros((_NUM_FIELDS, size), np.int32)
+        self._blank[_SLOTS] = -1
+        self._blank[_TOP_P] = np.float32(1).view(np.int32)
+        self.drawn = torch.empty(3, size, dtype=torch.int32, device=k.device)  # tokens, log-probabilities, scores
+        self.every_row = torch.arange(size, dtype=torch.int32, device=k.device)
+        self._place(_NUM_INTS if self.work is not None else 0)
+
+    def run(self, plan: Plan, sampling: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(3, size) int32: tokens, and by their bits log-probabilities and scores; the next run overwrites it.
+
+        `sampling` is on the CPU, in the plan's order.
+        """
+        self._load(plan, sampling)
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.work is None:
+            self._launch(plan)
+        else:
+            self._launch(self.work)
+            if self.model.make_graph is not None:
+                self.graph = self.model.make_graph(lambda: self._launch(self.work))
+        return self.drawn
+
+    def _load(self, plan: Plan, sampling: Sequence[torch.Tensor]) -> None:
+        """Puts a plan into the buffers."""
+        num, fields = len(plan.tokens), _NUM_FIELDS * self.size
+        work = self._listed(plan)
+        staged = self.model.transfers.staged(4 * (fields + len(work))).view(torch.int32)
+        host = staged.numpy()
+        host[:fields], host[fields:] = self._blank.reshape(-1), work
+        grid = host[:fields].reshape(_NUM_FIELDS, self.size)
+        keys, positions, temperature, top_k, top_p, min_p = (x.numpy() for x in sampling)
+        for field, column in (
+            (_TOKENS, plan.tokens),
+            (_POSITIONS, plan.positions),
+            (_SLOTS, plan.slots),
+            (_DRAW_AT, positions),
+            (_TEMPERATURE, temperature),
+            (_TOP_K, top_k),
+            (_TOP_P, top_p),
+            (_MIN_P, min_p),
+        ):
+            grid[field, :num] = column.view(np.int32)
+        grid[_KEYS:].reshape(-1).view(np.int64)[:num] = keys
+        self.ints[: len(host)].copy_(staged, non_blocking=True)
+
+    def _listed(self, plan: Plan) -> np.ndarray:
+        """The attention's work list; the buffers grow where it does not fit, and a graph over them is made anew."""
+        if self.work is None:
+            return np.zeros(0, np.int32)
+        _, num_blocks, _, block_size, _ = self.model.pool.k.shape
+        work = self.work.listed(plan, self.size, num_blocks, block_size)
+        room = len(self.ints) - _NUM_FIELDS * self.size
+        if self.work.grow_slots(int(work[6])):
+            self.graph = None
+        if len(work) > room:
+            self.graph = None
+            self._place(2 * len(work))
+        return work
+
+    def _place(self, num_ints: int) -> None:
+        """Makes the buffer, with room for a work list of so many, and its views."""
+        size, fields = self.size, _NUM_FIELDS * self.size
+        self.ints = torch.zeros(fields + num_ints, dtype=torch.int32, device=self.drawn.device)
+        rows = self.ints[: _KEYS * size].view(_KEYS, size)
+        self.tokens, self.positions, self.slots = rows[_TOKENS], rows[_POSITIONS], rows[_SLOTS]
+        temperature, top_p, min_p = (rows[i].view(torch.float32) for i in (_TEMPERATURE, _TOP_P, _MIN_P))
+        keys = self.ints[_KEYS * size : fields].view(torch.int64)
+        self.sampling = (keys, rows[_DRAW_AT], temperature, rows[_TOP_K], top_p, min_p)
+        if self.work is not None:
+            self.work.read_from(self.ints[fields:], size)
+
+    def _launch(self, attended: Plan | AttentionWork) -> None:
+        """All of the step, on what the buffers hold."""
+        model, caches = self.model, (self.model.pool.k, self.model.pool.v)
+        hidden = model.decoder.forward(self.tokens, attended, self.positions, self.slots, *caches)[: self.size]
+        tokens, logprobs = model.lm_head.draw(hidden, self.sampling, self.is_filtered)
+        self.drawn[0].copy_(tokens)
+        self.drawn[1].view(torch.float32).copy_(logprobs)
+        if model.score_head is not None:
+            scores = model.score_head.score(hidden, self.every_row, model.impl)
+            self.drawn[2].view(torch.float32).copy_(scores)

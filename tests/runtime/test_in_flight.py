@@ -1,0 +1,82 @@
+"""A verifier's forward that runs beside the policy's, as on a GPU: started in one tick, read in a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from engine import BeamSearch, Engine, Sampling
+from engine.model import Placement
+from engine.runtime.device_model import DeviceModel
+from engine.runtime.transfers import Fetch
+from tests.runtime.builders import PROBLEMS, assert_idle, fingerprint, load_llm
+
+ON_CPU = Placement(torch.device("cpu"), "native")
+
+
+class LateFetch(Fetch):
+    """Is there when it has been asked so many times, or waited for."""
+
+    num_polls = 0
+    max_polls = 3
+
+    @property
+    def is_there(self) -> bool:
+        self.num_polls += 1
+        return self.num_polls > self.max_polls
+
+
+class LateModel(DeviceModel):
+    """A verifier whose scores come later; `num_meanwhile` counts the policy's forwards until then."""
+
+    is_asynchronous = True
+
+    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> Fetch:
+        return LateFetch([torch.from_numpy(super().scores(hidden, where).arrays()[0])], None)
+
+
+def engine_of(folders, model: type[DeviceModel]) -> Engine:
+    policy, prm = (load_llm(folder, device=ON_CPU) for folder in (folders.policy, folders.prm))
+    runner = prm.runner
+    runner.model = model(runner.decoder, runner.pool, None, runner.score_head)
+    return Engine(policy, prm=prm)
+
+
+def test_the_policy_goes_on_and_results_are_the_same(folders):
+    options = {"sampling": Sampling(temperature=0.8), "max_tokens": 30, "seed": 4}
+    found = []
+    for model in (DeviceModel, LateModel):
+        engine = engine_of(folders, model)
+        policy, prm = engine.policy.runner, engine.prm.runner
+        tick, beside = policy.tick, [0]
+
+        def counted(max_forwards: int = 1, prm=prm, tick=tick, beside=beside) -> None:
+            beside[0] += prm.is_in_flight
+            tick(max_forwards)
+
+        policy.tick = counted
+        found.append([fingerprint(result) for result in engine.search(PROBLEMS, BeamSearch(2), 4, **options)])
+        assert_idle(policy, prm)
+        assert (beside[0] > 0) == (model is LateModel)
+    assert found[0] == found[1]
+
+
+def test_a_branch_closed_in_flight_is_forgotten(folders):
+    prm = engine_of(folders, LateModel).prm
+    first, second = prm.open("1+2\n"), prm.open("3+4\n")
+    request = prm.append([first], [[5, 6]], [[1]], purpose="verified")
+    other = prm.append([second], [[5, 6]], [[1]], purpose="verified")
+    prm.runner.tick()
+    assert prm.runner.is_in_flight
+    assert not request.is_done
+    first.close()
+    prm.run(other)
+    assert not request.is_done
+    prompt = engine_of(folders, DeviceModel).prm
+    alone = prompt.append([prompt.open("3+4\n")], [[5, 6]], [[1]], purpose="verified")
+    prompt.run(alone)
+    assert other.scores == [pytest.approx(alone.scores[0], abs=1e-6)]
+    second.close()
+    assert_idle(prm.runner)

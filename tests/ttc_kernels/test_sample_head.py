@@ -1,0 +1,56 @@
+"""sample_head: the draw of `sample` from the LM head's logits, whoever computes them."""
+
+import pytest
+import torch
+
+from tests.ttc_kernels.cuda_library import emulated
+from tests.ttc_kernels.test_cuda_kernels import head_inputs
+from ttc_kernels.sample import cuda, head, sample, sample_head
+from ttc_kernels.sample.cases import FILTERS
+
+
+def inputs_of(rows: int, vocab: int, dtype: torch.dtype = torch.float32, **filters: float) -> dict:
+    inputs = head_inputs(rows, 24, vocab, dtype)
+    columns = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
+    for name, value in columns.items():
+        dtype = torch.int32 if name == "top_k" else torch.float32
+        inputs[name] = torch.full((rows,), value, dtype=dtype)
+    return inputs
+
+
+@pytest.mark.parametrize("impl", ["auto", "native", "reference", "triton"])
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_it_is_sample_of_the_product(impl, filters):
+    inputs = inputs_of(5, 40, **filters)
+    tokens, logprobs = sample_head(**inputs, impl=impl)
+    hidden, weight = inputs.pop("hidden"), inputs.pop("weight")
+    expected = sample(hidden @ weight.t(), **inputs, impl="reference")
+    assert torch.equal(tokens, expected[0])
+    torch.testing.assert_close(logprobs, expected[1], atol=1e-4, rtol=0)
+
+
+def test_cuda_has_no_filters_and_auto_goes_around_it(monkeypatch):
+    """With filters "auto" draws by logits and `sample`; a request for CUDA raises."""
+    monkeypatch.setattr(cuda, "library", emulated)
+    monkeypatch.setattr(head, "choose", lambda impl, x: "cuda")
+    inputs = inputs_of(5, 40, torch.float16)
+    calls = []
+    monkeypatch.setattr(head, "sample", lambda *args, **options: calls.append(options) or sample(*args))
+    fused = sample_head(**inputs, is_filtered=False)
+    assert not calls
+    unfused = sample_head(**inputs, is_filtered=True)
+    assert calls == [{"impl": "auto"}]
+    assert torch.equal(fused[0], unfused[0])
+    torch.testing.assert_close(fused[1], unfused[1], atol=2e-2, rtol=0)
+    with pytest.raises(ValueError, match="impl 'cuda' has no filters"):
+        sample_head(**inputs, is_filtered=True, impl="cuda")
+
+
+def test_refuses_what_does_not_fit():
+    inputs = inputs_of(5, 40)
+    with pytest.raises(ValueError, match=r"got \(5, 24\) torch.float32, \(40, 24\) torch.float16"):
+        sample_head(**(inputs | {"weight": inputs["weight"].half()}))
+    with pytest.raises(ValueError, match=r"\(5, 23\)"):
+        sample_head(**(inputs | {"hidden": inputs["hidden"][:, :23]}))
+    with pytest.raises(ValueError, match=r"sample_head: impl must be .* got 'fast'"):
+        sample_head(**inputs, impl="fast")
