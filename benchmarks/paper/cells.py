@@ -137,7 +137,7 @@ def seeds_at(settings: Settings, budget: int) -> tuple[int, ...]:
 
 
 def tier(cell: Cell, settings: Settings) -> tuple[int, int]:
-    """Small budgets with all seeds; the next ones with their first seed; the leading series at the largest; the rest."""
+    """Small budgets with all seeds; the next with the first; the leading series at the largest; the rest."""
     seed = settings.seeds.index(cell.seed)
     if cell.budget <= 16:
         return 0, 0

@@ -92,7 +92,7 @@ def run_orm(
     device: Device = "cpu",
 ) -> None:
     """Trains the verifier of whole answers, with and without earlier attempts before them."""
-    _check_device(device)
+    resolve_device(device)
     figures = train_orm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
     typer.echo(f"orm trained, {_shown(figures)}: {out}")
 
