@@ -138,7 +138,8 @@ def test_formats_that_do_not_fit(ttc, models, judges, tmp_path):
     refused("--orm", judges["qwen-rm"], parts=("--orm has no effect",), verifier=None)
     refused("--verifier", "orm", *BEST, parts=("needs --orm",), verifier=None)
     refused("--verifier", "orm", "--orm", judges["qwen-rm"], "--strategy", "beam", parts=("best-of-n",), verifier=None)
-    refused("--verifier", "orm", "--orm", models.prm, *BEST, parts=("not a verifier of answers",), verifier=None)
+    not_an_orm = ("--verifier", "orm", "--orm", judges["qwen-prm"])
+    refused(*not_an_orm, *BEST, parts=("not a verifier of answers",), verifier=None)
 
 
 def test_a_run_goes_on_with_the_same_spec_only(search, ttc, models, judges, tmp_path):

@@ -11,7 +11,7 @@ PLAIN = {"layout": "text", "tag": "\n", "score_at": "tag", "head": {"kind": "lm-
 
 
 def test_all_formats_are_built_in():
-    assert set(built_in_names()) == {"home", *FORMATS}
+    assert set(built_in_names()) == {"home", "home-orm", *FORMATS}
     assert [spec.name for spec in built_in_specs()] == built_in_names()
 
 
@@ -56,7 +56,7 @@ def test_a_file_of_ones_own(tmp_path):
         (PLAIN | {"detect": [{"tensor": "x"}]}, "detect needs the field 'architecture'"),
         ({"layout": "tokens", "score_at": "tag", "head": {"kind": "classification"}}, "needs a tag"),
         ({"base": "home", "tag": "x"}, "tag has no effect with layout 'tokens'"),
-        ({"base": "home", "judges": "answers"}, "layout 'tokens' is for steps"),
+        ({"base": "home-orm", "tag": "x"}, "tag has no effect with layout 'tokens'"),
     ],
 )
 def test_a_spec_that_says_nothing_sensible(raw, words):
@@ -86,5 +86,5 @@ def test_a_file_that_is_no_spec(tmp_path, content, words):
 
 
 def test_a_name_that_is_none():
-    with pytest.raises(ValueError, match="'math-shep' is neither a file nor one of home, math-shepherd"):
+    with pytest.raises(ValueError, match="'math-shep' is neither a file nor one of home, home-orm, math-shepherd"):
         load_spec("math-shep")
