@@ -18,6 +18,7 @@ from engine import BestOfN, Engine, Majority, SearchResult
 from engine.engine import DEFAULT_SAMPLING
 from engine.tasks import take_problems
 from engine.types import GREEDY
+from engine.verifiers.figures import auc
 
 
 def fifths(values: Sequence[float]) -> list[float]:
@@ -62,15 +63,8 @@ def verifier_figures(engine: Engine, results: Sequence[SearchResult]) -> dict:
         "first wrong steps": len(first_wrong),
         "mean score of right steps": sum(good) / max(1, len(good)),
         "mean score of first wrong steps": sum(first_wrong) / max(1, len(first_wrong)),
-        "step auc": _auc(good, first_wrong),
+        "step auc": auc([*good, *first_wrong], [True] * len(good) + [False] * len(first_wrong)),
     }
-
-
-def _auc(good: Sequence[float], bad: Sequence[float]) -> float:
-    """Probability that a right step is scored above a wrong one."""
-    ranked = sorted([(score, 1) for score in good] + [(score, 0) for score in bad])
-    ranks = sum(rank for rank, (_, is_good) in enumerate(ranked, start=1) if is_good)
-    return (ranks - len(good) * (len(good) + 1) / 2) / max(1, len(good) * len(bad))
 
 
 def main() -> None:

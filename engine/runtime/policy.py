@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import chain
 
 from engine.accounting import Ledger
+from engine.prompts.histories import after_attempts
 from engine.runtime.llm import LLM, Branch
 from engine.runtime.requests import Sampled
 from engine.runtime.steps import StepEnds
@@ -48,9 +48,8 @@ class ModelPolicy:
             llm.runner.stops.score_at(self.step_ends.score_mask)
 
     async def open(self, prompt: str, *, ledger: Ledger, history: Sequence[tuple[Step, ...]] = ()) -> Branch:
-        ids = self.encode(prompt)
-        before = [[*ids, *attempt_ids(attempt, self.llm)] for attempt in history]
-        return self.llm.open([*chain.from_iterable(before), *ids], ledger=ledger)
+        attempts = [attempt_ids(attempt, self.llm) for attempt in history]
+        return self.llm.open(after_attempts(self.encode(prompt), attempts), ledger=ledger)
 
     def ask_again(self, branch: Branch, prompt: str) -> None:
         closing = missing_end(branch.tip.tokens, self.llm)

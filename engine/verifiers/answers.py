@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from engine.accounting import Ledger
+from engine.prompts.histories import after_attempts
 from engine.runtime import Branch
 from engine.runtime.policy import attempt_ids, missing_end
 from engine.types import Problem, Step
@@ -16,9 +17,9 @@ class AnswerBranch:
     """The live branch, and the answers in it: each stands after the prompt."""
 
     def __init__(self, prompt: list[int], live: Branch, held: Sequence[list[int]], is_answered: bool):
-        self.prompt, self.live, self.is_answered = prompt, live, is_answered
+        self.prompt, self.live = prompt, live
         self.held = held  # ids of answers, oldest first
-        # is_answered: nothing stands after the last of them; else the prompt does
+        self.is_answered = is_answered  # nothing stands after the last of them; else the prompt does
 
     def fork(self, num_branches: int) -> list[AnswerBranch]:
         """Raises ValueError once closed, as the live branch does."""
@@ -76,8 +77,8 @@ class AnswerVerifier(PRMVerifier):
                 break
             count += 1
         held = held[len(held) - count :]
-        ids = [token for answer in held for token in (*prompt, *answer)]
-        return AnswerBranch(prompt, self.llm.open([*ids, *prompt], ledger=ledger, purpose="verified"), held, False)
+        live = self.llm.open(after_attempts(prompt, held), ledger=ledger, purpose="verified")
+        return AnswerBranch(prompt, live, held, is_answered=False)
 
     def _attempt_ids(self, steps: Sequence[Step]) -> list[int]:
         if self.shares_tokens:
