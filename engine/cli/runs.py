@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.cli.progress import RunProgress
 from engine.reports import RunLedger, open_run
 from engine.reports.rows import Row
+from engine.interrupts import Uninterrupted
 
 # From the positions that are still to be done, to (position, row) in any order.
 MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
@@ -36,8 +37,9 @@ def run_rows(
             with RunProgress(label, num_total, done.values()) as progress:
                 todo = [index for index in range(num_total) if index not in done]
                 for index, row in make_rows(todo) if todo else ():
-                    ledger.append(index, row)
-                    progress.add(row)
+                    with Uninterrupted():
+                        ledger.append(index, row)
+                        progress.add(row)
             if write is None:
                 ledger.write_rows(out, num_expected=num_total)
             note = "" if write is None else write(ledger)

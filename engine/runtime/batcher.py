@@ -6,6 +6,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.interrupts import Uninterrupted
 from engine.runtime.requests import Request
 from engine.runtime.runner import MAX_FORWARDS, Runner
 
@@ -36,13 +37,15 @@ class Batcher:
         """Yields (index, result) as searches end; `rows_each` is how many branches each may sample at once.
 
         An error in a search ends it alone: it is yielded in the place of its result. Searches that
-        are still running when the iterator is closed are closed with it.
+        are still running when the iterator is closed are closed with it, as they are on Ctrl-C, which
+        takes effect between two forwards: the models can be used again after it.
         """
         policy = self.runners[0]
         max_active = max(1, -(-2 * policy.rows.max_rows // rows_each))
         waiting: list[_Task] = []
         pending = enumerate(searches)
         is_exhausted = False
+        uninterrupted = Uninterrupted()
         try:
             while True:
                 while not is_exhausted and len(waiting) < max_active and self._has_blocks(rows_each, bool(waiting)):
@@ -54,14 +57,17 @@ class Batcher:
                         waiting.append(task)
                 ready = [task for task in waiting if task.waits_for is None or task.waits_for.is_done]
                 for task in ready:
-                    ended, value = self._wake(task)
+                    with uninterrupted:
+                        ended, value = self._wake(task)
+                        if ended:
+                            waiting.remove(task)
                     if ended:
-                        waiting.remove(task)
                         yield task.index, value
                 if not ready:
                     if not waiting:
                         return
-                    self.tick()
+                    with uninterrupted:
+                        self.tick()
         finally:
             for task in waiting:
                 task.search.close()

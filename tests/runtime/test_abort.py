@@ -1,7 +1,11 @@
 """A search that is given up anywhere leaves nothing behind."""
 
+import signal
+import sys
+
 import pytest
 
+from engine.interrupts import Uninterrupted
 from engine.runtime import Batcher
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
 
@@ -76,6 +80,73 @@ def test_results_abandoned_after_any_problem(folders):
         results.close()
         assert_idle(*runners(engine))
     assert [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)] == want
+
+
+@pytest.fixture
+def default_sigint():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_at_any_call_leaves_the_engine_usable(folders, default_sigint):
+    """The signal arrives at calls all over a search, forwards and the wake-ups of searches among them."""
+    engine = load_engine(folders)
+    strategy = BeamSearch(width=2)
+    want = [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)]
+
+    def interrupted(at: int) -> bool:
+        """Whether a search came so far: the signal arrives at its `at`-th call of a Python function."""
+        calls = 0
+
+        def count(_frame, event, _argument):
+            nonlocal calls
+            calls += event == "call"
+            if calls == at:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+        results = engine.search_iter(PROBLEMS, strategy, 4, **OPTIONS)
+        sys.setprofile(count)
+        try:
+            for _ in results:
+                pass
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+            results.close()
+        return False
+
+    at = 1
+    while interrupted(at):
+        assert_idle(*runners(engine))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        at += 97
+    assert at > 97 * 20
+    assert [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)] == want
+
+
+def test_a_second_ctrl_c_is_not_held_back(default_sigint):
+    reached = []
+    with pytest.raises(KeyboardInterrupt), Uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        reached.append(1)
+        signal.raise_signal(signal.SIGINT)
+        reached.append(2)
+    assert reached == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_program_is_left_alone():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        with Uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            assert seen == [1]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("fails_at", range(6))
