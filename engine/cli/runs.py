@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.cli.progress import RunProgress
+from engine.interrupts import Uninterrupted
 from engine.reports import RunLedger, open_run
 from engine.reports.rows import Row
-from engine.interrupts import Uninterrupted
 
 # From the positions that are still to be done, to (position, row) in any order.
 MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
