@@ -19,6 +19,7 @@ from rich.console import Console
 
 from engine.cli.env import machine_facts
 from engine.cli.errors import run_app
+from engine.cli.numbers import parse_numbers
 from engine.cli.progress import RunProgress
 from engine.engine import Engine
 from engine.reports import compare, result_row, row_line, summarize, terminal_table, write_report
@@ -62,10 +63,7 @@ def demo(
 
 def parse_seeds(text: str) -> list[int]:
     """Distinct integers from `0,1,2`. Raises ValueError for anything else."""
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"seeds must be integers with commas between them, got {text!r}") from None
+    seeds = parse_numbers("seeds", text, int)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be distinct, got {text!r}")
     return seeds

@@ -1,6 +1,6 @@
 """A small model that searches against a larger one's greedy answer, at equal FLOPs (Snell et al. 2024, section 7).
 
-    python -m benchmarks.flops_matched --exchange --large out/large --json out/exchange.json
+    python -m benchmarks.flops_matched --exchange --json out/exchange.json
 
 A policy of M times the parameters costs M times more in pretraining and in use. For a ratio R of inference to
 pretraining tokens the small one may sample `Exchange.num_generations` answers per question for the same total, by
@@ -29,6 +29,7 @@ from rich.table import Table
 from benchmarks.hardware import commit, hardware, versions
 from engine import Engine, Majority, Problem
 from engine.accounting import Exchange
+from engine.cli.numbers import parse_numbers
 from engine.cli.strategies import calibration_file
 from engine.model import read_config, resolve_folder
 from engine.reports.statistics import bootstrap_interval
@@ -37,12 +38,9 @@ from engine.search import Strategy
 from engine.tasks import take_problems
 from engine.types import GREEDY
 
+LARGE = Path(__file__).resolve().parent / "checkpoints" / "large"  # what `make large` trains
 # R = D_inf / D_pre as in the paper, by its version.
 RATIOS = {"arxiv": (0.16, 0.79, 22.0), "iclr": (0.08, 0.40, 11.0)}
-TRAINING = (
-    "`make large` trains one of 14 times the home policy's parameters (or `ttc train policy --hidden-size 256 "
-    "--num-layers 12 --num-heads 8 --num-kv-heads 2 --bf16 --learning-rate 1e-3 --out out/large`)"
-)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -51,7 +49,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--large", help="folder of the larger policy")
+    parser.add_argument("--large", default=str(LARGE), help="folder of a larger policy, by default the shipped one")
     parser.add_argument("--policy", default="home", help="the small one")
     parser.add_argument("--prm", help="by default the shipped one, with the shipped policy")
     parser.add_argument("--calibration", default="home", help="of compute-optimal")
@@ -64,17 +62,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--json", type=Path, help="where the report goes")
     args = parser.parse_args(arguments)
-    if args.large is None:
-        parser.error(f"--large names the folder of a larger policy, got none: {TRAINING}")
     for name in ("max_generations", "num_problems", "num_bin_samples"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    for name, kind in (("seeds", int), ("token_ratios", float)):
-        try:
-            text = getattr(args, name)
-            setattr(args, name, None if text is None else [kind(part) for part in text.split(",")])
-        except ValueError:
-            parser.error(f"--{name.replace('_', '-')} must be numbers with commas between, got {text!r}")
+    try:
+        args.seeds = parse_numbers("--seeds", args.seeds, int)
+        args.token_ratios = args.token_ratios and parse_numbers("--token-ratios", args.token_ratios, float)
+    except ValueError as error:
+        parser.error(str(error))
     args.strategies = args.strategies.split(",")
     return args
 

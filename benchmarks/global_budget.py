@@ -4,7 +4,8 @@
 
 The problems are the first `--num-problems` of the task's test split, of all depths. `search_batch` divides
 `--per-problem` generations times the number of problems, by a calibration that was measured on validation problems;
-every uniform strategy gives each problem the same. FLOPs are those of the whole bill: verifier and estimation included.
+every uniform strategy gives each problem the same; with one generation that is the greedy answer, whatever the
+strategy. FLOPs are those of the whole bill: verifier and estimation included.
 
 No uniform split costs exactly what an allocation cost. Between two budgets that were measured, a uniform split is one
 that gives a random share of the problems the larger of the two: its accuracy and FLOPs are the means with that share
@@ -29,14 +30,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.hardware import commit, hardware, versions
-from engine import ComputeOptimal, Engine, Problem, SearchResult
+from engine import ComputeOptimal, Engine, Majority, Problem, SearchResult
+from engine.cli.numbers import parse_numbers
 from engine.cli.strategies import calibration_file
+from engine.engine import DEFAULT_SAMPLING
 from engine.reports.statistics import bootstrap_interval
 from engine.scheduler import CalibrationWarning, parse_strategy
 from engine.tasks import take_problems
+from engine.types import GREEDY
 
 NUM_RESAMPLES = 2000
-GRID = "2,4,8,16,32"
+GRID = "1,2,4,8,16,32,64"
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", default="home", help="file of `ttc calibrate`")
     parser.add_argument("--split", default="test")
     parser.add_argument("--num-problems", type=int, default=200)
-    parser.add_argument("--per-problem", default="4,6,8,16", help="generations that are divided, over the problems")
+    parser.add_argument("--per-problem", default="4,8,16,32", help="generations that are divided, over the problems")
     parser.add_argument("--uniform", default="majority,best-of-n,beam:width=4,rebase", help="strategies")
     parser.add_argument("--budgets", default=GRID, help="of the uniform splits, per problem")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--json", type=Path, help="where the report goes")
     args = parser.parse_args(arguments)
-    for name in ("per_problem", "budgets", "seeds"):
-        text = getattr(args, name)
-        try:
-            setattr(args, name, sorted({int(part) for part in text.split(",")}))
-        except ValueError:
-            parser.error(f"--{name.replace('_', '-')} must be whole numbers with commas between, got {text!r}")
+    try:
+        for name in ("per_problem", "budgets", "seeds"):
+            setattr(args, name, sorted(set(parse_numbers(f"--{name.replace('_', '-')}", getattr(args, name), int))))
+    except ValueError as error:
+        parser.error(str(error))
     args.uniform = args.uniform.split(",")
     return args
 
@@ -153,14 +156,15 @@ def uniform_points(engine: Engine, problems: Sequence[Problem], name: str, args:
     strategy = parse_strategy(name)
     points = []
     for budget in args.budgets:
+        chosen, sampling = (Majority(), GREEDY) if budget == 1 else (strategy, DEFAULT_SAMPLING)
         try:
-            strategy.groups(budget)
+            chosen.groups(budget)
         except ValueError:
             continue
         runs = []
-        for seed in args.seeds:
+        for seed in args.seeds[:1] if budget == 1 else args.seeds:
             clear_caches(engine)
-            runs.append(engine.search(problems, strategy, budget, seed=seed))
+            runs.append(engine.search(problems, chosen, budget, seed=seed, sampling=sampling))
         points.append(Point.of(budget, runs))
     if len(points) < 2:
         raise ValueError(f"{name} can spend {len(points)} of the budgets {args.budgets}, two are needed to compare")

@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.demo import parse_seeds
+from benchmarks.exchange import LARGE
 from benchmarks.paper.evidence import gather
 from benchmarks.paper.models import load_models
 from benchmarks.paper.page import write_page
@@ -26,6 +27,7 @@ from benchmarks.paper.results import results
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import STAGES, Study, sample
 from engine.cli.errors import run_app
+from engine.cli.numbers import parse_numbers
 from engine.reports.files import write_atomically
 
 app = typer.Typer(add_completion=False)
@@ -42,7 +44,7 @@ def paper(
     only: Annotated[str | None, typer.Option(help=f"One stage: {', '.join(STAGES)}.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="50 problems, one seed, budgets up to 64.")] = False,
     reviser: Annotated[str | None, typer.Option(help="Folder of a revision model; by default the shipped one.")] = None,
-    large: Annotated[str | None, typer.Option(help="Folder of a larger policy, for the exchange.")] = None,
+    large: Annotated[str, typer.Option(help="Folder of a larger policy; empty for no exchange.")] = str(LARGE),
     work: Annotated[str, typer.Option(help="Folder of the run ledgers.")] = "out/paper",
     json: Annotated[str | None, typer.Option(help="By default paper.json in --work.")] = None,
     html: Annotated[str | None, typer.Option(help="By default paper.html in --work.")] = None,
@@ -54,12 +56,12 @@ def paper(
         work=Path(work),
         num_problems=num_problems,
         seeds=tuple(parse_seeds(seeds)),
-        budgets=parse_budgets(budgets),
+        budgets=tuple(parse_numbers("budgets", budgets, int)),
         seeds_at_largest=seeds_at_largest,
         seeds_of_revisions=seeds_of_revisions,
         num_bin_samples=num_bin_samples,
         reviser=reviser,
-        large=large,
+        large=large or None,
     )
     settings = settings.quick() if quick else settings
     study = Study.of(settings, load_models(settings))
@@ -71,14 +73,6 @@ def paper(
         write_atomically(json_path, (dumps(made, indent=1, allow_nan=False) + "\n").encode())
         write_page(made, html_path)
         typer.echo(f"{json_path}\n{html_path}")
-
-
-def parse_budgets(text: str) -> tuple[int, ...]:
-    """Integers from `1,4,16`. Raises ValueError for anything else."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"budgets must be integers with commas between them, got {text!r}") from None
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def exchange_claims() -> list[Claim]:
 def gain_of(side: str, group: str, regime: str, evidence: Evidence) -> Figures:
     """By the first version's formula."""
     if evidence.large is None:
-        raise Unmeasured("greedy answers of a larger policy (--large)")
+        raise Unmeasured("greedy answers of a larger policy")
     for trade in trades(evidence):
         if (trade.version, trade.side, trade.group, trade.regime) == ("arxiv", side, group, regime):
             note = f"{trade.budget} generations of the {trade.num_generations} that it may sample"

@@ -12,7 +12,7 @@ from engine.model.digest import checkpoint_digest
 
 REVISION = "no revision model: engine/home/reviser does not exist and --reviser names none"
 ORM = "no outcome verifier: engine/home/orm does not exist"
-LARGE = "no larger policy: --large names none"
+NO_LARGE = "no larger policy: --large is empty"
 NO_STRATEGY = "this engine has no strategy Revisions"
 
 
@@ -51,7 +51,7 @@ def load_models(settings: Settings) -> Models:
     if loaded.orm is None:
         missing["orm"] = ORM
     if settings.large is None:
-        missing["large"] = LARGE
+        missing["large"] = NO_LARGE
     baseline = None
     if "revisions" not in missing:
         baseline = Engine.load("home", reviser=HOME / "policy")

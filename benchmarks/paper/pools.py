@@ -1,7 +1,8 @@
 """Pools: a problem's samples, drawn once, from which every parallel strategy at every budget follows.
 
 A pool is kept as its distinct answers and, per sample, which of them it is: an answer's text fixes its tokens
-and therefore its scores.
+and therefore its scores. These are float32, and written with as few digits as tell one from the next: half of the
+file.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from engine.search import merge_equal
 from engine.tasks import Task
 from engine.types import Candidate, SearchResult
 from engine.verifiers import aggregate
 
 Row = dict[str, object]
-_PARTS = ("text", "answer", "finish", "scores", "num_tokens")
+# What makes two samples the same one, and the columns of a row that hold it.
+_PARTS = {"text": "texts", "answer": "answers", "finish": "finishes", "scores": "scores", "num_tokens": "num_tokens"}
 
 
 def pool_row(result: SearchResult) -> Row:
@@ -25,15 +29,26 @@ def pool_row(result: SearchResult) -> Row:
     picks = []
     for each in result.candidates:
         picks.append(distinct.setdefault(tuple(getattr(each, part) for part in _PARTS), len(distinct)))
+    columns = {column: [key[index] for key in distinct] for index, column in enumerate(_PARTS.values())}
+    columns["scores"] = [short_scores(scores) for scores in columns["scores"]]
     return {
         "id": result.problem.id,
         "seed": result.seed,
         "strategy": result.strategy,
         "gold": result.problem.answer,
-        **{f"{part}s": [key[index] for key in distinct] for index, part in enumerate(_PARTS)},
+        **columns,
         "picks": picks,
         "flops": result.ledger.as_dict()["flops"],
     }
+
+
+def short_scores(scores: Sequence[float]) -> list[float]:
+    """A model's scores with no more digits than float32 needs; `_whole` has them back, bit for bit."""
+    return [float(str(np.float32(score))) for score in scores]
+
+
+def _whole(scores: Sequence[float]) -> tuple[float, ...]:
+    return tuple(np.asarray(scores, np.float32).tolist())
 
 
 @dataclass(frozen=True)
@@ -47,12 +62,12 @@ class Pool:
 
     @classmethod
     def from_row(cls, row: Row, orm: Row | None = None) -> Pool:
-        columns = zip(*(row[f"{part}s"] for part in _PARTS), strict=True)
+        columns = zip(*(row[column] for column in _PARTS.values()), strict=True)
         distinct = tuple(
-            Candidate(text, answer, finish, tuple(scores), 0.0, num_tokens, ())
+            Candidate(text, answer, finish, _whole(scores), 0.0, num_tokens, ())
             for text, answer, finish, scores, num_tokens in columns
         )
-        return cls(row["gold"], distinct, tuple(row["picks"]), None if orm is None else tuple(orm["scores"]))
+        return cls(row["gold"], distinct, tuple(row["picks"]), None if orm is None else _whole(orm["scores"]))
 
     @property
     def size(self) -> int:

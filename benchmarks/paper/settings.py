@@ -22,7 +22,7 @@ class Settings:
     seeds_of_revisions: int = 1  # seeds of revisions from 64 generations on
     num_bin_samples: int = 256  # per problem, for the bins alone
     reviser: str | None = None  # folder; None: the shipped one
-    large: str | None = None  # folder of a larger policy
+    large: str | None = None  # folder of a larger policy; none: no exchange
 
     def __post_init__(self) -> None:
         for name in ("num_problems", "seeds_at_largest", "seeds_of_revisions", "num_bin_samples"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.paper.cells import Cell, distinct, revision_cells, search_cells, tier
 from benchmarks.paper.models import Models
-from benchmarks.paper.pools import Pool, pool_row
+from benchmarks.paper.pools import Pool, pool_row, short_scores
 from benchmarks.paper.runs import read_rows, run_rows
 from benchmarks.paper.settings import BINS_STREAM, Settings
 from engine import Engine
@@ -103,7 +103,8 @@ def score_pools(study: Study) -> None:
                 if isinstance(scores, Exception):
                     raise scores
                 problem = study.problems[there[position]]
-                yield there[position], {"id": problem.id, "seed": seed, "strategy": "orm", "scores": scores}
+                row = {"id": problem.id, "seed": seed, "strategy": "orm", "scores": short_scores(scores)}
+                yield there[position], row
 
         run_rows(path, config, len(study.problems), make_rows, f"pool scored by the ORM, seed {seed}:")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.cli.inputs import check_prompts, find_limits, find_problems, load_engine
+from engine.cli.numbers import parse_numbers
 from engine.cli.options import option
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def build_grid(options: SimpleNamespace) -> Grid:
     is_reused = options.predictor != "oracle" if options.reuse is None else options.reuse
     predictor = Predictor(options.predictor, options.pilot, is_reused)
     strategies = dict.fromkeys(map(parse_strategy, options.strategies.split(",")))
-    budgets = _numbers("budgets", options.budgets, int)
+    budgets = parse_numbers("budgets", options.budgets, int)
     if min(budgets) < max(1, predictor.num_spent):
         least = f"at least {predictor.num_spent}, the samples of the pilot" if is_reused else "at least 1"
         raise ValueError(f"budgets must be {least}, got {options.budgets!r}")
@@ -202,7 +203,7 @@ def make_bins(grid: Grid, eases: list[float]) -> Bins:
     if grid.bins == "quintiles":
         return Bins.quantiles(eases, least=grid.min_per_bin)
     named = {"absolute": ABSOLUTE_EDGES, "one": ()}
-    return Bins(named[grid.bins] if grid.bins in named else tuple(_numbers("bins", grid.bins, float)))
+    return Bins(named[grid.bins] if grid.bins in named else tuple(parse_numbers("bins", grid.bins, float)))
 
 
 def measure_rows(
@@ -287,11 +288,3 @@ def _config(options: SimpleNamespace, grid: Grid, problems: list[Problem], condi
         "dtype": options.dtype,
         "device": options.device,
     }
-
-
-def _numbers(name: str, text: str, kind: type) -> list:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        whole = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"{name} must be {whole} with commas between, got {text!r}") from None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.cli.numbers import parse_numbers
+
 if TYPE_CHECKING:
     from engine.accounting import Exchange
     from engine.scheduler import Calibration
@@ -42,10 +44,7 @@ def _accuracies(text: str | None, calibration: Calibration) -> list[float]:
     """None, one for all, or one for every bin. Raises ValueError for anything else."""
     if text is None:
         return []
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"accuracy_large must be numbers with commas between, got {text!r}") from None
+    values = parse_numbers("accuracy_large", text, float)
     if not all(0 <= value <= 1 for value in values):
         raise ValueError(f"accuracy_large must be within 0..1, got {text}")
     if len(values) not in (1, calibration.bins.count):

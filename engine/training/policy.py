@@ -34,6 +34,7 @@ class PolicyRecipe:
     tokens_per_step: int = 6144
     learning_rate: float = 2e-3
     bf16: bool = False  # automatic mixed precision; weights stay fp32
+    bf16_weights: bool = False  # as they are written: half the file
     seed: int = 0
     data: chain.ChainConfig = TRAINING_MIX
 
@@ -123,5 +124,7 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
     )
     trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
     model.config.use_cache = True  # the trainer turns it off
+    if recipe.bf16_weights:
+        model.to(torch.bfloat16)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -97,7 +97,6 @@ def test_m_is_that_of_the_checkpoints_and_another_policy_has_no_calibration(tmp_
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["--large", "got none", "make large"]),
         (["--large", "nowhere"], ["'nowhere'"]),
         (["--large", HOME / "policy"], ["M, large over small parameters, must be above 1", "got 1"]),
         (["--large", HOME / "policy", "--size-ratio", 2, "--token-ratios", "1,0"], ["R, ", "above 0", "got 0"]),

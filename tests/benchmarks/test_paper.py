@@ -249,7 +249,18 @@ def test_an_orm_scores_the_kept_answers_as_a_search_does(problems, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory):
     work = tmp_path_factory.mktemp("paper")
-    arguments = ["--num-problems", "4", "--budgets", "1,4", "--num-bin-samples", "8", "--work", str(work)]
+    arguments = [
+        "--num-problems",
+        "4",
+        "--budgets",
+        "1,4",
+        "--num-bin-samples",
+        "8",
+        "--large",
+        "",
+        "--work",
+        str(work),
+    ]
     assert run_app(app, [*arguments, "--seeds", "0,1"], "paper") == 0
     return work, arguments
 
@@ -273,7 +284,7 @@ def test_all_that_can_run_is_in_the_tables(run):
     sections = {finding["section"] for finding in results["findings"]}
     assert sections == {1, 2, 3, 4, 5}
     reasons = {each["what"]: each["reason"] for each in results["missing"]}
-    assert "--large names none" in reasons["large"]
+    assert "--large is empty" in reasons["large"]
     page = (work / "paper.html").read_text()
     assert page.count("<svg") >= 5
     assert all(str(escape(finding["claim"])) in page for finding in results["findings"])
@@ -302,7 +313,9 @@ def test_tables_say_how_far_a_cell_is(run, tmp_path):
 
 
 def test_tables_without_pools_are_refused(tmp_path, capsys):
-    assert run_app(app, ["--only", "tables", "--num-problems", "2", "--work", str(tmp_path)], "paper") == 2
+    assert (
+        run_app(app, ["--only", "tables", "--num-problems", "2", "--large", "", "--work", str(tmp_path)], "paper") == 2
+    )
     assert "0 of 2 problems have been run" in capsys.readouterr().err
 
 
