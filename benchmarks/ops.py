@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import trees
 from ttc_kernels.decoder import DecoderWeights, LayerWeights, PackedDecoder
+from ttc_kernels.sample import cases as sample_cases
 from ttc_kernels.sample.reference import gumbel
 from ttc_kernels.testing import assert_within_budget, poisoned
 
@@ -34,7 +35,8 @@ class Op:
     kernel: Callable
     reference: Callable
     outputs: Callable[[Callable, dict], Outputs] | None  # runs one of the two: whatever it writes
-    cases: Callable[[str], list]  # by device
+    cases: Callable[[str], list]  # by device, for the benchmark
+    tiny: Callable[[], list]  # for the tests
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def inputs(self, case, device: str) -> dict:
@@ -112,24 +114,42 @@ def _sample(run: Callable, inputs: dict) -> Outputs:
 
 
 class Sample(Op):
-    """Tokens are integers: the reference's, or one whose perturbed logit is within 1e-5 of it."""
+    """Tokens are integers: the reference's, or one whose perturbed logit is within the tolerance of it."""
+
+    def logits(self, inputs: dict) -> torch.Tensor:
+        return inputs["logits"].double()
+
+    def tolerance(self, case) -> float:
+        """Of a logit over the temperature, and of a log-probability."""
+        return 1e-5
 
     def check(self, case, impl: str, inputs: dict) -> None:
-        on_cpu = case.inputs(seed=1)
+        on_cpu, tolerance = case.inputs(seed=1), self.tolerance(case)
         out = {name: value.cpu() for name, value in self.outputs(partial(self.kernel, impl=impl), inputs).items()}
         expected = self.outputs(self.reference, on_cpu)
         differs = out["tokens"] != expected["tokens"]
         if differs.any():
             assert case.temperature > 0, f"greedy tokens {out['tokens'].tolist()}, not {expected['tokens'].tolist()}"
             noise = gumbel(on_cpu["keys"], on_cpu["positions"], case.vocab)
-            score = on_cpu["logits"].double() / case.temperature + noise
+            score = self.logits(on_cpu) / case.temperature + noise
             pair = torch.stack([out["tokens"], expected["tokens"]], 1).long()
             assert ((pair >= 0) & (pair < case.vocab)).all(), f"tokens {out['tokens'].tolist()}"
             both = score.gather(1, pair)[differs]
             gap = (both[:, 0] - both[:, 1]).abs().max().item()
-            assert gap < 1e-5, f"{int(differs.sum())} tokens differ, by up to {gap:.3g} of a perturbed logit"
+            assert gap < tolerance, f"{int(differs.sum())} tokens differ, by up to {gap:.3g} of a perturbed logit"
         error = (out["logprobs"] - expected["logprobs"])[~differs].abs().max().item()
-        assert error < 1e-5, f"log-probabilities differ by {error:.3g}"
+        assert error < tolerance, f"log-probabilities differ by {error:.3g}"
+
+
+class SampleHead(Sample):
+    """Logits of torch's product are rounded to the inputs' type, those of the CUDA kernel are summed in float32."""
+
+    def logits(self, inputs: dict) -> torch.Tensor:
+        return inputs["hidden"].double() @ inputs["weight"].double().t()
+
+    def tolerance(self, case) -> float:
+        largest_logit = 3 * 6  # standard deviations of 3, of up to 40 million draws
+        return 1e-4 if case.dtype is torch.float32 else torch.finfo(case.dtype).eps * largest_logit
 
 
 class TreeAttention(Op):
@@ -201,11 +221,12 @@ def widen_weights(weights: DecoderWeights) -> DecoderWeights:
     return replace(weights, layers=layers, **wide)
 
 
-def _op(name: str, kind: type[Op], outputs: Callable | None, **options) -> Op:
-    reference = importlib.import_module(f"ttc_kernels.{name}.reference")
-    cases = importlib.import_module(f"ttc_kernels.{name}.cases")
-    options.setdefault("cases", lambda device: cases.full())
-    kernel = getattr(importlib.import_module(f"ttc_kernels.{name}"), name)
+def _op(name: str, kind: type[Op], outputs: Callable | None, folder: str | None = None, **options) -> Op:
+    folder = folder or name
+    reference = importlib.import_module(f"ttc_kernels.{folder}.reference")
+    cases = importlib.import_module(f"ttc_kernels.{folder}.cases")
+    options = {"cases": lambda device: cases.full(), "tiny": cases.tiny} | options
+    kernel = getattr(importlib.import_module(f"ttc_kernels.{folder}"), name)
     return kind(name, kernel, getattr(reference, name), outputs, **options)
 
 
@@ -218,6 +239,7 @@ OPS = {
         _op("copy_blocks", Op, _copy_blocks),
         _op("step_score", Op, _step_score),
         _op("sample", Sample, _sample),
+        _op("sample_head", SampleHead, _sample, "sample", cases=sample_cases.head_full, tiny=sample_cases.head_tiny),
         _op("decoder", Decoder, None, devices=("cpu",)),
         _op("tree_attention", TreeAttention, None, cases=trees.grid),
     )

@@ -93,6 +93,17 @@ def _sample(case, inputs: dict) -> Call:
     return call
 
 
+def _sample_head(case, inputs: dict) -> Call:
+    """torch's product and a draw from it."""
+    hidden, weight = inputs["hidden"], inputs["weight"]
+
+    def call() -> tuple[torch.Tensor, torch.Tensor]:
+        logits = F.linear(hidden, weight).float()
+        return _sample(case, {"logits": logits})()
+
+    return call
+
+
 def _with_logprob(tokens: torch.Tensor, scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, scaled.log_softmax(-1).gather(1, tokens)
 
@@ -132,6 +143,7 @@ EAGER: dict[str, dict[str, Callable[[object, dict], Call]]] = {
     "rope_store_kv": {"torch_eager": _rope_store_kv},
     "copy_blocks": {"torch_eager": _copy_blocks},
     "sample": {"torch_eager": _sample},
+    "sample_head": {"torch_eager": _sample_head},
     "step_score": {"torch_eager": _step_score, "torch_scores_only": _scores_only},
     "decoder": {"layer_by_layer": _layer_by_layer},
 }

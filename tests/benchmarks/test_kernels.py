@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +221,23 @@ def test_a_clock_calls_as_often_as_time_allows():
 @pytest.mark.parametrize("name", EAGER)
 def test_every_eager_peer_runs(name):
     op = OPS[name]
-    cases = importlib.import_module(f"ttc_kernels.{name}.cases").tiny()
+    case = op.tiny()[0]
     for peer in EAGER[name].values():
-        peer(cases[0], op.inputs(cases[0], "cpu"))()
+        peer(case, op.inputs(case, "cpu"))()
+
+
+@pytest.mark.parametrize("impl", ["native", "triton", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sample_head_is_checked_with_its_own_logits(impl, dtype):
+    """Every implementation passes, and a kernel that is off by one token does not."""
+    op = OPS["sample_head"]
+    for case in [replace(case, dtype=dtype) for case in op.tiny()]:
+        inputs = op.inputs(case, "cpu")
+        op.check(case, impl, inputs)
+
+        def off_by_one(**arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+            tokens, logprobs = op.kernel(**arguments)
+            return (tokens + 1) % arguments["weight"].shape[0], logprobs
+
+        with pytest.raises(AssertionError):
+            replace(op, kernel=off_by_one).check(case, impl, inputs)

@@ -1,7 +1,6 @@
 """Every op's kernels on the GPU against the reference in float64, over the tiny cases in each type they may get."""
 
 import dataclasses
-import importlib
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ ON_GPU = [op for op in OPS.values() if "cuda" in op.devices]
 
 def cases_of(op) -> list:
     """The tiny cases in all types, each once; those that know no type as they are."""
-    tiny = importlib.import_module(f"ttc_kernels.{op.name}.cases").tiny()
+    tiny = op.tiny()
     if not hasattr(tiny[0], "dtype"):
         return tiny
     shapes = [case for case in tiny if case.dtype is torch.float32]
@@ -42,7 +41,7 @@ def taken_by_cuda(op, cases: list) -> list[str]:
     return taken
 
 
-@pytest.mark.parametrize("name", ["tree_attention", "copy_blocks", "step_score"])
+@pytest.mark.parametrize("name", ["tree_attention", "copy_blocks", "step_score", "sample_head"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cuda_is_within_the_error_budget(name, dtype):
     cases = [case for case in cases_of(OPS[name]) if case.dtype is dtype]

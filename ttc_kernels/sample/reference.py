@@ -79,3 +79,14 @@ def sample(
         torch.where(is_bad, -1, tokens).to(torch.int32),
         torch.where(is_bad, torch.nan, logprobs).to(torch.float32),
     )
+
+
+def sample_head(
+    hidden: torch.Tensor,  # (rows, size)
+    weight: torch.Tensor,  # (vocab, size)
+    *draws: torch.Tensor,
+    is_filtered: bool = True,
+    **named: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sample` of the product in float64; the other arguments are its own. `is_filtered` changes nothing."""
+    return sample((hidden.double() @ weight.double().t()).float(), *draws, **named)
