@@ -69,18 +69,20 @@ class Study:
 
 def draw_pools(study: Study) -> None:
     """The pool of the bins, and one of answers for every seed, all scored by the PRM."""
-    settings = study.settings
-    pools = [(settings.seeds[0], BINS_STREAM), *((seed, "answers") for seed in settings.seeds)]
-    for seed, stream in pools:
-        path, config = study.pool_run(seed, stream)
+    seeds = study.settings.seeds
+    for seed, stream in [(seeds[0], BINS_STREAM), *((seed, "answers") for seed in seeds)]:
+        draw_pool(study, seed, stream)
 
-        def make_rows(todo: list[int], seed=seed, stream=stream, size=config["size"]) -> Iterator[tuple[int, Row]]:
-            problems = [_on_stream(study.problems[index], stream) for index in todo]
-            found = study.models.engine.search_iter(problems, BestOfN(), size, seed=seed)
-            for position, result in found:
-                yield todo[position], pool_row(result)
 
-        run_rows(path, config, len(study.problems), make_rows, f"pool of {stream}, seed {seed}:")
+def draw_pool(study: Study, seed: int, stream: str) -> None:
+    path, config = study.pool_run(seed, stream)
+
+    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        problems = [_on_stream(study.problems[index], stream) for index in todo]
+        for position, result in study.models.engine.search_iter(problems, BestOfN(), config["size"], seed=seed):
+            yield todo[position], pool_row(result)
+
+    run_rows(path, config, len(study.problems), make_rows, f"pool of {stream}, seed {seed}:")
 
 
 def _on_stream(problem: Problem, stream: str) -> Problem:
@@ -88,25 +90,22 @@ def _on_stream(problem: Problem, stream: str) -> Problem:
     return replace(problem, id=f"{problem.id}/{stream}") if stream == BINS_STREAM else problem
 
 
-def score_pools(study: Study) -> None:
-    """An ORM's scores of the pools of answers, one per distinct answer."""
-    for seed in study.settings.seeds:
-        path, config = study.orm_run(seed)
-        pools, _ = read_rows(*study.pool_run(seed), len(study.problems))
+def score_pool(study: Study, seed: int) -> None:
+    """An ORM's scores of a pool of answers, one per distinct answer."""
+    path, config = study.orm_run(seed)
+    pools, _ = read_rows(*study.pool_run(seed), len(study.problems))
 
-        def make_rows(todo: list[int], seed=seed, pools=pools) -> Iterator[tuple[int, Row]]:
-            there = [index for index in todo if index in pools]
-            judges = (
-                _judge(study.models.engine, study.problems[index], Pool.from_row(pools[index])) for index in there
-            )
-            for position, scores in Batcher([study.models.engine.orm.runner]).run(judges, study.settings.pool_size):
-                if isinstance(scores, Exception):
-                    raise scores
-                problem = study.problems[there[position]]
-                row = {"id": problem.id, "seed": seed, "strategy": "orm", "scores": short_scores(scores)}
-                yield there[position], row
+    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        there = [index for index in todo if index in pools]
+        judges = (_judge(study.models.engine, study.problems[index], Pool.from_row(pools[index])) for index in there)
+        for position, scores in Batcher([study.models.engine.orm.runner]).run(judges, study.settings.pool_size):
+            if isinstance(scores, Exception):
+                raise scores
+            problem = study.problems[there[position]]
+            row = {"id": problem.id, "seed": seed, "strategy": "orm", "scores": short_scores(scores)}
+            yield there[position], row
 
-        run_rows(path, config, len(study.problems), make_rows, f"pool scored by the ORM, seed {seed}:")
+    run_rows(path, config, len(study.problems), make_rows, f"pool scored by the ORM, seed {seed}:")
 
 
 async def _judge(engine: Engine, problem: Problem, pool: Pool) -> list[float]:
@@ -199,7 +198,8 @@ def sample(study: Study, only: str | None = None) -> None:
     if only in (None, "pools"):
         draw_pools(study)
         if "orm" not in missing:
-            score_pools(study)
+            for seed in study.settings.seeds:
+                score_pool(study, seed)
     if only in (None, "large") and "large" not in missing:
         answer_greedily(study)
     cells = {None: study.cells(), "searches": search_cells(study.settings), "revisions": study.revisions()}

@@ -17,7 +17,7 @@ from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row
 from benchmarks.paper.runs import read_rows, run_rows
 from benchmarks.paper.settings import Settings
-from benchmarks.paper.stages import Study, run_cells, score_pools
+from benchmarks.paper.stages import Study, run_cells, score_pool
 from engine import Engine
 from engine.cli.errors import run_app
 from engine.scheduler import Predictor
@@ -233,7 +233,7 @@ def test_an_orm_scores_the_kept_answers_as_a_search_does(problems, tmp_path):
     path, config = study.pool_run(0)
     results = loaded.search(problems[:3], BestOfN(), 4, verifier="prm")
     run_rows(path, config, 3, lambda todo: ((index, pool_row(results[index])) for index in todo), "pool")
-    score_pools(study)
+    score_pool(study, 0)
     scored, _ = read_rows(*study.orm_run(0), 3)
     direct = loaded.search(problems[:3], BestOfN(), 4, verifier="orm")
     for index, result in enumerate(direct):
