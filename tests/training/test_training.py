@@ -76,6 +76,14 @@ def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
         torch.testing.assert_close(resumed[name], tensor)
 
 
+def test_weights_can_be_written_in_bf16(tmp_path):
+    for name, stored in (("full", torch.float32), ("half", torch.bfloat16)):
+        train_policy(recipe(2, bf16_weights=name == "half"), tmp_path / name, tmp_path / f"work_{name}")
+        assert {tensor.dtype for tensor in weights(tmp_path / name).values()} == {stored}
+    for name, tensor in weights(tmp_path / "half").items():
+        assert torch.equal(tensor, weights(tmp_path / "full")[name].bfloat16())
+
+
 def test_a_base_of_another_vocabulary_is_refused(tmp_path):
     base = tiny_policy(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
