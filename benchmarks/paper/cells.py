@@ -112,7 +112,7 @@ def revision_cells(settings: Settings, verifier: str) -> list[Cell]:
         for seed in seeds:
             cells += [Cell(REVISIONS, Revisions(parallel=count), budget, seed, verifier) for count in ratios]
     largest = min(64, settings.budgets[-1])
-    for count in (4, 1):
+    for count in (4, 1) if settings.has_all_ratios else (4,):
         strategy = Revisions(parallel=count)
         cells.append(Cell(BASELINE, strategy, largest, settings.seeds[0], verifier, is_baseline=True))
     return sorted(cells, key=lambda cell: (tier(cell, settings), cell.is_baseline))
@@ -126,6 +126,8 @@ def chains_at(budget: int, settings: Settings) -> tuple[int, ...]:
     """
     if budget < 16:
         return ()
+    if 16 < budget <= 64 and not settings.has_all_ratios:
+        return (budget, math.isqrt(budget), 1)
     if budget <= 64:
         return tuple(1 << power for power in range(int(math.log2(budget)), -1, -1))
     return (math.isqrt(budget), math.isqrt(budget) // 2)

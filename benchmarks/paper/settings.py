@@ -23,6 +23,7 @@ class Settings:
     num_bin_samples: int = 256  # per problem, for the bins alone
     reviser: str | None = None  # folder; None: the shipped one
     large: str | None = None  # folder of a larger policy; none: no exchange
+    has_all_ratios: bool = True  # of revisions at 64; else both ends, the middle, and one baseline
 
     def __post_init__(self) -> None:
         for name in ("num_problems", "seeds_at_largest", "seeds_of_revisions", "num_bin_samples"):
@@ -42,7 +43,8 @@ class Settings:
         return self.budgets[-1]
 
     def quick(self) -> Settings:
-        """50 problems, one seed, and pools of 64: some minutes on two cores."""
+        """50 problems, one seed, pools of 64, three ratios of revisions at 64: some minutes on two cores."""
         budgets = tuple(budget for budget in self.budgets if budget <= 64)
         num_problems = min(self.num_problems, 50)
-        return replace(self, num_problems=num_problems, seeds=self.seeds[:1], budgets=budgets, num_bin_samples=64)
+        few = {"num_problems": num_problems, "seeds": self.seeds[:1], "budgets": budgets, "num_bin_samples": 64}
+        return replace(self, **few, has_all_ratios=False)

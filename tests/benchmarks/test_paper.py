@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.bills import Bills
-from benchmarks.paper.cells import LEADING, Cell, Piloted, chains_at, distinct, search_cells, tier
+from benchmarks.paper.cells import LEADING, Cell, Piloted, chains_at, distinct, revision_cells, search_cells, tier
 from benchmarks.paper.measured import POOL_SERIES, adaptive_run, pool_series, windows
 from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row
@@ -146,6 +146,8 @@ def test_ratios_go_in_factors_of_four():
 def test_quick_is_smaller():
     quick = Settings(Path("unused")).quick()
     assert (quick.num_problems, quick.seeds, quick.budgets, quick.num_bin_samples) == (50, (0,), (1, 4, 16, 64), 64)
+    assert chains_at(64, quick) == (64, 8, 1)
+    assert [cell.strategy.parallel for cell in revision_cells(quick, "orm") if cell.is_baseline] == [4]
 
 
 @pytest.mark.parametrize(
