@@ -67,7 +67,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     try:
         args.seeds = parse_numbers("--seeds", args.seeds, int)
-        args.token_ratios = args.token_ratios and parse_numbers("--token-ratios", args.token_ratios, float)
+        if args.token_ratios is not None:
+            args.token_ratios = parse_numbers("--token-ratios", args.token_ratios, float)
     except ValueError as error:
         parser.error(str(error))
     args.strategies = args.strategies.split(",")

@@ -121,8 +121,9 @@ def revision_cells(settings: Settings, verifier: str) -> list[Cell]:
 def chains_at(budget: int, settings: Settings) -> tuple[int, ...]:
     """Numbers of parallel chains, most parallel first: ratios in factors of 4 from 1:N to N:1.
 
-    Up to 64 generations all of them. Beyond, where each takes minutes, 1:1 and 4:1 (sequential : parallel), which
-    the paper's figure names as its best region; it is not chosen by our results.
+    Up to 64 generations all of them, or three above 16 where the settings say so. Beyond 64, where each takes minutes,
+    1:1 and 4:1 (sequential : parallel), which the paper's figure names as its best region; it is not chosen by our
+    results.
     """
     if budget < 16:
         return ()

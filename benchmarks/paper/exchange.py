@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.exchange import RATIOS
 from benchmarks.paper.evidence import Evidence
 from benchmarks.paper.measured import Measured, difference
 from engine.accounting import Exchange
 
-# R = D_inf / D_pre, as each version of the paper has it: far below, about and far above one.
-TOKEN_RATIOS = {"arxiv": (0.16, 0.79, 22.0), "iclr": (0.08, 0.40, 11.0)}
-REGIMES = ("R << 1", "R ~ 1", "R >> 1")
+REGIMES = ("R << 1", "R ~ 1", "R >> 1")  # of RATIOS
 GROUPS = ("easy", "medium", "hard")  # two, one and two fifths of the problems, by pass@1 of the bins' pool
 SIDES = {"PRM search": "compute-optimal, oracle", "revisions": "revisions, best ratio by bin"}
 
@@ -43,7 +42,7 @@ def trades(evidence: Evidence) -> list[Trade]:
     if evidence.large is None:
         return []
     groups, made = difficulty_groups(evidence.binnings["oracle"].eases), []
-    for version, ratios in TOKEN_RATIOS.items():
+    for version, ratios in RATIOS.items():
         for regime, ratio in zip(REGIMES, ratios, strict=True):
             number = Exchange.from_ratios(evidence.large.size_ratio, ratio, version).num_generations
             for side, series in SIDES.items():

@@ -101,6 +101,7 @@ def test_m_is_that_of_the_checkpoints_and_another_policy_has_no_calibration(tmp_
         (["--large", HOME / "policy"], ["M, large over small parameters, must be above 1", "got 1"]),
         (["--large", HOME / "policy", "--size-ratio", 2, "--token-ratios", "1,0"], ["R, ", "above 0", "got 0"]),
         (["--large", HOME / "policy", "--token-ratios", "many"], ["--token-ratios", "'many'"]),
+        (["--large", HOME / "policy", "--token-ratios", ""], ["--token-ratios", "''"]),
         (["--large", HOME / "policy", "--seeds", "x"], ["--seeds", "'x'"]),
         (["--large", HOME / "policy", "--num-problems", 0], ["--num-problems must be at least 1, got 0"]),
     ],

@@ -251,18 +251,8 @@ def test_an_orm_scores_the_kept_answers_as_a_search_does(problems, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory):
     work = tmp_path_factory.mktemp("paper")
-    arguments = [
-        "--num-problems",
-        "4",
-        "--budgets",
-        "1,4",
-        "--num-bin-samples",
-        "8",
-        "--large",
-        "",
-        "--work",
-        str(work),
-    ]
+    arguments = ["--num-problems", "4", "--budgets", "1,4", "--num-bin-samples", "8"]
+    arguments += ["--large", "", "--work", str(work)]
     assert run_app(app, [*arguments, "--seeds", "0,1"], "paper") == 0
     return work, arguments
 
@@ -315,9 +305,8 @@ def test_tables_say_how_far_a_cell_is(run, tmp_path):
 
 
 def test_tables_without_pools_are_refused(tmp_path, capsys):
-    assert (
-        run_app(app, ["--only", "tables", "--num-problems", "2", "--large", "", "--work", str(tmp_path)], "paper") == 2
-    )
+    arguments = ["--only", "tables", "--num-problems", "2", "--large", "", "--work", str(tmp_path)]
+    assert run_app(app, arguments, "paper") == 2
     assert "0 of 2 problems have been run" in capsys.readouterr().err
 
 
