@@ -1,8 +1,8 @@
 """The figures of the home models that their model cards state.
 
 `python -m benchmarks.home --split validation` prints, and with `--json X` writes: greedy, pass@1,
-majority@16 and pass@16 accuracy, pass@1 by fifth of difficulty, and the share of wrong steps that
-the PRM ranks below the right ones.
+majority@16 and pass@16 accuracy, pass@1 by fifth of difficulty, the share of wrong steps that the
+PRM ranks below the right ones, and what becomes of answers along 16 chains of 8 revisions.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.hardware import commit, hardware
-from engine import BestOfN, Engine, Majority, SearchResult
+from benchmarks.paper.chains import Attempts
+from engine import BestOfN, Engine, Majority, Revisions, SearchResult
 from engine.engine import DEFAULT_SAMPLING
 from engine.tasks import take_problems
-from engine.types import GREEDY
+from engine.types import GREEDY, Candidate
 from engine.verifiers.figures import auc
 
 
@@ -67,6 +69,39 @@ def verifier_figures(engine: Engine, results: Sequence[SearchResult]) -> dict:
     }
 
 
+def reviser_figures(results: Sequence[SearchResult]) -> dict:
+    """Accuracy by place in a chain of revisions, what the next attempt does to it, and votes over the attempts."""
+    rows = {
+        index: {
+            "seed": result.seed,
+            "chains": [candidate.address[0] for candidate in result.candidates],
+            "answers": [candidate.answer for candidate in result.candidates],
+        }
+        for index, result in enumerate(results)
+    }
+    golds = [result.problem.answer for result in results]
+    attempts = Attempts.of([rows], golds)
+    firsts = [
+        Counter(chain[0].answer for chain in _chains(result)).most_common(1)[0][0] == result.problem.answer
+        for result in results
+    ]
+    return {
+        "accuracy by attempt": [point["accuracy"][0] for point in attempts.pass_rates()],
+        "right attempts followed by a wrong one": attempts.turned(is_right=True),
+        "wrong attempts followed by a right one": attempts.turned(is_right=False),
+        "majority of the first attempts": sum(firsts) / len(results),
+        "majority of all attempts": sum(bool(result.correct) for result in results) / len(results),
+    }
+
+
+def _chains(result: SearchResult) -> list[list[Candidate]]:
+    """Attempts of every chain, the first first."""
+    chains: dict[int, list[Candidate]] = {}
+    for candidate in result.candidates:
+        chains.setdefault(candidate.address[0], []).append(candidate)
+    return list(chains.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", default="validation")
@@ -75,9 +110,10 @@ def main() -> None:
     parser.add_argument("--policy", default="home")
     parser.add_argument("--prm")
     parser.add_argument("--trunk-head")
+    parser.add_argument("--reviser")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    engine = Engine.load(options.policy, prm=options.prm, trunk_head=options.trunk_head)
+    engine = Engine.load(options.policy, prm=options.prm, trunk_head=options.trunk_head, reviser=options.reviser)
     problems = take_problems(engine.task, options.split, options.num_problems)
     greedy = engine.search(problems, Majority(), 1, sampling=GREEDY)
     sampled = engine.search(problems, Majority(), 16, seed=options.seed)
@@ -92,6 +128,9 @@ def main() -> None:
         if is_there:
             results = engine.search(problems, BestOfN(), 16, seed=options.seed, verifier=name)
             figures[name] = verifier_figures(engine, results)
+    if engine.reviser is not None:
+        chains = engine.search(problems, Revisions(parallel=16, vote="majority"), 128, seed=options.seed)
+        figures["reviser"] = reviser_figures(chains)
     figures |= {"hardware": hardware(), "commit": commit()}
     print(json.dumps(figures, indent=1))
     if options.json:

@@ -7,6 +7,9 @@ same command; what is worth most comes first, and `--only tables` makes tables o
     python -m benchmarks.paper                            # all of it, some hours on 2 cores
     python -m benchmarks.paper --quick                    # 50 problems, one seed
     python -m benchmarks.paper --only tables              # from what has been run so far
+
+Several processes may share the work: each leaves out what another is at. With one thread and core each
+(OMP_NUM_THREADS=1 taskset -c 0 ...) two do more than one with two threads.
 """
 
 from __future__ import annotations

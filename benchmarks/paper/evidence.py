@@ -13,7 +13,7 @@ from benchmarks.paper.chains import Attempts, by_majority, ratio_label
 from benchmarks.paper.difficulty import Binning, binnings, pilot_binning
 from benchmarks.paper.measured import Measured, cell_measured, pool_series
 from benchmarks.paper.models import num_params
-from benchmarks.paper.optimal import Optimal, charged, compute_optimal, mean_of
+from benchmarks.paper.optimal import Optimal, charged, compute_optimal, one_after_another, seed_means
 from benchmarks.paper.pools import Pool
 from benchmarks.paper.runs import read_rows
 from benchmarks.paper.settings import BINS_STREAM, PILOT
@@ -23,7 +23,13 @@ from engine.reports.rows import Row
 
 Tables = dict[str, dict[int, Measured]]
 CHOICES = ("majority", "best-of-n", *SEARCHES)  # what compute-optimal chooses from
-PILOTS = {"agreement pilot": "agreement", "score pilot": "score"}
+CAUTION = 1.0  # standard errors by which a bin's own best must lead, in the cautious series
+PILOTS = {  # kind: predictor, caution
+    "agreement pilot": ("agreement", 0.0),
+    "score pilot": ("score", 0.0),
+    "agreement pilot, cautious": ("agreement", CAUTION),
+    "score pilot, cautious": ("score", CAUTION),
+}
 _PILOTED = ("majority", "best-of-n", "pilot, then beam M=4", "pilot, then rebase")
 
 
@@ -86,8 +92,7 @@ def gather(study: Study) -> Evidence:
         budget: replace(each, measured=charged(each.measured, study.settings.num_bin_samples, *estimation.T))
         for budget, each in optimal["predicted"].items()
     }
-    for kind, name in PILOTS.items():
-        optimal[kind] = _piloted(pools, bills, reader, name)
+    optimal |= _piloted(pools, bills, reader)
     optimal["ratio"] = {
         budget: compute_optimal(
             {ratio_label(count, budget): pair[0] for count, pair in each.items()}, ways["oracle"], budget
@@ -129,35 +134,41 @@ def _optimal(tables: Tables, binning: Binning, budgets: Sequence[int]) -> dict[i
     return made
 
 
-def _piloted(pools: Mapping[int, Sequence[Pool]], bills: Mapping, reader: _Reader, name: str) -> dict[int, Optimal]:
+def _piloted(pools: Mapping[int, Sequence[Pool]], bills: Mapping, reader: _Reader) -> dict[str, dict[int, Optimal]]:
     """By pilots of each seed's own first samples, which are part of the budget and of every vote.
 
-    Every search pays for scoring the pilot, as the scheduler does where one of the bins needs scores.
+    Bins and choices are made once, over the seeds that have most of the series; a problem is in the same fold for
+    all of them. Every search pays for scoring the pilot, as the scheduler does where one of the bins needs scores.
     """
-    made: dict[int, Optimal] = {}
-    for budget in reader.study.settings.budgets:
-        parts = []
-        for seed, own in pools.items():
-            cut = [replace(pool, picks=pool.picks[:budget]) for pool in own]
-            series = {
-                name: each[budget] for name, each in pool_series([cut], bills, [budget]).items() if name in _PILOTED
-            }
-            scoring = [
-                bill.of_answers(pool.candidates()[:PILOT])[1] for pool, bill in zip(own, bills["prm"], strict=True)
-            ]
-            series["majority"] = charged(series["majority"], 0, np.array(scoring), np.array(scoring))
-            for other in _PILOTED[2:]:
-                if rows := reader.complete.get((other, budget, seed)):
-                    series[other] = cell_measured([rows])
-            if budget > PILOT and len(series) > 2:
-                parts.append(compute_optimal(series, pilot_binning(own, name), budget))
-        if parts:
-            made[budget] = replace(
-                parts[0],
-                measured=mean_of([part.measured for part in parts]),
-                fixed=mean_of([part.fixed for part in parts]),
-            )
+    made: dict[str, dict[int, Optimal]] = {kind: {} for kind in PILOTS}
+    for budget in (each for each in reader.study.settings.budgets if each > PILOT):
+        found = {seed: _pilot_series(own, bills, reader, budget, seed) for seed, own in pools.items()}
+        most = max(map(len, found.values()))
+        if most < 3:
+            continue
+        seeds = [seed for seed, series in found.items() if len(series) == most]
+        series = {each: one_after_another([found[seed][each] for seed in seeds]) for each in found[seeds[0]]}
+        folds = {index: index % reader.num_problems % 2 for index in range(len(seeds) * reader.num_problems)}
+        for kind, (name, caution) in PILOTS.items():
+            binning = pilot_binning([pool for seed in seeds for pool in pools[seed]], name)
+            best = compute_optimal(series, binning, budget, folds, caution)
+            measured, fixed = (seed_means(each, len(seeds)) for each in (best.measured, best.fixed))
+            made[kind][budget] = replace(best, measured=measured, fixed=fixed)
     return made
+
+
+def _pilot_series(
+    pools: Sequence[Pool], bills: Mapping, reader: _Reader, budget: int, seed: int
+) -> dict[str, Measured]:
+    """What a pilot can be followed by, as far as it has been run with this seed."""
+    cut = [replace(pool, picks=pool.picks[:budget]) for pool in pools]
+    series = {name: each[budget] for name, each in pool_series([cut], bills, [budget]).items() if name in _PILOTED}
+    scoring = [bill.of_answers(pool.candidates()[:PILOT])[1] for pool, bill in zip(pools, bills["prm"], strict=True)]
+    series["majority"] = charged(series["majority"], 0, np.array(scoring), np.array(scoring))
+    for other in _PILOTED[2:]:
+        if rows := reader.complete.get((other, budget, seed)):
+            series[other] = cell_measured([rows])
+    return series
 
 
 class _Reader:
@@ -177,13 +188,16 @@ class _Reader:
             if rows:
                 self.complete[_key(cell), cell.budget, cell.seed] = rows
 
+    @property
+    def num_problems(self) -> int:
+        return len(self.study.problems)
+
     def _read(self, what: str, stage: str, path, config: dict) -> dict[int, Row]:
         """All rows of a ledger, or nothing where some are missing."""
-        num_problems = len(self.study.problems)
-        rows, seconds = read_rows(path, config, num_problems)
+        rows, seconds = read_rows(path, config, self.num_problems)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        if len(rows) < num_problems:
-            self.missing.append({"what": what, "reason": f"{len(rows)} of {num_problems} problems have been run"})
+        if len(rows) < self.num_problems:
+            self.missing.append({"what": what, "reason": f"{len(rows)} of {self.num_problems} problems have been run"})
             return {}
         return dict(sorted(rows.items()))
 

@@ -13,6 +13,8 @@ from benchmarks.paper.measured import Measured
 from engine.scheduler import Bins, Outcome
 from engine.scheduler.measure import held_out
 
+_COLUMNS = ("right", "generations", "flops", "verified")  # of a Measured, an array each
+
 
 @dataclass(frozen=True)
 class Optimal:
@@ -23,8 +25,17 @@ class Optimal:
     choices: tuple[dict[str, int], ...]  # per bin: problems by the series chosen for them
 
 
-def compute_optimal(series: Mapping[str, Measured], binning: Binning, budget: int) -> Optimal:
-    """Two-fold cross-validation inside each bin (paper, section 3.2) over the series measured at a budget."""
+def compute_optimal(
+    series: Mapping[str, Measured],
+    binning: Binning,
+    budget: int,
+    folds: Mapping[int, int] | None = None,
+    caution: float = 0.0,
+) -> Optimal:
+    """Two-fold cross-validation inside each bin (paper, section 3.2) over the series measured at a budget.
+
+    `folds` and `caution` are those of `held_out`.
+    """
     outcomes = [
         Outcome(
             problem=index,
@@ -39,7 +50,7 @@ def compute_optimal(series: Mapping[str, Measured], binning: Binning, budget: in
         for name, each in series.items()
         for index in range(len(each.right))
     ]
-    chosen, fixed = held_out(outcomes, binning.bins, budget)
+    chosen, fixed = held_out(outcomes, binning.bins, budget, folds=folds, caution=caution)
     return Optimal(_gather(series, chosen), _gather(series, fixed), _choices(chosen, binning.bins))
 
 
@@ -51,7 +62,7 @@ def _gather(series: Mapping[str, Measured], outcomes: Sequence[Outcome]) -> Meas
         return np.array([getattr(series[each], name)[index] for index, each in enumerate(chosen)])
 
     num_seeds = min(each.num_seeds for each in series.values())
-    return Measured(*map(column, ("right", "generations", "flops", "verified")), num_seeds)
+    return Measured(*map(column, _COLUMNS), num_seeds)
 
 
 def _choices(outcomes: Sequence[Outcome], bins: Bins) -> tuple[dict[str, int], ...]:
@@ -61,13 +72,15 @@ def _choices(outcomes: Sequence[Outcome], bins: Bins) -> tuple[dict[str, int], .
     return tuple(dict(count.most_common()) for count in counts)
 
 
-def mean_of(parts: Sequence[Measured]) -> Measured:
-    """Over seeds that were measured apart."""
-    columns = [
-        np.mean([getattr(each, name) for each in parts], axis=0)
-        for name in ("right", "generations", "flops", "verified")
-    ]
-    return Measured(*columns, len(parts))
+def one_after_another(parts: Sequence[Measured]) -> Measured:
+    """Seeds that were measured apart, end to end: arrays of (num_seeds * num_problems,)."""
+    return Measured(*(np.concatenate([getattr(each, name) for each in parts]) for name in _COLUMNS), num_seeds=1)
+
+
+def seed_means(measured: Measured, num_seeds: int) -> Measured:
+    """Of figures that stand one seed after another: (num_problems,) again."""
+    columns = [getattr(measured, name).reshape(num_seeds, -1).mean(axis=0) for name in _COLUMNS]
+    return Measured(*columns, num_seeds)
 
 
 def charged(measured: Measured, generations: float, flops: np.ndarray, verified: np.ndarray) -> Measured:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from engine.cli.progress import RunProgress
-from engine.reports import RunLedger
+from engine.reports import LedgerInUse, RunLedger
 from engine.reports.rows import Row
 
 MakeRows = Callable[[list[int]], Iterable[tuple[int, Row]]]  # from positions to do, to (position, row)
@@ -15,9 +16,15 @@ MakeRows = Callable[[list[int]], Iterable[tuple[int, Row]]]  # from positions to
 def run_rows(path: Path, config: dict, num_total: int, make_rows: MakeRows, label: str) -> None:
     """Makes the rows that `path` lacks; killed, the same call goes on at the problem where it stopped.
 
-    Raises ValueError where the file was made by other models or settings, or is being written.
+    What another process is making is left to it, so that several can share the work. Raises ValueError where the
+    file was made by other models or settings.
     """
-    with RunLedger(path, config) as ledger:
+    try:
+        opened = RunLedger(path, config)
+    except LedgerInUse:
+        print(f"{label} left to another process", file=sys.stderr)
+        return
+    with opened as ledger:
         done = ledger.done
         todo = [index for index in range(num_total) if index not in done]
         if not todo:

@@ -2,7 +2,7 @@
 
 from engine.reports.html import report_html, write_report
 from engine.reports.rows import FIELDS, read_rows, result_row, row_line
-from engine.reports.run_ledger import RunLedger, ledger_path, open_run
+from engine.reports.run_ledger import LedgerInUse, RunLedger, ledger_path, open_run
 from engine.reports.tables import (
     Comparison,
     StrategySummary,
@@ -15,6 +15,7 @@ from engine.reports.tables import (
 __all__ = [
     "FIELDS",
     "Comparison",
+    "LedgerInUse",
     "RunLedger",
     "StrategySummary",
     "compare",

@@ -40,6 +40,10 @@ def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = Fal
     return RunLedger(path, config, overwrite=overwrite)
 
 
+class LedgerInUse(ValueError):
+    """Another process writes to the run ledger."""
+
+
 class RunLedger:
     """Finished rows of a run by their position in the input, safe on the disk one by one.
 
@@ -49,7 +53,7 @@ class RunLedger:
     run that may be going on.
 
     Raises ValueError for a file with another configuration (naming what differs), for one that is
-    no run ledger or is damaged before its last line, and for one that another process has open.
+    no run ledger or is damaged before its last line; LedgerInUse for one that another process has open.
     """
 
     def __init__(
@@ -149,7 +153,7 @@ class RunLedger:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise ValueError(f"another run is writing to {self.path}") from None
+            raise LedgerInUse(f"another run is writing to {self.path}") from None
         return descriptor
 
     def _load(self) -> int:

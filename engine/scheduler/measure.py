@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 from engine.scheduler.calibration import Calibration, Cell, Verdict
 from engine.scheduler.difficulty import Bins, Predictor
@@ -83,14 +84,24 @@ def cross_validate(outcomes: Sequence[Outcome], bins: Bins, budget: int) -> Verd
     )
 
 
-def held_out(outcomes: Sequence[Outcome], bins: Bins, budget: int) -> tuple[list[Outcome], list[Outcome]]:
+def held_out(
+    outcomes: Sequence[Outcome],
+    bins: Bins,
+    budget: int,
+    *,
+    folds: Mapping[int, int] | None = None,
+    caution: float = 0.0,
+) -> tuple[list[Outcome], list[Outcome]]:
     """Two folds of every bin, by turns: strategies are chosen on the one and measured on the other.
 
     Returns one outcome per problem of the strategy that was best in its bin, and one of the one strategy
-    for all bins, which is chosen and measured on the same folds, so that the two compare.
+    for all bins, which is chosen and measured on the same folds, so that the two compare. With `caution`
+    a bin departs from the one for all only where its own best is ahead by so many standard errors of the
+    paired difference (the one-standard-error rule of Breiman et al. 1984 where it is 1; 0 is the paper's
+    choice). `folds` gives 0 or 1 by problem, where turns are not to be taken.
     """
     at_budget = [outcome for outcome in outcomes if outcome.budget == budget]
-    folds = _folds(at_budget, bins)
+    folds = _folds(at_budget, bins) if folds is None else folds
     strategies = list(dict.fromkeys(outcome.strategy for outcome in at_budget))
     chosen: list[Outcome] = []
     fixed: list[Outcome] = []
@@ -100,7 +111,10 @@ def held_out(outcomes: Sequence[Outcome], bins: Bins, budget: int) -> tuple[list
         one_for_all = _best(strategies, seen)
         fixed += [each for each in unseen if each.strategy == one_for_all]
         for index in range(bins.count):
-            best = _best(strategies, [each for each in seen if bins.index(each.ease) == index])
+            own = [each for each in seen if bins.index(each.ease) == index]
+            best = _best(strategies, own)
+            if caution and not _is_ahead(best, one_for_all, own, caution):
+                best = one_for_all
             chosen += [each for each in unseen if each.strategy == best and bins.index(each.ease) == index]
     return chosen, fixed
 
@@ -125,6 +139,17 @@ def _best(strategies: Sequence[Strategy], outcomes: Sequence[Outcome]) -> Strate
         return _mean([each.is_right for each in own]), -_mean([each.flops for each in own])
 
     return max(strategies, key=merit)
+
+
+def _is_ahead(strategy: Strategy, other: Strategy, outcomes: Sequence[Outcome], caution: float) -> bool:
+    """Whether its mean lies `caution` standard errors of the difference, paired by problem, over the other's."""
+    ours, theirs = (
+        {each.problem: each.is_right for each in outcomes if each.strategy == side} for side in (strategy, other)
+    )
+    gains = [float(ours[problem]) - theirs[problem] for problem in ours.keys() & theirs.keys()]
+    if len(gains) < 2:
+        return False
+    return _mean(gains) >= caution * stdev(gains) / len(gains) ** 0.5
 
 
 def _cell(bin_index: int, strategy: Strategy, budget: int, group: Sequence[Outcome]) -> Cell:

@@ -20,6 +20,7 @@ from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import Study, run_cells, score_pool
 from engine import Engine
 from engine.cli.errors import run_app
+from engine.reports import RunLedger
 from engine.scheduler import Predictor
 from engine.search import Adaptive, BeamSearch, BestOfN, Majority
 from engine.tasks import take_problems
@@ -207,6 +208,21 @@ def test_a_torn_run_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(ValueError, match="another configuration"):
         read_rows(path, {"cell": "dvts"}, 3)
     assert read_rows(tmp_path / "none", config, 3) == ({}, 0.0)
+
+
+def test_what_another_process_is_at_is_left_to_it(tmp_path, capsys):
+    path, config = tmp_path / "cell.ledger", {"seed": 0}
+    with RunLedger(path, config):  # a lock holds between descriptors, as between processes
+        run_rows(path, config, 2, lambda todo: pytest.fail("it is being made"), "cell:")
+    assert capsys.readouterr().err == "cell: left to another process\n"
+    run_rows(
+        path,
+        config,
+        2,
+        lambda todo: [(index, {"id": str(index), "seed": 0, "strategy": "x"}) for index in todo],
+        "cell:",
+    )
+    assert len(read_rows(path, config, 2)[0]) == 2
 
 
 def test_a_killed_cell_is_searched_for_the_missing_problems_alone(engine, problems, tmp_path):

@@ -14,7 +14,7 @@ from benchmarks.paper.evidence import Evidence, Large
 from benchmarks.paper.exchange import difficulty_groups, trades
 from benchmarks.paper.exploits import is_idle, is_short
 from benchmarks.paper.measured import Measured, difference, estimate
-from benchmarks.paper.optimal import charged, compute_optimal
+from benchmarks.paper.optimal import charged, compute_optimal, one_after_another, seed_means
 from benchmarks.paper.pools import Pool
 from benchmarks.paper.rules import (
     ABOVE,
@@ -92,6 +92,34 @@ def test_equals_go_to_fewer_flops_and_estimates_are_charged():
     assert best.measured.flops.tolist() == [2.0] * 8
     bill = charged(best.measured, 256, 10 * np.ones(8), 6 * np.ones(8))
     assert (bill.generations[0], bill.flops[0], bill.verified[0]) == (260, 12.0, 6.0)
+
+
+def test_with_caution_a_bin_departs_only_for_a_clear_lead():
+    """In the hard bin `lucky` is ahead by one problem of ten on either fold, `better` by five; neither is overall."""
+    base, lucky, better = (np.repeat([1.0, 0.0], 20) for _ in range(3))
+    lucky[[0, 1, 2, 3, 20, 21]] = [0, 0, 0, 0, 1, 1]
+    better[:20], better[20:30] = 0.0, 1.0
+    binning = Binning(np.repeat([1.0, 0.0], 20), Bins((0.5,)))
+
+    def hard_bin(other: np.ndarray, caution: float) -> dict[str, int]:
+        series = {"base": measured(base), "other": measured(other)}
+        return compute_optimal(series, binning, 4, caution=caution).choices[1]
+
+    assert hard_bin(lucky, 0.0) == {"other": 20}
+    assert hard_bin(lucky, 1.5) == {"base": 20}
+    assert hard_bin(better, 1.5) == {"other": 20}
+
+
+def test_seeds_one_after_another_share_their_folds():
+    seeds = [measured(np.array([1.0, 0.0, 1.0, 0.0])), measured(np.array([0.0, 0.0, 1.0, 1.0]))]
+    both = one_after_another(seeds)
+    assert both.right.tolist() == [1, 0, 1, 0, 0, 0, 1, 1]
+    assert seed_means(both, 2).right.tolist() == [0.5, 0.0, 1.0, 0.5]
+    assert seed_means(both, 2).num_seeds == 2
+    even, odd = measured(np.tile([1.0, 0.0], 4)), measured(np.tile([0.0, 1.0], 4))
+    folds = {index: index % 4 % 2 for index in range(8)}
+    best = compute_optimal({"even": even, "odd": odd}, Binning(np.zeros(8), Bins()), 4, folds)
+    assert best.measured.right.tolist() == [0.0] * 8  # what one fold likes fails on the other
 
 
 # -- chains -----------------------------------------------------------------------------------
