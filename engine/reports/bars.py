@@ -35,7 +35,7 @@ def bar_chart(groups: Sequence[BarGroup], label: str, x_label: str) -> Markup:
     levels = svg.nice_ticks(0, min(100.0, max(5.0, 100 * max(bar.high for bar in bars))))
     names = list(dict.fromkeys(bar.name for bar in bars))
     assert len(names) < NUM_COLOURS, "a colour for every series"
-    details = list(dict.fromkeys(bar.detail for bar in bars))
+    shades = _shades(bars)
 
     def y(accuracy: float) -> float:
         return top + (levels[-1] - 100 * accuracy) / levels[-1] * (height - top - bottom)
@@ -49,15 +49,29 @@ def bar_chart(groups: Sequence[BarGroup], label: str, x_label: str) -> Markup:
         for previous, bar in zip((None, *group.bars), group.bars, strict=False):
             if previous is not None and previous.name != bar.name:
                 at += each / 2
-            shade = NUM_SHADES - len(details) + details.index(bar.detail)
-            parts.append(_bar(bar, at, each, y, names.index(bar.name) + 1, max(0, shade)))
+            shade = shades.get(bar.detail, NUM_SHADES - 1)
+            parts.append(_bar(bar, at, each, y, names.index(bar.name) + 1, shade))
             at += each
         parts.append(svg.text(group.name, left + (number + 0.5) * room, height - bottom + 20, "middle", class_="tick"))
     parts.append(svg.line(left, height - bottom, width - right, height - bottom, class_="axis"))
     parts.append(svg.text(x_label, (left + width - right) / 2, height - 10, "middle", class_="label"))
     parts.append(accuracy_label((top + height - bottom) / 2))
-    parts += _legend(names, details, left)
+    parts += _legend(names, list(shades), left)
     return svg.image(parts, (width, height), label, class_="chart")
+
+
+def _shades(bars: Sequence[Bar]) -> dict[str, int]:
+    """By detail; the one detail of a series that no other one has needs none: it stands in full colour."""
+    of_series: dict[str, set[str]] = {}
+    for bar in bars:
+        of_series.setdefault(bar.name, set()).add(bar.detail)
+    shared = [
+        detail
+        for detail in dict.fromkeys(bar.detail for bar in bars)
+        if any(detail in own and len(own) > 1 for own in of_series.values())
+        or sum(detail in own for own in of_series.values()) > 1
+    ]
+    return {detail: max(0, NUM_SHADES - len(shared) + index) for index, detail in enumerate(shared)}
 
 
 def _bar(bar: Bar, x: float, width: float, y, colour: int, shade: int) -> Markup:
