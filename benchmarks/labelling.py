@@ -1,0 +1,123 @@
+"""How fast labels and scores are made: `python -m benchmarks.labelling [--json X]`.
+
+Three kinds of work take turns in one process, each over a cold prefix cache, on the home models in float32:
+
+* engine: what `python -m benchmarks.engine` calls our batched best-of-N, the yardstick: answers of equal length that
+  nobody reads.
+* rollouts: `ttc rollouts` for some training questions: answers, the rollouts of all their steps, and grading. Its
+  tokens are those that the policy drew.
+* scored: best-of-N with the PRM, as the pools of `python -m benchmarks.paper` are made. Its tokens are those drawn,
+  and those that the PRM has read.
+
+`share` is a kind's median tokens per second over the engine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.hardware import Bystanders, commit, hardware, versions
+from benchmarks.sampling import sample_answers, take_prompts, without_end_of_text
+from benchmarks.timing import alternate, median_rate
+from engine import LLM, BestOfN, Engine
+from engine.model import resolve_folder
+from engine.tasks import take_problems
+from engine.training.rollouts import RolloutRecipe, generate
+
+NUM_NEW = 96  # tokens of the yardstick's answers
+
+
+def rollouts(llm: LLM, recipe: RolloutRecipe) -> int:
+    """Labels some questions; the tokens that were drawn for it."""
+    llm.runner.tree.clear_cache()
+    requests, sample = [], llm.sample
+
+    def counted(*args, **options):
+        requests.append(sample(*args, **options))
+        return requests[-1]
+
+    llm.sample = counted
+    try:
+        for _ in generate(llm, recipe):
+            pass
+    finally:
+        del llm.sample
+    return sum(len(result.token_ids) for request in requests for result in request.results)
+
+
+def scored(engine: Engine, num_problems: int, num_answers: int, seed: int) -> int:
+    """Searches some problems by best-of-N; tokens drawn, and read by the PRM."""
+    for llm in (engine.policy, engine.prm):
+        llm.runner.tree.clear_cache()
+    problems = take_problems(engine.task, "test", num_problems)
+    results = engine.search(problems, BestOfN(), num_answers, seed=seed)
+    return sum(result.ledger.tokens[kind] for result in results for kind in ("generated", "verified"))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.labelling", description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="where the report goes")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--num-questions", type=int, default=64, help="whose answers' steps are rolled out")
+    parser.add_argument("--num-samples", type=int, default=4, help="answers of a question")
+    parser.add_argument("--num-rollouts", type=int, default=8, help="of a step")
+    parser.add_argument("--num-problems", type=int, default=24, help="of best-of-N, and of the yardstick")
+    parser.add_argument("--num-answers", type=int, default=256, help="per problem of best-of-N, and of the yardstick")
+    args = parser.parse_args(arguments)
+    for name in ("threads", "repeats", "num_questions", "num_samples", "num_rollouts", "num_problems", "num_answers"):
+        if getattr(args, name) < 1:
+            parser.error(f"{name} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    bystanders = Bystanders()
+    engine = Engine.load("home")
+    recipe = {name: getattr(args, name) for name in ("num_questions", "num_samples", "num_rollouts")}
+    with tempfile.TemporaryDirectory() as folder:
+        endless = LLM.load(without_end_of_text(resolve_folder("home"), Path(folder)))
+        prompts = take_prompts(endless, args.num_problems)
+        sides = {
+            "engine": lambda seed: sample_answers(endless, prompts, args.num_answers, NUM_NEW, seed),
+            "rollouts": lambda seed: rollouts(engine.policy, RolloutRecipe(**recipe, seed=seed)),
+            "scored": lambda seed: scored(engine, args.num_problems, args.num_answers, seed),
+        }
+        for side in sides.values():
+            side(args.repeats)  # warm-up
+        runs = alternate(sides, args.repeats)
+    rates = {name: median_rate(side) for name, side in runs.items()}
+    report = {
+        "hardware": hardware() | {"others_share": bystanders.share()},
+        "versions": versions(),
+        "commit": commit(),
+        "settings": {name: value for name, value in vars(args).items() if name != "json"} | {"num_new": NUM_NEW},
+        "tokens_per_second": rates,
+        "share": {name: rate / rates["engine"] for name, rate in rates.items()},
+        "runs": {name: [asdict(run) for run in side] for name, side in runs.items()},
+    }
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    table = Table("work", "tokens per second", "share of the engine's")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:,.0f}", f"{report['share'][name]:.0%}")
+    Console(width=100).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
