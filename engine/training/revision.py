@@ -4,6 +4,9 @@ Trajectories are built from parallel samples: a right answer, and before it k wr
 question, k uniform in 0..4. The last of them is the closest to the right answer by character edit
 distance, so that what the model sees is a slip and its correction; the others are random. The loss
 is on the right answer alone.
+
+With attempts "sampled" a history is what a chain has at test time: k of the question's samples as they
+came, right ones too, so that a right attempt need not be left again. This is not the paper's.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from engine.training.verifier import split_questions
 class RevisionRecipe:
     """What `ttc train revision` does; with the data that `make models` makes, the default is the shipped reviser."""
 
-    max_attempts: int = 4  # wrong ones before the right answer
+    max_attempts: int = 4  # before the right answer
+    attempts: str = "wrong"  # the paper's, the closest last; or "sampled": any, as they came
     max_right: int = 8  # right answers of a question that are used; questions that are easy have many
     num_epochs: float = 2.0
     tokens_per_step: int = 6144
@@ -43,6 +47,8 @@ class RevisionRecipe:
         for name, least in (("max_attempts", 1), ("max_right", 1), ("tokens_per_step", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.attempts not in ("wrong", "sampled"):
+            raise ValueError(f"attempts must be 'wrong' or 'sampled', got {self.attempts!r}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be within (0, 1), got {self.held_out}")
         if self.num_epochs <= 0:
@@ -60,10 +66,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Wrong attempts, oldest first, and the right answer that follows them."""
+    """Attempts, oldest first, and the right answer that follows them."""
 
     prompt: str
-    wrong: tuple[Attempt, ...]
+    attempts: tuple[Attempt, ...]
     right: Attempt
 
 
@@ -74,13 +80,13 @@ class Counts:
     questions: int = 0
     never_right: int = 0  # they give nothing
     never_wrong: int = 0  # their right answers stand without a history
-    by_attempts: dict[int, int] = field(default_factory=dict)  # trajectories by number of wrong attempts
+    by_attempts: dict[int, int] = field(default_factory=dict)  # trajectories by number of attempts before the answer
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{count} with {number}" for number, count in sorted(self.by_attempts.items()))
         return (
             f"{self.questions} questions ({self.never_right} never right, {self.never_wrong} never wrong), "
-            f"trajectories by wrong attempts: {lengths}"
+            f"trajectories by attempts before the right one: {lengths}"
         )
 
 
@@ -107,7 +113,7 @@ def _attempt(row: dict, tokenizer: PreTrainedTokenizerFast) -> Attempt:
 def build_trajectories(
     questions: Iterable[tuple[str, Sequence[Attempt]]], recipe: RevisionRecipe
 ) -> tuple[list[Trajectory], Counts]:
-    """Trajectories of all questions that have a right answer. Equal texts of a question count once."""
+    """Trajectories of all questions that have a right answer. Equal texts of a question are one wrong attempt."""
     trajectories: list[Trajectory] = []
     counts = Counts()
     for prompt, attempts in questions:
@@ -121,13 +127,20 @@ def build_trajectories(
         rng = random.Random(f"revision/{recipe.seed}/{prompt}")
         right = [attempt for attempt in attempts if attempt.is_right]  # as often as it was sampled
         for answer in rng.sample(right, min(recipe.max_right, len(right))):
-            history = _history(answer, wrong, rng.randint(0, recipe.max_attempts), rng)
+            num_attempts = rng.randint(0, recipe.max_attempts)
+            if recipe.attempts == "wrong":
+                history = _closest_last(answer, wrong, num_attempts, rng)
+            else:
+                others = [attempt for attempt in attempts if attempt is not answer]
+                history = tuple(rng.sample(others, min(num_attempts, len(others))))
             counts.by_attempts[len(history)] = counts.by_attempts.get(len(history), 0) + 1
             trajectories.append(Trajectory(prompt, history, answer))
     return trajectories, counts
 
 
-def _history(right: Attempt, wrong: Sequence[Attempt], num_attempts: int, rng: random.Random) -> tuple[Attempt, ...]:
+def _closest_last(
+    right: Attempt, wrong: Sequence[Attempt], num_attempts: int, rng: random.Random
+) -> tuple[Attempt, ...]:
     """Up to `num_attempts` wrong answers, the closest to the right one last."""
     from rapidfuzz.distance import Levenshtein  # of the train extra
 
@@ -141,7 +154,7 @@ def _history(right: Attempt, wrong: Sequence[Attempt], num_attempts: int, rng: r
 def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """Token ids of attempts, each after the prompt, and of the right answer; labels are those of the right answer."""
     prompt = tokenizer(trajectory.prompt)["input_ids"]
-    ids = after_attempts(prompt, [attempt.token_ids for attempt in trajectory.wrong])
+    ids = after_attempts(prompt, [attempt.token_ids for attempt in trajectory.attempts])
     answer = list(trajectory.right.token_ids)
     return ids + answer, [IGNORED] * len(ids) + answer
 

@@ -43,14 +43,14 @@ def test_the_closest_wrong_attempt_comes_last():
     recipe = RevisionRecipe(max_attempts=4, max_right=50)
     trajectories, counts = build_trajectories([("1;+1\n", [*WRONG, *[RIGHT] * 50])], recipe)
     assert len(trajectories) == 50
-    lengths = Counter(len(each.wrong) for each in trajectories)
+    lengths = Counter(len(each.attempts) for each in trajectories)
     assert set(lengths) == {0, 1, 2, 3, 4}
     assert counts.by_attempts == lengths
     for each in trajectories:
         assert each.right == RIGHT
-        assert not each.wrong or each.wrong[-1].text == "1+1=3"
-        assert len({wrong.text for wrong in each.wrong}) == len(each.wrong)
-    assert len({each.wrong for each in trajectories if len(each.wrong) == 3}) > 1  # the others are random
+        assert not each.attempts or each.attempts[-1].text == "1+1=3"
+        assert len({wrong.text for wrong in each.attempts}) == len(each.attempts)
+    assert len({each.attempts for each in trajectories if len(each.attempts) == 3}) > 1  # the others are random
 
 
 def test_the_number_of_wrong_attempts_is_uniform():
@@ -64,6 +64,21 @@ def test_the_number_of_wrong_attempts_is_uniform():
     assert trajectories == again != other
 
 
+def test_sampled_attempts_are_any_but_the_answer_itself():
+    attempts = [*WRONG, RIGHT, attempt("2", True), attempt("2", True)]
+    recipe = RevisionRecipe(attempts="sampled", max_right=1)
+    trajectories, counts = build_trajectories([(f"{i};+1\n", attempts) for i in range(400)], recipe)
+    assert sorted(counts.by_attempts) == [0, 1, 2, 3, 4]
+    seen = [each for trajectory in trajectories for each in trajectory.attempts]
+    share = sum(each.is_right for each in seen) / len(seen)
+    assert share == pytest.approx(2 / 6, abs=0.06)  # what is left of three of seven once the answer is taken
+    for each in trajectories:
+        assert each.right.is_right
+        assert not any(one is each.right for one in each.attempts)
+    assert any(each.right.text in [one.text for one in each.attempts] for each in trajectories)  # said before
+    assert len({each.attempts[-1].text for each in trajectories if each.attempts}) == 6
+
+
 def test_what_becomes_of_questions():
     questions = [
         ("a", WRONG),
@@ -74,8 +89,10 @@ def test_what_becomes_of_questions():
     assert (counts.questions, counts.never_right, counts.never_wrong) == (3, 1, 1)
     assert Counter(each.prompt for each in trajectories) == {"b": 2, "c": 20}
     # An equal text counts once, as a wrong attempt: whatever k is, there is one of them at most.
-    assert {len(each.wrong) for each in trajectories if each.prompt == "c"} == {0, 1}
-    assert str(counts).startswith("3 questions (1 never right, 1 never wrong), trajectories by wrong attempts: ")
+    assert {len(each.attempts) for each in trajectories if each.prompt == "c"} == {0, 1}
+    assert str(counts).startswith(
+        "3 questions (1 never right, 1 never wrong), trajectories by attempts before the right one: "
+    )
     assert len(build_trajectories(questions, RevisionRecipe(max_right=3))[0]) == 5
 
 
@@ -118,6 +135,7 @@ def test_the_checkpoint_after_the_lowest_loss_is_kept():
         ({"max_attempts": 0}, "max_attempts must be at least 1, got 0"),
         ({"max_right": 0}, "max_right must be at least 1, got 0"),
         ({"tokens_per_step": 0}, "tokens_per_step must be at least 1, got 0"),
+        ({"attempts": "right"}, "attempts must be 'wrong' or 'sampled', got 'right'"),
         ({"held_out": 1.0}, "held_out must be within .0, 1., got 1.0"),
         ({"num_epochs": 0.0}, "num_epochs must be over 0, got 0.0"),
     ],
