@@ -40,6 +40,7 @@ class Row:
     min_rows: int = 0
     dtypes: tuple[torch.dtype, ...] = ()  # () takes any
     sizes: tuple[int, ...] = ()  # of the last dimension; () takes any
+    multiple: int = 1  # of which the last dimension must be one
 
     def applies(self, x: torch.Tensor) -> bool:
         """Whether the row speaks for a tensor on its device; one of CUDA's only where the library was built."""
@@ -47,6 +48,7 @@ class Row:
             self.min_rows <= len(x)
             and (not self.dtypes or x.dtype in self.dtypes)
             and (not self.sizes or x.shape[-1] in self.sizes)
+            and x.shape[-1] % self.multiple == 0
             and (self.implementation != "cuda" or LIBRARY.exists())
         )
 
@@ -71,7 +73,7 @@ TABLE = (
     Row("cuda", "step_score", "triton", UNMEASURED),
     Row("cuda", "step_score", "cuda", UNMEASURED),
     Row("cuda", "sample_head", "triton", UNMEASURED),
-    Row("cuda", "sample_head", "cuda", UNMEASURED, dtypes=_HALF),
+    Row("cuda", "sample_head", "cuda", UNMEASURED, dtypes=_HALF, multiple=8),
 )
 
 

@@ -73,6 +73,8 @@ def test_cuda_is_chosen_for_what_it_takes_where_it_was_built(monkeypatch, tmp_pa
         for other in (OnGpu(dtype=torch.float32, size=128), OnGpu(dtype=torch.float16, size=96)):
             assert chooser("tree_attention")("auto", other) == "triton"
         assert chooser("sample_head")("auto", OnGpu()) == "triton"
+        odd = OnGpu(dtype=torch.bfloat16, size=100)  # the kernel loads eight values at a time
+        assert chooser("sample_head")("auto", odd) == "triton"
 
 
 def test_a_threshold_changes_the_choice():
