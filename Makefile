@@ -48,12 +48,12 @@ models: setup
 	$(BIN)/ttc rollouts
 	$(BIN)/ttc train prm --base out/discriminator
 	$(BIN)/ttc train trunk-head
-	$(BIN)/ttc rollouts --num-questions 4000 --num-samples 64 --num-rollouts 0 --seed 11 --out out/attempts.jsonl
+	$(BIN)/ttc rollouts --num-questions 16000 --num-samples 16 --num-rollouts 0 --seed 11 --out out/attempts.jsonl
 	$(BIN)/ttc train revision
-	$(BIN)/ttc rollouts --policy engine/home/reviser --num-questions 1300 --num-samples 1 --num-attempts 8 \
-		--num-rollouts 0 --seed 12 --out out/chains.jsonl
-	$(BIN)/ttc train orm --base engine/home/prm --rollouts out/attempts.jsonl,out/chains.jsonl \
-		--num-epochs 1 --max-answers 10
+	$(BIN)/ttc rollouts --policy engine/home/reviser --num-questions 2600 --num-samples 1 --num-attempts 8 \
+		--context 2 --num-rollouts 0 --seed 12 --out out/chains.jsonl
+	$(BIN)/ttc train orm --base out/discriminator --rollouts out/attempts.jsonl,out/chains.jsonl \
+		--num-epochs 1 --max-answers 4
 	$(BIN)/ttc calibrate --limit 600 --predictor score --pilot 2 --bins quantiles:8 --budgets 2,4,8,16,32 \
 		--strategies best-of-n,rebase --out out/calibration.json
 	cp out/calibration.json engine/home/calibration.json

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from benchmarks.paper.settings import PILOT, WIDTH, Settings
+from benchmarks.paper.settings import CONTEXT, PILOT, WIDTH, Settings
 from engine.scheduler import Planner, Predictor, strategy_label
 from engine.search import DVTS, BeamSearch, Lookahead, Rebase, Strategy, run_search
 from engine.types import SearchResult
@@ -110,10 +110,11 @@ def revision_cells(settings: Settings, verifier: str) -> list[Cell]:
         ratios = chains_at(budget, settings)
         seeds = settings.seeds if budget < 64 else settings.seeds[: settings.seeds_of_revisions]
         for seed in seeds:
-            cells += [Cell(REVISIONS, Revisions(parallel=count), budget, seed, verifier) for count in ratios]
+            strategies = [Revisions(parallel=count, context=CONTEXT) for count in ratios]
+            cells += [Cell(REVISIONS, strategy, budget, seed, verifier) for strategy in strategies]
     largest = min(64, settings.budgets[-1])
     for count in (4, 1) if settings.has_all_ratios else (4,):
-        strategy = Revisions(parallel=count)
+        strategy = Revisions(parallel=count, context=CONTEXT)
         cells.append(Cell(BASELINE, strategy, largest, settings.seeds[0], verifier, is_baseline=True))
     return sorted(cells, key=lambda cell: (tier(cell, settings), cell.is_baseline))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 PILOT = 4  # samples of the cheap difficulty predictor, re-used in the vote
 WIDTH = 4  # M of the beams, as in the paper
+CONTEXT = 2  # attempts before a revision: the paper has 4; chosen on validation, see engine/home/reviser
 BINS_STREAM = "bins"  # the pool that sets the difficulty bins; the other one is "answers"
 
 

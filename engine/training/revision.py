@@ -1,12 +1,12 @@
-"""Training a revision model on its own wrong-then-right attempts (Snell et al. 2024, section 6.1 and appendix H).
+"""Training a revision model on its own attempts and right answers (Snell et al. 2024, section 6.1 and appendix H).
 
-Trajectories are built from parallel samples: a right answer, and before it k wrong ones to the same
-question, k uniform in 0..4. The last of them is the closest to the right answer by character edit
-distance, so that what the model sees is a slip and its correction; the others are random. The loss
-is on the right answer alone.
+Trajectories are built from parallel samples: a right answer, and before it k attempts at the same question,
+k uniform in 0..4. The loss is on the right answer alone.
 
-With attempts "sampled" a history is what a chain has at test time: k of the question's samples as they
-came, right ones too, so that a right attempt need not be left again. This is not the paper's.
+* "wrong", the paper's: the attempts are wrong ones. The last of them is the closest to the right answer by
+  character edit distance, so that what the model sees is a slip and its correction; the others are random.
+* "sampled", ours: any of the question's samples, right ones too, as a chain has them later on, so that a right
+  attempt need not be left again, and the number of attempts does not tell how hard the question is.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class RevisionRecipe:
     """What `ttc train revision` does; with the data that `make models` makes, the default is the shipped reviser."""
 
     max_attempts: int = 4  # before the right answer
-    attempts: str = "wrong"  # the paper's, the closest last; or "sampled": any, as they came
-    max_right: int = 8  # right answers of a question that are used; questions that are easy have many
+    attempts: str = "sampled"  # any, as they came; or "wrong": the paper's, the closest last
+    max_right: int = 2  # right answers of a question that are used; questions that are easy have many
     num_epochs: float = 2.0
     tokens_per_step: int = 6144
     learning_rate: float = 5e-4

@@ -40,7 +40,7 @@ RIGHT = attempt("1+1=2", True)
 
 
 def test_the_closest_wrong_attempt_comes_last():
-    recipe = RevisionRecipe(max_attempts=4, max_right=50)
+    recipe = RevisionRecipe(attempts="wrong", max_attempts=4, max_right=50)
     trajectories, counts = build_trajectories([("1;+1\n", [*WRONG, *[RIGHT] * 50])], recipe)
     assert len(trajectories) == 50
     lengths = Counter(len(each.attempts) for each in trajectories)
@@ -54,13 +54,13 @@ def test_the_closest_wrong_attempt_comes_last():
 
 
 def test_the_number_of_wrong_attempts_is_uniform():
-    recipe = RevisionRecipe(max_attempts=3, max_right=1)
+    recipe = RevisionRecipe(attempts="wrong", max_attempts=3, max_right=1)
     questions = [(f"{i};+1\n", [*WRONG, RIGHT]) for i in range(800)]
     trajectories, counts = build_trajectories(questions, recipe)
     assert sorted(counts.by_attempts) == [0, 1, 2, 3]
     assert all(150 < number < 250 for number in counts.by_attempts.values())  # 200 expected, sd 12
     again, _ = build_trajectories(questions, recipe)
-    other, _ = build_trajectories(questions, RevisionRecipe(max_attempts=3, max_right=1, seed=1))
+    other, _ = build_trajectories(questions, RevisionRecipe(attempts="wrong", max_attempts=3, max_right=1, seed=1))
     assert trajectories == again != other
 
 
@@ -85,7 +85,7 @@ def test_what_becomes_of_questions():
         ("b", [RIGHT, RIGHT]),
         ("c", [attempt("1+1=3"), attempt("1+1=3"), attempt("1+1=3"), *[RIGHT] * 30]),
     ]
-    trajectories, counts = build_trajectories(questions, RevisionRecipe(max_right=20))
+    trajectories, counts = build_trajectories(questions, RevisionRecipe(attempts="wrong", max_right=20))
     assert (counts.questions, counts.never_right, counts.never_wrong) == (3, 1, 1)
     assert Counter(each.prompt for each in trajectories) == {"b": 2, "c": 20}
     # An equal text counts once, as a wrong attempt: whatever k is, there is one of them at most.
