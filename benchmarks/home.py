@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.hardware import commit, hardware
 from benchmarks.paper.chains import Attempts
+from benchmarks.paper.settings import CONTEXT
 from engine import BestOfN, Engine, Majority, Revisions, SearchResult
 from engine.engine import DEFAULT_SAMPLING
 from engine.tasks import take_problems
@@ -129,8 +130,8 @@ def main() -> None:
             results = engine.search(problems, BestOfN(), 16, seed=options.seed, verifier=name)
             figures[name] = verifier_figures(engine, results)
     if engine.reviser is not None:
-        chains = engine.search(problems, Revisions(parallel=16, vote="majority"), 128, seed=options.seed)
-        figures["reviser"] = reviser_figures(chains)
+        strategy = Revisions(parallel=16, context=CONTEXT, vote="majority")
+        figures["reviser"] = reviser_figures(engine.search(problems, strategy, 128, seed=options.seed))
     figures |= {"hardware": hardware(), "commit": commit()}
     print(json.dumps(figures, indent=1))
     if options.json:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from benchmarks.paper.settings import CONTEXT, PILOT, WIDTH, Settings
 from engine.scheduler import Planner, Predictor, strategy_label
-from engine.search import DVTS, BeamSearch, Lookahead, Rebase, Strategy, run_search
+from engine.search import DVTS, BeamSearch, Lookahead, Rebase, Revisions, Strategy, run_search
 from engine.types import SearchResult
 
 REVISIONS, BASELINE = "revisions", "policy shown its attempts"
@@ -103,20 +103,20 @@ def search_cells(settings: Settings) -> list[Cell]:
 
 def revision_cells(settings: Settings, verifier: str) -> list[Cell]:
     """Every ratio of sequential to parallel at 16 and 64, the paper's best region at 256, and the baseline."""
-    from engine.search import Revisions
-
     cells = []
     for budget in settings.budgets:
         ratios = chains_at(budget, settings)
         seeds = settings.seeds if budget < 64 else settings.seeds[: settings.seeds_of_revisions]
         for seed in seeds:
-            strategies = [Revisions(parallel=count, context=CONTEXT) for count in ratios]
-            cells += [Cell(REVISIONS, strategy, budget, seed, verifier) for strategy in strategies]
+            cells += [Cell(REVISIONS, _chains(count), budget, seed, verifier) for count in ratios]
     largest = min(64, settings.budgets[-1])
     for count in (4, 1) if settings.has_all_ratios else (4,):
-        strategy = Revisions(parallel=count, context=CONTEXT)
-        cells.append(Cell(BASELINE, strategy, largest, settings.seeds[0], verifier, is_baseline=True))
+        cells.append(Cell(BASELINE, _chains(count), largest, settings.seeds[0], verifier, is_baseline=True))
     return sorted(cells, key=lambda cell: (tier(cell, settings), cell.is_baseline))
+
+
+def _chains(count: int) -> Revisions:
+    return Revisions(parallel=count, context=CONTEXT, judge_alone=True)
 
 
 def chains_at(budget: int, settings: Settings) -> tuple[int, ...]:

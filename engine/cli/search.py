@@ -68,6 +68,9 @@ def search(
     ] = 1.0,
     parallel: Annotated[int, _option("Chains of revisions; each gets its share of the budget.", "Search")] = 4,
     context: Annotated[int, _option("Earlier attempts that a revision is shown, at most.", "Search")] = 4,
+    judge_alone: Annotated[
+        bool, _option("Show the ORM no attempts before the one it judges.", "Search", "--judge-alone")
+    ] = False,
     calibration: Annotated[str, _option("File of `ttc calibrate`, for compute-optimal.", "Search")] = "home",
     total_budget: Annotated[
         int | None, _option("Divided over all problems, in the place of --budget for each.", "Search")

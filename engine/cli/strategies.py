@@ -27,6 +27,7 @@ _USED_BY_STRATEGY = {
     "confidence": ("adaptive",),
     "parallel": ("revisions",),
     "context": ("revisions",),
+    "judge_alone": ("revisions",),
     "reviser": ("revisions", "compute-optimal"),
     "calibration": ("compute-optimal",),
     "total_budget": ("compute-optimal",),
@@ -76,7 +77,8 @@ def _build(options: SimpleNamespace, given: Collection[str]) -> Strategy | Plann
     name, vote = options.strategy, options.vote
     if name == "revisions":
         chosen = {"vote": vote} if "vote" in given else {}  # the default of --vote is another strategies'
-        return Revisions(parallel=options.parallel, context=options.context, **chosen)
+        names = ("parallel", "context", "judge_alone")
+        return Revisions(**{option: getattr(options, option) for option in names}, **chosen)
     if name == "best-of-n":
         return BestOfN(vote=vote)
     if name == "adaptive":

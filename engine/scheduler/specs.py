@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
 
 _STRATEGIES = (Majority, BestOfN, BeamSearch, Lookahead, DVTS, Rebase, Adaptive, Revisions)
+_WORDS = {"none": None, "true": True, "false": False}
 _CLASSES = {each.name: each for each in _STRATEGIES}
 
 
@@ -67,8 +68,8 @@ def can_spend(strategy: Strategy, num_generations: int) -> bool:
 
 
 def _value(text: str) -> object:
-    if text.lower() == "none":
-        return None
+    if (word := text.lower()) in _WORDS:
+        return _WORDS[word]
     for read in (int, float):
         try:
             return read(text)

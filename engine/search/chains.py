@@ -14,8 +14,8 @@ from engine.types import FINISHED, Problem
 class _Chain:
     """One chain. `last` is its latest attempt, whose branches hold what the next one starts behind.
 
-    Its policy branch holds `num_held` attempts, each after the prompt, and the prompt; its verifier branch (of a
-    verifier that reads them) the same attempts.
+    Its policy branch holds `num_held` attempts, each after the prompt, and the prompt; its verifier branch (where
+    they are judged in their chain) the same attempts.
     """
 
     last: Trajectory
@@ -44,13 +44,15 @@ class Chains:
         *,
         numbers: range,  # of the chains, among the children of the root
         context: int,
+        judge_alone: bool,
         max_tokens: int,
     ):
         self.problem, self.policy, self.verifier = problem, policy, verifier
         self.branches, self.ledger = branches, ledger
         self.context, self.max_tokens = context, max_tokens
+        self.is_judged_in_chain = reads_history(verifier) and not judge_alone
         self.chains = {number: _Chain(Trajectory((), 0, num_children=number)) for number in numbers}
-        self._judge: VerifierBranch | None = None  # of one that reads no history: the same for all attempts
+        self._judge: VerifierBranch | None = None  # of attempts that are judged alone: the same for all of them
 
     async def open(self) -> list[tuple[Trajectory, int]]:
         """What the next attempts start from, with one child each; their policy branches are open."""
@@ -63,7 +65,7 @@ class Chains:
 
     async def open_judge(self, parent: Trajectory) -> VerifierBranch:
         """What an attempt after `parent` is judged on a fork of."""
-        if not reads_history(self.verifier):
+        if not self.is_judged_in_chain:
             if self._judge is None:
                 self._judge = self.branches.add(await self.verifier.open(self.problem, ledger=self.ledger))
             return self._judge
@@ -79,7 +81,7 @@ class Chains:
         if is_whole:
             chain.history = [*chain.history, tuple(child.new_steps)][-self.context :]
         num_wanted = self.policy.num_fitting(self.problem.prompt, chain.history, self.max_tokens)
-        if not reads_history(self.verifier):
+        if not self.is_judged_in_chain:
             self._close(child.verifier)
             child.verifier = None
         if is_last or (is_whole and num_wanted <= chain.num_held):  # nothing follows, or the window slides

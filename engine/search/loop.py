@@ -168,6 +168,7 @@ class _Search:
             self.ledger,
             numbers=range(self.num_before, self.num_before + num_chains),
             context=self.strategy.context,
+            judge_alone=self.strategy.judge_alone,
             max_tokens=self.max_tokens,
         )
 

@@ -23,6 +23,7 @@ class Revisions(WholeAnswers):
     parallel: int = 4  # chains
     context: int = 4  # earlier attempts in the context, at most
     vote: str = "hierarchical"  # inside each chain, then across chains; or "weighted", "naive", "majority"
+    judge_alone: bool = False  # a verifier that reads earlier attempts is not shown them
 
     name: ClassVar[str] = "revisions"
     revises: ClassVar[bool] = True
@@ -32,6 +33,8 @@ class Revisions(WholeAnswers):
             raise ValueError(f"parallel must be at least 1 chain, got {self.parallel}")
         if self.context < 1:
             raise ValueError(f"context must be at least 1 attempt, got {self.context}")
+        if not isinstance(self.judge_alone, bool):
+            raise ValueError(f"judge_alone must be true or false, got {self.judge_alone!r}")
         check_vote(self.vote, REVISION_VOTES)
 
     @property

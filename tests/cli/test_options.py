@@ -94,8 +94,9 @@ def test_revisions(search, models, option, field):
 
 
 def test_the_vote_of_revisions_is_its_own_where_none_is_given():
-    options = SimpleNamespace(strategy="revisions", verifier="prm", vote="weighted", parallel=2, context=3)
-    assert build_strategy(options, {"parallel", "context"}) == Revisions(parallel=2, context=3, vote="hierarchical")
+    chosen = {"parallel": 2, "context": 3, "judge_alone": True}
+    options = SimpleNamespace(strategy="revisions", verifier="prm", vote="weighted", **chosen)
+    assert build_strategy(options, set(chosen)) == Revisions(**chosen, vote="hierarchical")
     assert build_strategy(options, {"vote"}).vote == "weighted"
 
 
@@ -166,11 +167,12 @@ def test_with_tree(search):
         ("beam", "--reviser", "home"),
         ("best-of-n", "--parallel", "2"),
         ("best-of-n", "--context", "2"),
+        ("best-of-n", "--judge-alone", None),
     ],
 )
 def test_an_option_without_effect_is_refused(ttc, models, tmp_path, strategy, option, value):
     arguments = small_search(models, tmp_path / "x", verifier=None)
-    outcome = ttc(*arguments, "--strategy", strategy, option, value)
+    outcome = ttc(*arguments, "--strategy", strategy, option, *([] if value is None else [value]))
     assert_refused(outcome, f"{option} has no effect with --")
     assert not (tmp_path / "x").exists()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.scheduler import can_spend, parse_strategy, strategy_from_spec, strategy_label, strategy_spec
-from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase
+from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions
 
 STRATEGIES = [
     Majority(),
@@ -13,6 +13,7 @@ STRATEGIES = [
     DVTS(width=8),
     Rebase(temperature=0.05),
     Adaptive(vote="majority", confidence=0.9),
+    Revisions(parallel=2, judge_alone=True),
 ]
 
 
@@ -43,6 +44,7 @@ def test_what_can_be_spent():
         ("beam:width", "'beam:width'"),
         ("beam:width=wide", "'wide'"),
         ("beam:width=0", "got 0"),
+        ("revisions:judge_alone=3", "judge_alone must be true or false, got 3"),
         ("", "''"),
     ],
 )

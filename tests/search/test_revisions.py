@@ -78,6 +78,15 @@ def test_a_verifier_that_reads_no_history_is_opened_once_and_judges_attempts_alo
     assert set(verifier.judged) == {"0\n", "1\n", *TWO_CHAINS.values()}
 
 
+def test_one_that_reads_a_history_judges_attempts_alone_where_it_is_asked_to():
+    verifier = FakeVerifier(hashed_judge, reads_history=True)
+    strategy = Revisions(parallel=2, context=2, judge_alone=True)
+    result = revise(strategy, 8, scripted(TWO_CHAINS), verifier=verifier)
+    assert verifier.opened == [()]
+    assert verifier.histories == [()] * 8
+    assert [each.scores for each in result.candidates] == [(hashed_judge(each.text),) for each in result.candidates]
+
+
 @pytest.mark.parametrize("reads_history", [False, True])
 @pytest.mark.parametrize(("bad", "finish"), [("!", "error"), ("1" * 80, "length"), ("", "eos")])
 def test_an_attempt_that_failed_stays_out_of_the_context(bad, finish, reads_history):
