@@ -11,7 +11,7 @@ from benchmarks.paper.bills import Bills
 from benchmarks.paper.cells import BASELINE, REVISIONS, SEARCHES, Cell
 from benchmarks.paper.chains import Attempts, by_majority, ratio_label
 from benchmarks.paper.difficulty import Binning, binnings, pilot_binning
-from benchmarks.paper.measured import Measured, cell_measured, pool_series
+from benchmarks.paper.measured import ORMS, Measured, cell_measured, pool_series
 from benchmarks.paper.models import num_params
 from benchmarks.paper.optimal import Optimal, charged, compute_optimal, one_after_another, seed_means
 from benchmarks.paper.pools import Pool
@@ -78,10 +78,12 @@ def gather(study: Study) -> Evidence:
     if not pools or not bin_pools:
         reasons = [f"{each['what']}: {each['reason']}" for each in reader.missing if each["what"].startswith("pool")]
         raise ValueError(f"tables need the pools in {study.settings.work}; {reasons[0]}")
-    has_orm = all(pool.orm_scores is not None for seed in pools.values() for pool in seed)
-    kinds = (None, "prm", "orm") if has_orm else (None, "prm")
+    judged = [name for name in ORMS if all(name in pool.judged for seed in pools.values() for pool in seed)]
     engine = study.models.engine
-    bills = {kind: [Bills.of(engine, problem, kind) for problem in study.problems] for kind in kinds}
+    bills = {
+        kind: [Bills.of(engine, problem, "orm" if kind in ORMS else kind) for problem in study.problems]
+        for kind in (None, "prm", *judged)
+    }
     tables = pool_series(list(pools.values()), bills, study.settings.budgets)
     ratios, attempts, baseline = reader.revisions()
     reader.searches(tables)
@@ -205,10 +207,15 @@ class _Reader:
         rows = self._read(f"pool of {stream}, seed {seed}", "pools", *self.study.pool_run(seed, stream))
         if stream == BINS_STREAM:
             self.estimation = [(sum(row["flops"].values()), row["flops"]["verified"]) for row in rows.values()]
-        orm: dict[int, Row] = {}
-        if stream != BINS_STREAM and "orm" not in self.study.models.missing:
-            orm = self._read(f"ORM scores, seed {seed}", "pools", *self.study.orm_run(seed))
-        return [Pool.from_row(row, orm.get(index)) for index, row in rows.items()]
+        orms = {
+            name: self._read(f"scores by {name}, seed {seed}", "pools", *self.study.orm_run(seed, name))
+            for name in self.study.models.judges
+            if stream != BINS_STREAM
+        }
+        return [
+            Pool.from_row(row, {name: scored.get(index) for name, scored in orms.items()})
+            for index, row in rows.items()
+        ]
 
     def searches(self, tables: Tables) -> None:
         """Adds the series of searches; a series has as many seeds as are whole."""

@@ -24,7 +24,9 @@ POOL_SERIES = {
     "best-of-n, naive": ("last", "naive"),
     "best-of-n, ORM": ("orm", "weighted"),
     "best-of-n, ORM, naive": ("orm", "naive"),
+    "best-of-n, ORM of as many answers": ("equal-orm", "weighted"),
 }
+ORMS = ("orm", "equal-orm")  # the shipped one, and one of the PRM's answers alone
 ADAPTIVE_SERIES = {"adaptive": Adaptive(), "adaptive, 0.95": Adaptive(confidence=0.95)}
 
 
@@ -82,7 +84,7 @@ def pool_series(pools: Sequence[Sequence[Pool]], bills: dict[str | None, Sequenc
     """
     made: dict[str, dict[int, Measured]] = {}
     for series, (scored_by, rule) in POOL_SERIES.items():
-        verifier = None if scored_by is None else "orm" if scored_by == "orm" else "prm"
+        verifier = scored_by if scored_by in (None, *ORMS) else "prm"
         if verifier in bills:
             cells = [
                 [

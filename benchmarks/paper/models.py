@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.paper.settings import Settings
 from engine import LLM, Engine, search
 from engine.model import HOME
 from engine.model.digest import checkpoint_digest
+
+EQUAL_ORM = Path(__file__).resolve().parent.parent / "checkpoints" / "equal_orm"
 
 REVISION = "no revision model: engine/home/reviser does not exist and --reviser names none"
 ORM = "no outcome verifier: engine/home/orm does not exist"
@@ -24,6 +27,13 @@ class Models:
     baseline: Engine | None
     large: Engine | None
     missing: dict[str, str]  # what is not there, and why
+    equal: Engine | None = None  # whose ORM has learned from as many answers as the PRM, and no more
+
+    @property
+    def judges(self) -> dict[str, Engine]:
+        """Engines by the name under which their ORM scores the pools."""
+        found = {"orm": None if "orm" in self.missing else self.engine, "equal-orm": self.equal}
+        return {name: each for name, each in found.items() if each is not None}
 
     @property
     def revision_verifier(self) -> str:
@@ -50,6 +60,9 @@ def load_models(settings: Settings) -> Models:
         missing["revisions"] = REVISION
     if loaded.orm is None:
         missing["orm"] = ORM
+    equal = Engine.load("home", orm=EQUAL_ORM) if EQUAL_ORM.is_dir() else None
+    if equal is None:
+        missing["ORM of as many answers as the PRM"] = f"{EQUAL_ORM.name} does not exist"
     if settings.large is None:
         missing["large"] = NO_LARGE
     baseline = None
@@ -61,7 +74,7 @@ def load_models(settings: Settings) -> Models:
             f"the larger policy must have more than the {num_params(loaded):,} parameters of the shipped one, "
             f"got {num_params(large):,} in {settings.large}"
         )
-    return Models(loaded, baseline, large, missing)
+    return Models(loaded, baseline, large, missing, equal)
 
 
 def reviser_of(loaded: Engine) -> LLM | None:

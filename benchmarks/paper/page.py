@@ -13,7 +13,15 @@ from engine.reports.tables import quantity
 
 # Which series a plot of accuracy against budget shows; the first two are the same everywhere.
 LINES = {
-    "Verifiers": ("majority", "best-of-n", "best-of-n, ORM", "best-of-n, min", "best-of-n, prod", "best-of-n, naive"),
+    "Verifiers": (
+        "majority",
+        "best-of-n",
+        "best-of-n, ORM",
+        "best-of-n, ORM of as many answers",
+        "best-of-n, min",
+        "best-of-n, prod",
+        "best-of-n, naive",
+    ),
     "Search against the PRM": (
         "majority",
         "best-of-n",

@@ -7,8 +7,8 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -58,16 +58,18 @@ class Pool:
     gold: str
     distinct: tuple[Candidate, ...]  # their addresses and aggregated scores are not set
     picks: tuple[int, ...]  # of `distinct`, one per sample
-    orm_scores: tuple[float, ...] | None = None  # one per distinct answer
+    judged: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by ORM, one score per distinct answer
 
     @classmethod
-    def from_row(cls, row: Row, orm: Row | None = None) -> Pool:
+    def from_row(cls, row: Row, orms: Mapping[str, Row | None] | None = None) -> Pool:
+        """`orms`: by ORM, the row of its scores, as far as there is one."""
         columns = zip(*(row[column] for column in _PARTS.values()), strict=True)
         distinct = tuple(
             Candidate(text, answer, finish, _whole(scores), 0.0, num_tokens, ())
             for text, answer, finish, scores, num_tokens in columns
         )
-        return cls(row["gold"], distinct, tuple(row["picks"]), None if orm is None else _whole(orm["scores"]))
+        judged = {name: _whole(scored["scores"]) for name, scored in (orms or {}).items() if scored is not None}
+        return cls(row["gold"], distinct, tuple(row["picks"]), judged)
 
     @property
     def size(self) -> int:
@@ -85,10 +87,9 @@ class Pool:
 
     def candidates(self, scored_by: str = "last") -> list[Candidate]:
         """The samples as a search would return them, with `agg_score` by `scored_by`: a way to aggregate
-        the PRM's step scores, or "orm". The scores of "orm" must be there."""
-        if scored_by == "orm":
-            assert self.orm_scores is not None, "the pool has been scored by an ORM"
-            scores = list(self.orm_scores)
+        the PRM's step scores, or an ORM that has judged them."""
+        if scored_by in self.judged:
+            scores = list(self.judged[scored_by])
         else:
             scores = [aggregate(each.scores, scored_by) for each in self.distinct]
         made = [

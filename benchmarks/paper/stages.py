@@ -41,9 +41,11 @@ class Study:
         config = self.config("prm") | {"pool": stream, "size": size, "seed": seed}
         return self.settings.work / f"pool-{stream}-{size}-seed{seed}.ledger", config
 
-    def orm_run(self, seed: int) -> tuple[Path, dict]:
+    def orm_run(self, seed: int, name: str = "orm") -> tuple[Path, dict]:
+        """The ledger of an ORM's scores of a pool."""
         path, config = self.pool_run(seed)
-        return path.with_name(f"orm-{path.name}"), config | self.config("orm")
+        judge = self.models.judges[name].orm
+        return path.with_name(f"{name}-{path.name}"), config | {"orm": checkpoint_digest(judge.folder)}
 
     def cell_run(self, cell: Cell) -> tuple[Path, dict]:
         config = self.config(cell.verifier) | {"cell": cell.file_name, "seed": cell.seed}
@@ -90,22 +92,23 @@ def _on_stream(problem: Problem, stream: str) -> Problem:
     return replace(problem, id=f"{problem.id}/{stream}") if stream == BINS_STREAM else problem
 
 
-def score_pool(study: Study, seed: int) -> None:
+def score_pool(study: Study, seed: int, name: str = "orm") -> None:
     """An ORM's scores of a pool of answers, one per distinct answer."""
-    path, config = study.orm_run(seed)
+    path, config = study.orm_run(seed, name)
+    engine = study.models.judges[name]
     pools, _ = read_rows(*study.pool_run(seed), len(study.problems))
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         there = [index for index in todo if index in pools]
-        judges = (_judge(study.models.engine, study.problems[index], Pool.from_row(pools[index])) for index in there)
-        for position, scores in Batcher([study.models.engine.orm.runner]).run(judges, study.settings.pool_size):
+        judges = (_judge(engine, study.problems[index], Pool.from_row(pools[index])) for index in there)
+        for position, scores in Batcher([engine.orm.runner]).run(judges, study.settings.pool_size):
             if isinstance(scores, Exception):
                 raise scores
             problem = study.problems[there[position]]
             row = {"id": problem.id, "seed": seed, "strategy": "orm", "scores": short_scores(scores)}
             yield there[position], row
 
-    run_rows(path, config, len(study.problems), make_rows, f"pool scored by the ORM, seed {seed}:")
+    run_rows(path, config, len(study.problems), make_rows, f"pool scored by {name}, seed {seed}:")
 
 
 async def _judge(engine: Engine, problem: Problem, pool: Pool) -> list[float]:
@@ -197,9 +200,9 @@ def sample(study: Study, only: str | None = None) -> None:
     missing = study.models.missing
     if only in (None, "pools"):
         draw_pools(study)
-        if "orm" not in missing:
+        for name in study.models.judges:
             for seed in study.settings.seeds:
-                score_pool(study, seed)
+                score_pool(study, seed, name)
     if only in (None, "large") and "large" not in missing:
         answer_greedily(study)
     cells = {None: study.cells(), "searches": search_cells(study.settings), "revisions": study.revisions()}
