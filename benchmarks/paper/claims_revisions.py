@@ -24,6 +24,7 @@ from benchmarks.paper.rules import (
 )
 
 BEST, BY_BIN = "best-of-n", "revisions, best ratio by bin"
+SAME_JUDGE = "best-of-n, ORM"  # the policy's own samples, judged as the revisions are
 
 
 def revision_claims() -> list[Claim]:
@@ -64,12 +65,20 @@ def revision_claims() -> list[Claim]:
         ),
         Claim("4.6b", 4, "hard problems prefer a mix", "bins 4 and 5, drawn", ABOVE, versus(mixed, chain, (3, 4))),
         Claim(
-            "4.7",
+            "4.7a",
             4,
-            "compute-optimal over the ratio at 64 reaches parallel best-of-N at 256",
+            "compute-optimal over the ratio at 64 reaches the policy's best-of-256, by the PRM",
             "4x fewer generations",
             REACHES,
             versus((BY_BIN, 64), (BEST, 256)),
+        ),
+        Claim(
+            "4.7b",
+            4,
+            "compute-optimal over the ratio at 64 reaches the policy's best-of-256, by the ORM of the revisions",
+            "4x fewer generations",
+            REACHES,
+            versus((BY_BIN, 64), (SAME_JUDGE, 256)),
         ),
         Claim(
             "4.8a",
@@ -83,10 +92,19 @@ def revision_claims() -> list[Claim]:
         Claim(
             "4.8b",
             4,
-            "the best ratio is over the policy's own best-of-N at 64",
+            "the best ratio is over the policy's own best-of-N at 64, by the PRM",
             "drawn",
             ABOVE,
             versus((BY_BIN, 64), (BEST, 64)),
+            is_must_show=True,
+        ),
+        Claim(
+            "4.8c",
+            4,
+            "the best ratio is over the policy's own best-of-N at 64, by the ORM of the revisions",
+            "drawn",
+            ABOVE,
+            versus((BY_BIN, 64), (SAME_JUDGE, 64)),
             is_must_show=True,
         ),
         Claim(
