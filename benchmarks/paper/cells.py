@@ -106,8 +106,7 @@ def revision_cells(settings: Settings, verifier: str) -> list[Cell]:
     cells = []
     for budget in settings.budgets:
         ratios = chains_at(budget, settings)
-        seeds = settings.seeds if budget < 64 else settings.seeds[: settings.seeds_of_revisions]
-        for seed in seeds:
+        for seed in seeds_at(settings, budget):
             cells += [Cell(REVISIONS, _chains(count), budget, seed, verifier) for count in ratios]
     largest = min(64, settings.budgets[-1])
     for count in (4, 1) if settings.has_all_ratios else (4,):

@@ -20,14 +20,13 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     budgets: tuple[int, ...] = (1, 4, 16, 64, 256)  # generations per problem
     seeds_at_largest: int = 1  # seeds of a search at the largest budget; pools have all of them
-    seeds_of_revisions: int = 1  # seeds of revisions from 64 generations on
     num_bin_samples: int = 256  # per problem, for the bins alone
     reviser: str | None = None  # folder; None: the shipped one
     large: str | None = None  # folder of a larger policy; none: no exchange
     has_all_ratios: bool = True  # of revisions at 64; else both ends, the middle, and one baseline
 
     def __post_init__(self) -> None:
-        for name in ("num_problems", "seeds_at_largest", "seeds_of_revisions", "num_bin_samples"):
+        for name in ("num_problems", "seeds_at_largest", "num_bin_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.budgets or list(self.budgets) != sorted(set(self.budgets)) or self.budgets[0] != 1:

@@ -142,6 +142,11 @@ def test_ratios_go_in_factors_of_four():
     assert chains_at(64, settings)[0] == 64
     assert chains_at(256, settings) == (16, 8)
     assert chains_at(4, settings) == ()
+    seeds = {
+        budget: {cell.seed for cell in revision_cells(settings, "orm") if cell.budget == budget}
+        for budget in (16, 64, 256)
+    }
+    assert seeds == {16: {0, 1, 2}, 64: {0, 1, 2}, 256: {0}}
 
 
 def test_quick_is_smaller():
@@ -158,7 +163,7 @@ def test_quick_is_smaller():
         ({"budgets": (4, 16)}, r"got \[4, 16\]"),
         ({"budgets": (1, 4, 6)}, "divide the largest, 6, got 4"),
         ({"seeds": (1, 1)}, r"got \[1, 1\]"),
-        ({"seeds_of_revisions": 0}, "seeds_of_revisions must be at least 1, got 0"),
+        ({"seeds_at_largest": 0}, "seeds_at_largest must be at least 1, got 0"),
     ],
 )
 def test_bad_settings(changes, value):
