@@ -252,7 +252,7 @@ def optimal_claims() -> list[Claim]:
             "3.6",
             3,
             "the same where a bin must lead by a standard error to depart from the one strategy for all",
-            "no such rule: added by us after 3.5 had not come out",
+            "no such rule: added by us when 3.5 had not come out with one seed",
             REACHES,
             versus((f"{PILOT}, cautious", 64), (BEST, 256)),
         ),

@@ -36,7 +36,6 @@ LINES = {
         "compute-optimal, oracle",
         "compute-optimal, predicted",
         "compute-optimal, agreement pilot",
-        "compute-optimal, agreement pilot, cautious",
         "compute-optimal, score pilot",
         "compute-optimal, predicted, charged",
     ),
