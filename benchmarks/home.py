@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from benchmarks.paper.chains import Attempts
 from benchmarks.paper.settings import CONTEXT
 from engine import BestOfN, Engine, Majority, Revisions, SearchResult
 from engine.engine import DEFAULT_SAMPLING
+from engine.search import vote
 from engine.tasks import take_problems
-from engine.types import GREEDY, Candidate
+from engine.types import GREEDY
 from engine.verifiers.figures import auc
 
 
@@ -82,25 +82,15 @@ def reviser_figures(results: Sequence[SearchResult]) -> dict:
     }
     golds = [result.problem.answer for result in results]
     attempts = Attempts.of([rows], golds)
-    firsts = [
-        Counter(chain[0].answer for chain in _chains(result)).most_common(1)[0][0] == result.problem.answer
-        for result in results
-    ]
+    firsts = [[each for each in result.candidates if len(each.address) == 1] for result in results]
+    num_right = sum(vote(each, "majority")[0] == gold for each, gold in zip(firsts, golds, strict=True))
     return {
         "accuracy by attempt": [point["accuracy"][0] for point in attempts.pass_rates()],
         "right attempts followed by a wrong one": attempts.turned(is_right=True),
         "wrong attempts followed by a right one": attempts.turned(is_right=False),
-        "majority of the first attempts": sum(firsts) / len(results),
+        "majority of the first attempts": num_right / len(results),
         "majority of all attempts": sum(bool(result.correct) for result in results) / len(results),
     }
-
-
-def _chains(result: SearchResult) -> list[list[Candidate]]:
-    """Attempts of every chain, the first first."""
-    chains: dict[int, list[Candidate]] = {}
-    for candidate in result.candidates:
-        chains.setdefault(candidate.address[0], []).append(candidate)
-    return list(chains.values())
 
 
 def main() -> None:

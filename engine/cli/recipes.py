@@ -119,7 +119,7 @@ def run_revision(
     work: Work = "out/train/revision",
     device: Device = "cpu",
 ) -> None:
-    """Trains a policy to answer anew after wrong attempts of its own, from `ttc rollouts --num-rollouts 0`."""
+    """Trains a policy to answer anew after attempts of its own, from `ttc rollouts --num-rollouts 0`."""
     resolve_device(device)
     figures = train_revision(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
     typer.echo(f"revision model trained, {_shown(figures)}: {out}")

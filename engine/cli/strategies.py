@@ -41,6 +41,7 @@ _USED_BY_STRATEGY = {
     "trunk_head": _SCORED,
 }
 _USED_BY_VERIFIER = {
+    "judge_alone": ("orm",),
     "prm": ("prm",),
     "prm_spec": ("prm",),
     "orm": ("orm",),

@@ -79,7 +79,7 @@ class Counts:
 
     questions: int = 0
     never_right: int = 0  # they give nothing
-    never_wrong: int = 0  # their right answers stand without a history
+    never_wrong: int = 0  # their right answers stand behind no wrong one
     by_attempts: dict[int, int] = field(default_factory=dict)  # trajectories by number of attempts before the answer
 
     def __str__(self) -> str:

@@ -95,7 +95,7 @@ def test_revisions(search, models, option, field):
 
 def test_the_vote_of_revisions_is_its_own_where_none_is_given():
     chosen = {"parallel": 2, "context": 3, "judge_alone": True}
-    options = SimpleNamespace(strategy="revisions", verifier="prm", vote="weighted", **chosen)
+    options = SimpleNamespace(strategy="revisions", verifier="orm", vote="weighted", **chosen)
     assert build_strategy(options, set(chosen)) == Revisions(**chosen, vote="hierarchical")
     assert build_strategy(options, {"vote"}).vote == "weighted"
 
@@ -104,6 +104,10 @@ def test_an_orm_judges_revisions(search, models):
     beside = ["--strategy", "revisions", "--reviser", models.policy, "--orm", models.prm, "--orm-spec", "home-orm"]
     rows = search(*beside, "--verifier", "orm", verifier=None)
     assert all(len(scores) <= 1 for row in rows for scores in row["scores"])
+    alone = search(*beside, "--verifier", "orm", "--judge-alone", verifier=None, out="alone.jsonl")
+    for row, other in zip(rows, alone, strict=True):
+        assert row["completions"] == other["completions"]
+    assert [row["scores"] for row in rows] != [row["scores"] for row in alone]
 
 
 def test_a_revisions_report_draws_attempts(search, models, ttc, tmp_path):
@@ -168,6 +172,7 @@ def test_with_tree(search):
         ("best-of-n", "--parallel", "2"),
         ("best-of-n", "--context", "2"),
         ("best-of-n", "--judge-alone", None),
+        ("revisions", "--judge-alone", None),  # but with an ORM
     ],
 )
 def test_an_option_without_effect_is_refused(ttc, models, tmp_path, strategy, option, value):
