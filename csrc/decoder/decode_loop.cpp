@@ -2,7 +2,9 @@
 // two serial parts every thread does all that its own rows need.
 #include "decode_loop.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -17,7 +19,7 @@ namespace {
 class DecodeLoop {
   public:
     DecodeLoop(KVTree& tree, const PackedDecoder& trunk, const PackedLinear& head, const Caches& caches,
-               const DecodeArgs& args, const DecodeResult& result)
+               const DecodeArgs& args, DecodeResult& result)
         : tree_(tree),
           trunk_(trunk),
           head_(head),
@@ -26,29 +28,40 @@ class DecodeLoop {
           result_(result),
           num_(args.handles.size),
           vocab_(head.num_out()),
+          state_bytes_(size_t(trunk.hidden_size()) * (trunk.is_bf16() ? 2 : 4)),
+          live_(size_t(num_)),
+          handles_(args.handles.data, args.handles.data + num_),
           ones_(size_t(num_), 1),
+          pending_(size_t(num_)),
           positions_(args.positions, args.positions + num_),
+          group_live_(size_t(num_)),
+          group_size_(size_t(num_)),
           logits_(size_t(num_ * vocab_)) {
-        for (int64_t i = 0; i < num_; ++i)
-            if (args.rules[i] < 0 || args.rules[i] >= args.num_rules)
-                throw std::invalid_argument("decode: rule " + std::to_string(args.rules[i]) + " of branch " +
-                                            std::to_string(i) + " is outside 0.." +
-                                            std::to_string(args.num_rules - 1));
+        for (int64_t i = 0; i < num_; ++i) {
+            check(args.rules[i], 0, args.num_rules - 1, "rule", i);
+            check(args.groups[i], 0, num_ - 1, "group", i);
+            check(args.limits[i], 1, INT32_MAX, "limit", i);
+            live_[size_t(i)] = int32_t(i);
+            ++group_live_[size_t(args.groups[i])];
+        }
+        group_size_ = group_live_;
+        hidden_ = scratch_.take(state_bytes_ * size_t(num_));
     }
 
     int64_t run() {
         int64_t done = 0;
         check_sampling(sample_args(0));
+        std::fill(result_.counts, result_.counts + num_, 0);
         while (true) {
-            const std::shared_ptr<const Plan> plan = tree_.plan(args_.handles, ones());
-            for (int64_t row = 0; row < num_; ++row) result_.row_of[plan->order[size_t(row)]] = row;
+            const std::shared_ptr<const Plan> plan = tree_.plan(view(handles_), view(ones_));
             forward(*plan, sample_args(done));
             const int32_t* tokens = result_.tokens + done * num_;
             ++done;
-            for (int32_t& position : positions_) ++position;
-            if (done == args_.max_forwards || has_end(tokens)) return done;
+            if (args_.marks) keep_states(*plan, tokens);
+            drop_ended(tokens);
+            if (done == args_.max_forwards || num_ready_ >= args_.min_ready || live_.empty()) return done;
             try {
-                tree_.extend(args_.handles, ones(), {tokens, num_});
+                tree_.extend(view(handles_), view(ones_), view(pending_));
             } catch (const OutOfBlocks&) {
                 return done;
             }
@@ -56,7 +69,14 @@ class DecodeLoop {
     }
 
   private:
-    Int32View ones() const { return {ones_.data(), num_}; }
+    static Int32View view(const std::vector<int32_t>& x) { return {x.data(), int64_t(x.size())}; }
+
+    static void check(int64_t value, int64_t low, int64_t high, const char* name, int64_t branch) {
+        if (value < low || value > high)
+            throw std::invalid_argument("decode: " + std::string(name) + " " + std::to_string(value) + " of branch " +
+                                        std::to_string(branch) + " is outside " + std::to_string(low) + ".." +
+                                        std::to_string(high));
+    }
 
     SampleArgs sample_args(int64_t forward) const {
         return {logits_.data(),       vocab_,       num_,        vocab_,       args_.keys,
@@ -64,15 +84,38 @@ class DecodeLoop {
                 result_.tokens + forward * num_, result_.logprobs + forward * num_};
     }
 
-    bool has_end(const int32_t* tokens) const {
-        bool is_end = false;
-        for (int64_t i = 0; i < num_; ++i)
-            is_end |= args_.table[args_.rules[i] * (vocab_ + 1) + (tokens[i] < 0 ? vocab_ : tokens[i])];
-        return is_end;
+    int64_t column(int32_t token) const { return token < 0 ? vocab_ : token; }
+
+    void keep_states(const Plan& plan, const int32_t* tokens) {
+        row_of_.resize(live_.size());
+        for (size_t row = 0; row < live_.size(); ++row) row_of_[size_t(plan.order[row])] = row;
+        for (size_t k = 0; k < live_.size(); ++k)
+            if (args_.marks[column(tokens[live_[k]])]) {
+                const uint8_t* state = static_cast<const uint8_t*>(hidden_) + row_of_[k] * state_bytes_;
+                result_.marked.push_back(live_[k]);
+                result_.states.insert(result_.states.end(), state, state + state_bytes_);
+            }
+    }
+
+    // Counts the tokens just drawn, and leaves in live_, handles_, ones_ and pending_ the branches that go on.
+    void drop_ended(const int32_t* tokens) {
+        size_t kept = 0;
+        for (size_t k = 0; k < live_.size(); ++k) {
+            const int32_t i = live_[k], token = tokens[i], group = args_.groups[i];
+            ++positions_[size_t(i)];
+            if (++result_.counts[i] == args_.limits[i] || args_.table[args_.rules[i] * (vocab_ + 1) + column(token)]) {
+                if (--group_live_[size_t(group)] == 0) num_ready_ += group_size_[size_t(group)];
+                continue;
+            }
+            live_[kept] = i, handles_[kept] = handles_[k], pending_[kept] = token;
+            ++kept;
+        }
+        live_.resize(kept), handles_.resize(kept), ones_.resize(kept), pending_.resize(kept);
     }
 
     void forward(const Plan& plan, const SampleArgs& sampling) {
-        const ForwardRows rows{num_,
+        const int64_t num = int64_t(live_.size());
+        const ForwardRows rows{num,
                                plan.tokens.data(),
                                plan.positions.data(),
                                plan.slots.data(),
@@ -81,8 +124,8 @@ class DecodeLoop {
                                int64_t(plan.items.size() / 5),
                                int64_t(plan.blocks.size())};
         std::atomic<bool> out_of_memory{false};
-        if (trunk_.is_better_apart(num_)) {
-            trunk_.start_apart(rows, caches_, result_.hidden, apart_);
+        if (trunk_.is_better_apart(num)) {
+            trunk_.start_apart(rows, caches_, hidden_, apart_);
             const Strips& strips = apart_.strips;
 #pragma omp parallel num_threads(apart_.num_threads) if (apart_.num_threads > 1)
             {
@@ -91,8 +134,8 @@ class DecodeLoop {
                     out_of_memory = true;
             }
         } else {
-            trunk_.forward(rows, caches_, result_.hidden);
-            if (!draw(plan, sampling, 0, num_)) out_of_memory = true;
+            trunk_.forward(rows, caches_, hidden_);
+            if (!draw(plan, sampling, 0, num)) out_of_memory = true;
         }
         if (out_of_memory) throw std::bad_alloc();
     }
@@ -110,10 +153,10 @@ class DecodeLoop {
     // The next tokens of rows [lo, hi). False: out of memory.
     bool draw(const Plan& plan, SampleArgs sampling, int64_t lo, int64_t hi) noexcept {
         thread_local Scratch scratch;
-        if (!head_.run_rows(result_.hidden, lo, hi, logits_.data())) return false;
+        if (!head_.run_rows(hidden_, lo, hi, logits_.data())) return false;
         try {
             for (int64_t row = lo; row < hi; ++row) {
-                const int64_t i = plan.order[size_t(row)];
+                const int64_t i = live_[size_t(plan.order[size_t(row)])];
                 sampling.logits = logits_.data() + (row - i) * vocab_;  // row i of them is `row`
                 sample_row(sampling, i, trunk_.isa(), &scratch);
             }
@@ -128,17 +171,25 @@ class DecodeLoop {
     const PackedLinear& head_;
     const Caches& caches_;
     const DecodeArgs& args_;
-    const DecodeResult& result_;
+    DecodeResult& result_;
     const int64_t num_, vocab_;
-    std::vector<int32_t> ones_, positions_;
-    std::vector<float> logits_;  // (branches, vocabulary), in the order of the plan
+    const size_t state_bytes_;
+    std::vector<int32_t> live_;  // branches that draw, and side by side what the tree is told of them
+    std::vector<int32_t> handles_, ones_, pending_;
+    std::vector<int32_t> positions_;  // of all branches
+    std::vector<int32_t> group_live_, group_size_;
+    std::vector<size_t> row_of_;  // where in hidden_ the state of live_[k] is
+    int64_t num_ready_ = 0;
+    Scratch scratch_;
+    void* hidden_ = nullptr;     // (live branches, hidden), in the order of the plan
+    std::vector<float> logits_;  // (live branches, vocabulary), in the order of the plan
     Forward apart_;
 };
 
 }  // namespace
 
 int64_t decode(KVTree& tree, const PackedDecoder& trunk, const PackedLinear& head, const Caches& caches,
-               const DecodeArgs& args, const DecodeResult& result) {
+               const DecodeArgs& args, DecodeResult& result) {
     return DecodeLoop(tree, trunk, head, caches, args, result).run();
 }
 

@@ -18,22 +18,27 @@ struct DecodeArgs {
     const float* temperature;
     const int32_t* top_k;
     const float *top_p, *min_p;
+    const int32_t* limits;     // the most tokens that each branch may draw
+    const int32_t* groups;     // who waits for each branch, 0 .. branches - 1
     const int32_t* rules;      // row of `table` for each branch
-    const bool* table;         // (num_rules, vocabulary + 1): tokens that end the run, the error token -1 being last
+    const bool* table;         // (num_rules, vocabulary + 1): tokens that end a branch, the error token -1 being last
+    const bool* marks;         // (vocabulary + 1): tokens whose hidden state is kept; or null
     int64_t num_rules;
-    int64_t max_forwards;
+    int64_t max_forwards, min_ready;
 };
 
 struct DecodeResult {
-    int32_t* tokens;   // (max_forwards, branches)
+    int32_t* tokens;   // (max_forwards, branches); what a branch has not drawn is left as it is
     float* logprobs;   // the same
-    void* hidden;      // (branches, hidden): rows of the last forward, of the model's type
-    int64_t* row_of;   // (branches): each branch's row in `hidden`
+    int32_t* counts;   // (branches): tokens drawn
+    std::vector<int64_t> marked;  // branches, in the order in which they drew the tokens named by `marks`
+    std::vector<uint8_t> states;  // (marked, hidden) of the model's type: the states that those were drawn from
 };
 
-// Runs until a token ends the run, max_forwards are done, or the pool is out of blocks for another one; how many
-// forwards were run, at least 1. The tokens of the last one are not in the tree.
+// Runs until min_ready branches belong to groups of which every branch has ended, by the table or its limit,
+// max_forwards are done, or the pool is out of blocks for another one; at least once. Returns the forwards run. A
+// branch that has ended is left out of the next ones. No branch's last token is in the tree.
 int64_t decode(KVTree& tree, const PackedDecoder& trunk, const PackedLinear& head, const Caches& caches,
-               const DecodeArgs& args, const DecodeResult& result);
+               const DecodeArgs& args, DecodeResult& result);
 
 }  // namespace ttc

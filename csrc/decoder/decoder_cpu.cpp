@@ -1,4 +1,5 @@
 // The packed decoder, the packed linear layer and the decode loop as Python calls them.
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ using ttc::Caches;
 using ttc::PackedDecoder;
 using ttc::PackedLinear;
 using Ints = py::array_t<int32_t, py::array::c_style>;
+using Bools = py::array_t<bool, py::array::c_style>;
 
 template <class T>
 const T* at(uintptr_t address) {
@@ -34,18 +36,20 @@ void forward(const PackedDecoder& self, uintptr_t token_ids, uintptr_t positions
     self.forward(rows, caches, reinterpret_cast<void*>(out));
 }
 
-int64_t decode(ttc::KVTree& tree, const PackedDecoder& trunk, const PackedLinear& head, const Caches& caches,
-               const Ints& handles, const std::vector<uintptr_t>& sampling, const Ints& rules,
-               const py::array_t<bool, py::array::c_style>& table, const Ints& tokens,
-               const py::array_t<float, py::array::c_style>& logprobs, uintptr_t hidden,
-               const py::array_t<int64_t, py::array::c_style>& row_of) {
+py::tuple decode(ttc::KVTree& tree, const PackedDecoder& trunk, const PackedLinear& head, const Caches& caches,
+                 const Ints& handles, const std::vector<uintptr_t>& sampling, const Ints& limits, const Ints& groups,
+                 const Ints& rules, const Bools& table, const std::optional<Bools>& marks, const Ints& tokens,
+                 const py::array_t<float, py::array::c_style>& logprobs, const Ints& counts, int64_t min_ready) {
     const int64_t num = handles.size(), max_forwards = tokens.ndim() == 2 ? tokens.shape(0) : 0;
-    if (sampling.size() != 6 || rules.size() != num || row_of.size() != num || tokens.size() != max_forwards * num ||
-        logprobs.size() != tokens.size() || num < 1 || max_forwards < 1)
-        throw std::invalid_argument("decode: tokens and logprobs must be (forwards, branches), rules and row_of "
-                                    "(branches), both sizes at least 1");
-    if (table.ndim() != 2 || table.shape(1) != head.num_out() + 1)
-        throw std::invalid_argument("decode: table must be (rules, vocabulary + 1)");
+    if (sampling.size() != 6 || limits.size() != num || groups.size() != num || rules.size() != num ||
+        counts.size() != num || tokens.size() != max_forwards * num || logprobs.size() != tokens.size() || num < 1 ||
+        max_forwards < 1)
+        throw std::invalid_argument("decode: tokens and logprobs must be (forwards, branches), limits, groups, rules "
+                                    "and counts (branches), both sizes at least 1");
+    if (table.ndim() != 2 || table.shape(1) != head.num_out() + 1 || (marks && marks->size() != head.num_out() + 1))
+        throw std::invalid_argument("decode: table must be (rules, vocabulary + 1), marks (vocabulary + 1)");
+    if (min_ready < 1)
+        throw std::invalid_argument("decode: min_ready must be at least 1, got " + std::to_string(min_ready));
     const ttc::DecodeArgs args{{handles.data(), num},
                                at<uint64_t>(sampling[0]),
                                at<int32_t>(sampling[1]),
@@ -53,14 +57,23 @@ int64_t decode(ttc::KVTree& tree, const PackedDecoder& trunk, const PackedLinear
                                at<int32_t>(sampling[3]),
                                at<float>(sampling[4]),
                                at<float>(sampling[5]),
+                               limits.data(),
+                               groups.data(),
                                rules.data(),
                                table.data(),
+                               marks ? marks->data() : nullptr,
                                table.shape(0),
-                               max_forwards};
-    const ttc::DecodeResult result{const_cast<int32_t*>(tokens.data()), const_cast<float*>(logprobs.data()),
-                                   reinterpret_cast<void*>(hidden), const_cast<int64_t*>(row_of.data())};
-    py::gil_scoped_release release;
-    return ttc::decode(tree, trunk, head, caches, args, result);
+                               max_forwards,
+                               min_ready};
+    ttc::DecodeResult result{const_cast<int32_t*>(tokens.data()), const_cast<float*>(logprobs.data()),
+                             const_cast<int32_t*>(counts.data()), {}, {}};
+    int64_t num_done;
+    {
+        py::gil_scoped_release release;
+        num_done = ttc::decode(tree, trunk, head, caches, args, result);
+    }
+    return py::make_tuple(num_done, py::array_t<int64_t>(py::ssize_t(result.marked.size()), result.marked.data()),
+                          py::array_t<uint8_t>(py::ssize_t(result.states.size()), result.states.data()));
 }
 
 void bind_decoder_class(py::module_& m) {
@@ -119,6 +132,7 @@ void bind_decoder(py::module_& m) {
             py::arg("x"), py::arg("x_stride"), py::arg("x_rows"), py::arg("chosen"), py::arg("rows"), py::arg("out"),
             py::arg("out_stride"), py::call_guard<py::gil_scoped_release>());
     m.def("decode", &decode, py::arg("tree"), py::arg("trunk"), py::arg("head"), py::arg("caches"),
-          py::arg("handles"), py::arg("sampling"), py::arg("rules"), py::arg("table"), py::arg("tokens"),
-          py::arg("logprobs"), py::arg("hidden"), py::arg("row_of"), "See ttc_kernels/decoder/loop.py.");
+          py::arg("handles"), py::arg("sampling"), py::arg("limits"), py::arg("groups"),
+          py::arg("rules"), py::arg("table"), py::arg("marks"), py::arg("tokens"), py::arg("logprobs"),
+          py::arg("counts"), py::arg("min_ready"), "See ttc_kernels/decoder/loop.py.");
 }

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.accounting import ModelShape, forward_flops
-from engine.runtime.requests import Sampled, SampleJob
-from engine.runtime.rows import Rows
+from engine.runtime.requests import Request, Sampled, SampleJob
+from engine.runtime.rows import Ready, Rows
 from engine.runtime.stops import StopRules
 from engine.runtime.tips import TipStore
 from engine.types import FINISHED
+
+# Decoding returns once one in so many of its rows is missed: for fewer, a tick would cost more than idle places do.
+_READY_SHARE = 6
 
 
 class Decoding:
@@ -38,16 +41,26 @@ class Decoding:
         self.store.fork_all([job.partial for job in fresh])
         self.rows.start([job.row for job in jobs], [job.partial.handle for job in jobs])
 
-    def push_active(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Sampled tokens, (steps, n), of all active rows; only the last of a row may complete it."""
+    def ready(self, is_any_missed: bool) -> Ready:
+        """When forwards of the decoding rows are to return.
+
+        `is_any_missed`: other branches wait for their places. Else they are missed when their request has ended whole.
+        """
+        jobs = self.rows.decoding_jobs()
+        ids: dict[Request, int] = {}
+        groups = range(len(jobs)) if is_any_missed else [ids.setdefault(job.request, len(ids)) for job in jobs]
+        return Ready(max(1, len(jobs) // _READY_SHARE), np.array(groups, np.int32))
+
+    def push_active(self, tokens: np.ndarray, logprobs: np.ndarray, counts: np.ndarray) -> None:
+        """Sampled tokens of all active rows, `counts[i]` (at least 1) of (steps, n); only a row's last may end it."""
         rows = self.rows
         active = rows.active()
-        rows.push_active(tokens, logprobs)
-        is_end = self.stops.ends(active.rules, tokens[-1])
-        if active.num_left > 0 and not np.count_nonzero(is_end):
+        rows.push_active(tokens, logprobs, counts)
+        is_end = self.stops.ends(active.rules, active.pending)
+        if active.room > 0 and not np.count_nonzero(is_end | (active.left <= 0)):
             return
         rows.settle()
-        self._finish_ended(active.slots, tokens[-1], is_end)
+        self._finish_ended(active.slots, active.pending, is_end)
 
     def push(self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """One sampled token for each of the slots; finishes what it completes."""

@@ -12,8 +12,9 @@ from engine.model import Decoder, LMHead, ScoreHead
 from engine.runtime.decode_step import DecodeStep, padded_size
 from engine.runtime.graph import Graph
 from engine.runtime.kv import KVPool
-from engine.runtime.model import Drawn, planned
-from engine.runtime.rows import Rows
+from engine.runtime.model import Drawn, marked_rows, planned
+from engine.runtime.rows import Ready, Rows
+from engine.runtime.stops import StopRules
 from engine.runtime.transfers import Fetch, Transfers
 from ttc_kernels._native import Plan
 
@@ -70,6 +71,7 @@ class DeviceModel:
         where: np.ndarray,  # (m,) int64: rows of `hidden` whose logits are needed
         pick: np.ndarray,  # (n,) int64: for each token to be drawn, an index into `where`
         sampling: Sequence[torch.Tensor],  # (n,) each, on the CPU: the arguments of `sample` after the logits
+        marks: np.ndarray | None,  # (vocabulary + 1) bool: tokens at which the trunk head is read
         needs_logits: bool,
     ) -> tuple[Drawn | None, torch.Tensor | None]:
         """One token for each of n rows, and where they are needed the logits, (m, vocabulary) float32 on the CPU."""
@@ -83,9 +85,9 @@ class DeviceModel:
             if self.score_head is not None:
                 scores = self.score_head.score(hidden, source.int(), self.impl)
             fetched = self.transfers.fetch(tokens, logprobs, scores)
-        return as_drawn(*fetched.arrays()), logits
+        return as_drawn(*fetched.arrays(), marks), logits
 
-    def decode(self, rows: Rows, pauses: np.ndarray, max_forwards: int) -> Drawn:
+    def decode(self, rows: Rows, stops: StopRules, max_forwards: int, wait_for: Ready) -> Drawn:
         """One forward of the decoding rows alone, whose pending tokens are in the tree; may reorder the rows.
 
         More than one, as on a CPU, would need the drawn tokens on the host in between.
@@ -97,15 +99,18 @@ class DeviceModel:
                 self._steps[key] = DecodeStep(self, *key)
             fetched = self.transfers.fetch(self._steps[key].run(plan, active.sampling))
         (drawn,) = fetched.arrays()
-        return as_drawn(drawn[0], *drawn[1:].view(np.float32), num=len(active.slots))
+        num = len(active.slots)
+        return as_drawn(drawn[0, :num], *drawn[1:, :num].view(np.float32), stops.is_scored)
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
-def as_drawn(tokens: np.ndarray, logprobs: np.ndarray, scores: np.ndarray, num: int | None = None) -> Drawn:
-    """What a forward has drawn, of its first `num` rows; the trunk head was read at all of them."""
-    return Drawn(tokens[None, :num], logprobs[None, :num], lambda marked: scores[marked].tolist())
+def as_drawn(tokens: np.ndarray, logprobs: np.ndarray, scores: np.ndarray, marks: np.ndarray | None) -> Drawn:
+    """What a forward has drawn; the trunk head was read at all rows."""
+    scored = marked_rows(marks, tokens)
+    counts = np.ones(len(tokens), np.int32)
+    return Drawn(tokens[None], logprobs[None], counts, scored, scores[scored].tolist())
 
 
 def is_filtered(sampling: Sequence[torch.Tensor]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 
 from engine.model import Decoder, LMHead, ScoreHead
 from engine.runtime.kv import KVPool
-from engine.runtime.rows import Active, Rows
+from engine.runtime.rows import Active, Ready, Rows
+from engine.runtime.stops import StopRules
 from engine.runtime.transfers import Fetch
 from ttc_kernels._native import Plan
 from ttc_kernels.decoder import DecodeLoop
@@ -23,7 +24,9 @@ class Drawn:
 
     tokens: np.ndarray  # (forwards, n) int32
     logprobs: np.ndarray  # (forwards, n) float32
-    read_scores: Callable[[np.ndarray], Sequence[float]]  # the trunk head's of the last forward, at some of the n rows
+    counts: np.ndarray  # (n,) int32: how many of the forwards drew a token of each row, from the first on
+    scored: np.ndarray  # (m,) int64: rows, in the order in which they drew a token at which the trunk head is read
+    scores: Sequence[float]  # (m,) what it read
 
 
 class HostModel:
@@ -55,49 +58,66 @@ class HostModel:
         where: np.ndarray,  # (m,) int64: rows of `hidden` whose logits are needed
         pick: np.ndarray,  # (n,) int64: for each token to be drawn, an index into `where`
         sampling: Sequence[torch.Tensor],  # (n,) each: the arguments of `sample` after the logits
+        marks: np.ndarray | None,  # (vocabulary + 1) bool: tokens at which the trunk head is read
         needs_logits: bool,
     ) -> tuple[Drawn | None, torch.Tensor | None]:
         """One token for each of n rows, and where they are needed the logits, (m, vocabulary) float32 on the CPU."""
         logits = self.lm_head.logits(hidden, torch.from_numpy(where))
         if not len(pick):
             return None, logits
-        return self._sample(logits[torch.from_numpy(pick)], sampling, hidden, where[pick]), logits
+        return self._sample(logits[torch.from_numpy(pick)], sampling, hidden, where[pick], marks), logits
 
-    def decode(self, rows: Rows, pauses: np.ndarray, max_forwards: int) -> Drawn:
+    def decode(self, rows: Rows, stops: StopRules, max_forwards: int, wait_for: Ready) -> Drawn:
         """Forwards of the decoding rows alone, whose pending tokens are in the tree.
 
-        Up to `max_forwards`, until one after which `pauses[rule, token]` says that something is to be done. May put
-        the rows into another order.
+        Up to `max_forwards`, until enough rows have ended. May put the rows into another order.
         """
         active = rows.active()
         if self.loop is None:
-            return self._decode_once(rows)
+            return self._decode_once(rows, stops.is_scored)
         decoded = self.loop.run(
             self.pool.tree,
             self.pool.k,
             self.pool.v,
             active.handles,
             active.sampling,
+            active.left,
+            wait_for.groups,
             active.rules,
-            pauses,
-            min(max_forwards, active.num_left),
+            stops.table,
+            stops.is_scored,
+            min(max_forwards, active.room),
+            wait_for.num_rows,
         )
-        return Drawn(decoded.tokens, decoded.logprobs, self._score_reader(decoded.hidden, decoded.rows))
+        scores = self._scores(decoded.states, range(len(decoded.marked)))
+        return Drawn(decoded.tokens, decoded.logprobs, decoded.counts, decoded.marked, scores)
 
-    def _decode_once(self, rows: Rows) -> Drawn:
+    def _decode_once(self, rows: Rows, marks: np.ndarray | None) -> Drawn:
         plan, active = planned(self.pool, rows)
         hidden = self.forward(plan, plan.slots)
-        return self._sample(self.lm_head.logits(hidden, active.where), active.sampling, hidden, active.indices)
+        logits = self.lm_head.logits(hidden, active.where)
+        return self._sample(logits, active.sampling, hidden, active.indices, marks)
 
     def _sample(
-        self, logits: torch.Tensor, sampling: Sequence[torch.Tensor], hidden: torch.Tensor, where: np.ndarray
+        self,
+        logits: torch.Tensor,
+        sampling: Sequence[torch.Tensor],
+        hidden: torch.Tensor,
+        where: np.ndarray,
+        marks: np.ndarray | None,
     ) -> Drawn:
-        tokens, logprobs = (x.numpy()[None] for x in sample(logits, *sampling))
-        return Drawn(tokens, logprobs, self._score_reader(hidden, where))
+        tokens, logprobs = (x.numpy() for x in sample(logits, *sampling))
+        scored = marked_rows(marks, tokens)
+        scores = self._scores(hidden, where[scored].tolist())
+        return Drawn(tokens[None], logprobs[None], np.ones(len(tokens), np.int32), scored, scores)
 
-    def _score_reader(self, hidden: torch.Tensor, where: np.ndarray) -> Callable[[np.ndarray], Sequence[float]]:
-        """Reads scores at some of the rows `where` of `hidden`: only those that are asked for go through the head."""
-        return lambda marked: self.scores(hidden, where[marked].tolist()).arrays()[0].tolist()
+    def _scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
+        return self.scores(hidden, where).arrays()[0].tolist() if len(where) else []
+
+
+def marked_rows(marks: np.ndarray | None, tokens: np.ndarray) -> np.ndarray:
+    """(m,) int64: the rows whose token is one at which the trunk head is read; none where there are no marks."""
+    return np.zeros(0, np.int64) if marks is None else np.flatnonzero(marks[tokens])
 
 
 def planned(pool: KVPool, rows: Rows) -> tuple[Plan, Active]:

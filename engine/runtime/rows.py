@@ -38,7 +38,16 @@ class Active:
     positions: np.ndarray  # (n,) int32, the memory of sampling[1]
     pending: np.ndarray  # (n,) int32
     at: np.ndarray  # (n,) int64: where the next token goes in the flat table
-    num_left: int  # tokens until the first row, or the table, is full
+    left: np.ndarray  # (n,) int32: tokens that each row may still draw
+    room: int  # tokens that the table surely holds of every row
+
+
+@dataclass(frozen=True)
+class Ready:
+    """When decoding is to return: once so many rows have ended, those counted of whose group none goes on."""
+
+    num_rows: int
+    groups: np.ndarray  # (n,) int32, below n, one for each decoding row
 
 
 class Rows:
@@ -149,7 +158,8 @@ class Rows:
             positions=ints["position"],
             pending=ints["pending"],
             at=counts * np.int64(self.max_rows) + slots,
-            num_left=min(int((ints["max_count"] - counts).min()), len(self.tokens) - highest),
+            left=ints["max_count"] - counts,
+            room=len(self.tokens) - highest,
         )
 
     def _sampling(self, slots: np.ndarray, ints: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
@@ -166,19 +176,17 @@ class Rows:
             self.position[active.slots] = active.positions
             self.count[active.slots] = active.at // self.max_rows
 
-    def push_active(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Appends sampled tokens to the active rows, (steps, n) of each; keeps `tokens`, which must not change.
-
-        No row may get more than `num_left` of them.
-        """
+    def push_active(self, tokens: np.ndarray, logprobs: np.ndarray, counts: np.ndarray) -> None:
+        """Appends sampled tokens to the active rows: of each the first `counts[i]` of (steps, n), `room` at most."""
         active, num = self._active, len(tokens)
         at = active.at + self.max_rows * np.arange(num)[:, None]
-        self.tokens.reshape(-1)[at] = tokens
+        self.tokens.reshape(-1)[at] = tokens  # what lies behind a row's count means nothing
         self.logprobs.reshape(-1)[at] = logprobs
-        active.pending = tokens[-1]
-        active.at += self.max_rows * num
-        active.positions += num
-        active.num_left -= num
+        active.pending = tokens[counts - 1, active.indices]
+        active.at += self.max_rows * counts
+        active.positions += counts
+        active.left -= counts
+        active.room -= num
 
     def push(self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Appends one sampled token to each of the rows."""

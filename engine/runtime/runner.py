@@ -141,7 +141,7 @@ class Runner:
     def tick(self, max_forwards: int = 1) -> None:
         """One forward pass; finishes whatever it completes.
 
-        Where branches are sampled and nothing else waits, up to `max_forwards`, until one of them completes something.
+        Where branches are sampled and nothing is to be fed, up to `max_forwards`, until enough of them are complete.
         """
         if self._flight is not None:
             self._land()
@@ -179,9 +179,9 @@ class Runner:
 
     def _run_decode(self, max_forwards: int) -> int:
         """Forwards of decoding rows alone; how many."""
-        drawn = self.model.decode(self.rows, self.stops.pauses, max_forwards)
-        self._read_trunk(self.rows.active().slots, drawn)
-        self.decoding.push_active(drawn.tokens, drawn.logprobs)
+        drawn = self.model.decode(self.rows, self.stops, max_forwards, self.decoding.ready(bool(self.queue)))
+        self._keep_scores(self.rows.active().slots, drawn)
+        self.decoding.push_active(drawn.tokens, drawn.logprobs, drawn.counts)
         return len(drawn.tokens)
 
     def _run_mixed(self, active: Active | None, pieces: list[Piece]) -> None:
@@ -244,23 +244,20 @@ class Runner:
         if read:
             needs_logits = any(job.request.wants_logits for piece, _ in complete for job in piece.target.feeds)
             rows = np.array(pick, np.int64)
-            drawn, logits = self.model.draw(hidden, last_row[read], rows, self.rows.sampling(slots), needs_logits)
+            sampling = self.rows.sampling(slots)
+            drawn, logits = self.model.draw(hidden, last_row[read], rows, sampling, self.stops.is_scored, needs_logits)
         for piece, index in complete:
             self.feeding.finish(piece.target, None if logits is None else logits[index])
         if started:
             self.decoding.start(started)
         if pick:
-            self._read_trunk(slots, drawn)
+            self._keep_scores(slots, drawn)
             self.decoding.push(slots, drawn.tokens[0], drawn.logprobs[0])
 
-    def _read_trunk(self, slots: np.ndarray, drawn: Drawn) -> None:
-        """Scores the rows that have just drawn a token at which the trunk head is read."""
-        if self.stops.is_scored is None:
-            return
-        marked = np.flatnonzero(self.stops.is_scored[drawn.tokens[-1]])
-        if len(marked):
-            for i, score in zip(marked, drawn.read_scores(marked), strict=True):
-                self.rows.jobs[slots[i]].trunk_scores.append(score)
+    def _keep_scores(self, slots: np.ndarray, drawn: Drawn) -> None:
+        """Puts down what the trunk head has read, with the rows' jobs."""
+        for slot, score in zip(slots[drawn.scored].tolist(), drawn.scores, strict=True):
+            self.rows.jobs[slot].trunk_scores.append(score)
 
     # -- memory -----------------------------------------------------------------------------
 

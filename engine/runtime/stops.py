@@ -15,37 +15,27 @@ class StopRules:
     def __init__(self, vocab_size: int):
         # One entry more than tokens: -1 indexes it.
         self.is_eos = np.zeros(vocab_size + 1, bool)
-        self.is_scored: np.ndarray | None = None  # tokens at which the trunk head is read
-        self._table = np.zeros((0, vocab_size + 1), bool)
-        self._pauses: np.ndarray | None = None
+        self.is_scored: np.ndarray | None = None  # (vocabulary + 1) bool: tokens at which the trunk head is read
+        self.table = np.zeros((0, vocab_size + 1), bool)  # (rules, vocabulary + 1): tokens that end a step
 
     def set_eos(self, token_ids: list[int]) -> None:
         """Names the end-of-text tokens; before any rule is added."""
-        assert not len(self._table), "rules are there already"
+        assert not len(self.table), "rules are there already"
         self.is_eos[token_ids] = True
 
     def add(self, mask: np.ndarray) -> int:
         """The number of a new rule; `mask` is (vocabulary,) bool."""
         rule = np.append(mask, True) | self.is_eos
-        self._table = np.concatenate([self._table, rule[None]])
-        self._pauses = None
-        return len(self._table) - 1
+        self.table = np.concatenate([self.table, rule[None]])
+        return len(self.table) - 1
 
     def score_at(self, mask: np.ndarray) -> None:
         """Has the trunk head read at these tokens, (vocabulary,) bool, and at the end of text."""
         self.is_scored = np.append(mask, False) | self.is_eos
-        self._pauses = None
-
-    @property
-    def pauses(self) -> np.ndarray:
-        """(rules, vocabulary + 1) bool: tokens after which something is to be done before the next one."""
-        if self._pauses is None:
-            self._pauses = self._table if self.is_scored is None else self._table | self.is_scored
-        return self._pauses
 
     def ends(self, rules: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """(rows,) bool: whether each row's token ends its step."""
-        return self._table[rules, tokens]
+        return self.table[rules, tokens]
 
     def finish(self, token: int, is_end: bool) -> str:
         """What a last token says: "error", "eos", "step", or, where it does not end the step, "length"."""

@@ -47,12 +47,12 @@ class Meter:
             run = runner.model.loop.run
 
             def counted_run(tree, k, v, handles, *rest):
-                lengths = sum(map(tree.num_tokens, handles.tolist()))
+                lengths = [tree.num_tokens(handle) for handle in handles.tolist()]
                 decoded = run(tree, k, v, handles, *rest)
-                num_forwards, num_branches = decoded.tokens.shape
-                self.num_rows += decoded.tokens.size
-                self.num_head_rows += decoded.tokens.size
-                self.num_keys += num_forwards * lengths + num_branches * num_forwards * (num_forwards - 1) // 2
+                self.num_rows += int(decoded.counts.sum())
+                self.num_head_rows += int(decoded.counts.sum())
+                for length, count in zip(lengths, decoded.counts.tolist(), strict=True):
+                    self.num_keys += count * length + count * (count - 1) // 2
                 return decoded
 
             runner.model.loop.run = counted_run

@@ -45,8 +45,8 @@ def test_active_rows_keep_step_with_the_columns():
         plain.push(tables[0][1], tokens, logprobs)
         active = active_rows.active()
         assert (active.slots == tables[1][1][order]).all()
-        active_rows.push_active(tokens[None, order], logprobs[None, order])
-        if active.num_left == 0:  # the table is full: it grows when the rows are next put side by side
+        active_rows.push_active(tokens[None, order], logprobs[None, order], np.ones(5, np.int32))
+        if active.room == 0:  # the table is full: it grows when the rows are next put side by side
             active_rows.settle()
     assert (active_rows.active().pending == tokens[order]).all()
     for rows, slots in tables:
@@ -68,13 +68,28 @@ def test_several_tokens_at_once():
     slots = [decode(rows, make_jobs(4, num_done=3)) for rows in (step_by_step, at_once)]
     for i in range(6):
         step_by_step.active()
-        step_by_step.push_active(tokens[i : i + 1], logprobs[i : i + 1])
-    num_left = at_once.active().num_left
-    at_once.push_active(tokens, logprobs)
-    assert at_once.active().num_left == num_left - 6
+        step_by_step.push_active(tokens[i : i + 1], logprobs[i : i + 1], np.ones(4, np.int32))
+    room, left = at_once.active().room, at_once.active().left.tolist()
+    at_once.push_active(tokens, logprobs, np.full(4, 6, np.int32))
+    assert at_once.active().room == room - 6
+    assert at_once.active().left.tolist() == [each - 6 for each in left]
     assert at_once.active().pending.tolist() == [20, 21, 22, 23]
     assert at_once.sampled(slots[1]) == step_by_step.sampled(slots[0])
     assert at_once.position.tolist() == step_by_step.position.tolist()
+
+
+def test_rows_that_got_fewer_tokens_than_others():
+    rows = Rows(3)
+    slots = decode(rows, make_jobs(3))
+    tokens = np.arange(12, dtype=np.int32).reshape(4, 3)
+    counts = np.array([4, 1, 2], np.int32)
+    left = rows.active().left.tolist()
+    rows.push_active(tokens, -tokens.astype(np.float32), counts)
+    assert rows.active().pending.tolist() == [9, 1, 5]
+    assert rows.active().left.tolist() == [left[0] - 4, left[1] - 1, left[2] - 2]
+    rows.push_active(tokens[:1], -tokens[:1].astype(np.float32), np.ones(3, np.int32))
+    assert [drawn for drawn, _ in rows.sampled(slots)] == [[7, 0, 3, 6, 9, 0], [7, 1, 1], [7, 2, 5, 2]]
+    assert rows.position[slots].tolist() == [2 + 6, 3 + 3, 4 + 4]
 
 
 def test_removed_rows_leave_the_others_in_order():
@@ -82,7 +97,7 @@ def test_removed_rows_leave_the_others_in_order():
     jobs = make_jobs(4)
     slots = decode(rows, jobs)
     rows.reorder(np.array([2, 0, 3, 1]))
-    rows.push_active(np.array([[2, 0, 3, 1]], np.int32), np.zeros((1, 4), np.float32))
+    rows.push_active(np.array([[2, 0, 3, 1]], np.int32), np.zeros((1, 4), np.float32), np.ones(4, np.int32))
     rows.remove([int(slots[0])])
     assert rows.active().slots.tolist() == [slots[2], slots[3], slots[1]]
     assert rows.active().pending.tolist() == [2, 3, 1]
@@ -94,10 +109,10 @@ def test_removed_rows_leave_the_others_in_order():
     assert [job.row for job in rows.decoding_jobs()] == rows.active().slots.tolist()
 
 
-def test_the_active_rows_say_when_the_first_is_full():
+def test_the_active_rows_say_what_each_may_still_draw():
     rows = Rows(3)
     decode(rows, [*make_jobs(1, max_tokens=9), *make_jobs(2, max_tokens=5)])
-    assert rows.active().num_left == 4
+    assert rows.active().left.tolist() == [8, 4, 4]
 
 
 def test_waiting_rows_do_not_decode():
@@ -129,4 +144,4 @@ def test_where_the_trunk_head_reads():
     stops.score_at(np.arange(4) == 1)
     assert stops.is_scored[np.array([0, 1, 2, 3, -1])].tolist() == [False, True, False, True, False]
     stops.add(np.arange(4) == 2)
-    assert stops.pauses.tolist() == [[False, True, True, True, True]], "read before it goes on"
+    assert stops.table.tolist() == [[False, False, True, True, True]], "reading does not end a step"

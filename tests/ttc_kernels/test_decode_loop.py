@@ -34,9 +34,12 @@ class Branches:
         self.k.copy_(torch.randn(shape, generator=generator))
         self.v.copy_(torch.randn(shape, generator=generator))
         self.keys = torch.from_numpy(rng.integers(0, 1 << 60, num))
+        self.limits = np.full(num, 1000, np.int32)
+        self.groups = np.arange(num, dtype=np.int32)
         self.rules = np.zeros(num, np.int32)
         self.table = np.zeros((2, VOCABULARY + 1), bool)
         self.table[:, -1] = True
+        self.marks: np.ndarray | None = None
 
     def sampling(self) -> tuple[torch.Tensor, ...]:
         lengths = [self.tree.num_tokens(handle) for handle in self.handles.tolist()]
@@ -45,9 +48,9 @@ class Branches:
         ones = torch.ones(self.num)
         return self.keys, positions, 0.5 * some, some.int() * 4, ones - 0.1 * some, ones * 0.01
 
-    def loop(self, loop: DecodeLoop, max_forwards: int):
-        arguments = self.tree, self.k, self.v, self.handles, self.sampling(), self.rules, self.table
-        return loop.run(*arguments, max_forwards)
+    def loop(self, loop: DecodeLoop, max_forwards: int, min_ready: int = 1):
+        arguments = self.tree, self.k, self.v, self.handles, self.sampling(), self.limits, self.groups, self.rules
+        return loop.run(*arguments, self.table, self.marks, max_forwards, min_ready)
 
     def step(self, trunk: PackedDecoder, head: PackedLinear, isa: str):
         """One forward with the ops themselves: tokens, log-probabilities, hidden states, in the branches' order."""
@@ -84,13 +87,16 @@ def models() -> list[cases.Case]:
 def test_the_same_bits_as_the_ops(case, num, isa):
     trunk, head = make(case, isa)
     want, got = Branches(case, num), Branches(case, num)
-    tokens, logprobs, num_forwards = [], [], 20
+    got.marks = np.arange(VOCABULARY + 1) % 3 == 0
+    tokens, logprobs, marked, states, num_forwards = [], [], [], [], 20
     for step in range(num_forwards):
         if step:
             want.append(tokens[-1])
         drawn, logprob, hidden = want.step(trunk, head, isa.removesuffix("_bf16"))
         tokens.append(drawn)
         logprobs.append(logprob)
+        marked.append(np.flatnonzero(got.marks[drawn]))
+        states.append(hidden[marked[-1]])
     num_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1 + num % 2)
@@ -99,7 +105,9 @@ def test_the_same_bits_as_the_ops(case, num, isa):
         torch.set_num_threads(num_threads)
     assert np.array_equal(decoded.tokens, tokens)
     assert np.array_equal(decoded.logprobs, logprobs)
-    assert torch.equal(decoded.hidden[decoded.rows], hidden)
+    assert decoded.counts.tolist() == [num_forwards] * num
+    assert np.array_equal(decoded.marked, np.concatenate(marked))
+    assert torch.equal(decoded.states, torch.cat(states))
     assert [got.tree.tokens(handle).tolist() for handle in got.handles] == [
         want.tree.tokens(handle).tolist() for handle in want.handles
     ]
@@ -118,6 +126,48 @@ def test_it_ends_with_the_first_token_that_the_table_names():
     branches.rules[row] = 1
     branches.table[1, token] = True
     assert np.array_equal(branches.loop(loop, 30).tokens, free[: first + 1])
+
+
+def first_of(free: np.ndarray, row: int, token: int) -> int:
+    """How many tokens a branch draws until that one."""
+    return int(np.flatnonzero(free[:, row] == token)[0]) + 1
+
+
+def test_branches_that_have_ended_are_left_out_and_change_no_other():
+    trunk, head = make(HOME)
+    loop = DecodeLoop(trunk, head)
+    free = Branches(HOME, 40).loop(loop, 30)
+    branches = Branches(HOME, 40)
+    want = np.full(40, 30)
+    branches.limits[[2, 5, 39]] = want[[2, 5, 39]] = 1, 9, 30
+    branches.rules[[7, 20]] = 1
+    token = free.tokens[12, 7]
+    branches.table[1, token] = True
+    want[7] = first_of(free.tokens, 7, token)
+    if token in free.tokens[:, 20]:
+        want[20] = first_of(free.tokens, 20, token)
+    branches.marks = np.ones(VOCABULARY + 1, bool)
+    before = [branches.tree.num_tokens(handle) for handle in branches.handles.tolist()]
+    decoded = branches.loop(loop, 30, min_ready=40)
+    assert decoded.counts.tolist() == want.tolist()
+    for row, count in enumerate(want):
+        assert np.array_equal(decoded.tokens[:count, row], free.tokens[:count, row])
+        assert np.array_equal(decoded.logprobs[:count, row], free.logprobs[:count, row])
+        assert branches.tree.num_tokens(int(branches.handles[row])) == before[row] + count - 1, "all but the last"
+    assert np.bincount(decoded.marked, minlength=40).tolist() == want.tolist()
+    branches.tree.check_integrity()
+
+
+@pytest.mark.parametrize(("min_ready", "num_forwards"), [(1, 4), (2, 4), (3, 7), (5, 7), (6, 12), (7, 12)])
+def test_it_ends_once_enough_branches_are_of_groups_that_have_ended(min_ready, num_forwards):
+    """Groups of two, three and two branches, whose last ends at the 4th, 7th and 12th token."""
+    trunk, head = make(HOME)
+    branches = Branches(HOME, 7)
+    branches.groups[:] = 0, 1, 1, 2, 0, 2, 1
+    branches.limits[:] = 4, 1, 7, 12, 2, 3, 5
+    decoded = branches.loop(DecodeLoop(trunk, head), 30, min_ready)
+    assert len(decoded.tokens) == num_forwards
+    assert decoded.counts.tolist() == np.minimum(branches.limits, num_forwards).tolist()
 
 
 def test_it_ends_where_the_pool_does():
@@ -158,6 +208,19 @@ def test_refusals():
     branches.rules[1] = 0
     branches.table = branches.table[:, 1:].copy()
     with pytest.raises(ValueError, match=r"table must be \(rules, vocabulary \+ 1\)"):
+        branches.loop(loop, 1)
+    branches = Branches(HOME, 3)
+    branches.marks = np.zeros(VOCABULARY, bool)
+    with pytest.raises(ValueError, match=r"marks \(vocabulary \+ 1\)"):
+        branches.loop(loop, 1)
+    branches.marks = None
+    with pytest.raises(ValueError, match="min_ready must be at least 1, got 0"):
+        branches.loop(loop, 1, min_ready=0)
+    branches.limits[2] = 0
+    with pytest.raises(ValueError, match=r"limit 0 of branch 2 is outside 1\.\."):
+        branches.loop(loop, 1)
+    branches.limits[2], branches.groups[0] = 1, 3
+    with pytest.raises(ValueError, match=r"group 3 of branch 0 is outside 0\.\.2"):
         branches.loop(loop, 1)
     branches = Branches(HOME, 3)
     branches.keys = branches.keys[:2]

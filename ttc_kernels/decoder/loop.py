@@ -16,10 +16,11 @@ from ttc_kernels.decoder.api import PackedDecoder, PackedLinear
 class Decoded:
     """What a call of `DecodeLoop.run` drew, for n branches in F forwards."""
 
-    tokens: np.ndarray  # (F, n) int32, -1 where a row of logits was no number
+    tokens: np.ndarray  # (F, n) int32, -1 where a row of logits was no number; a branch's first counts[i] are its own
     logprobs: np.ndarray  # (F, n) float32
-    hidden: torch.Tensor  # (n, hidden): the last forward's states, in the order of its plan
-    rows: np.ndarray  # (n,) int64: each branch's row of `hidden`
+    counts: np.ndarray  # (n,) int32: tokens that each branch drew
+    marked: np.ndarray  # (m,) int64: branches, in the order in which they drew a token that `marks` names
+    states: torch.Tensor  # (m, hidden): what those tokens were drawn from
 
 
 class DecodeLoop:
@@ -42,39 +43,50 @@ class DecodeLoop:
         v_cache: torch.Tensor,
         handles: np.ndarray,
         sampling: Sequence[torch.Tensor],
+        limits: np.ndarray,
+        groups: np.ndarray,
         rules: np.ndarray,
         table: np.ndarray,
+        marks: np.ndarray | None,
         max_forwards: int,
+        min_ready: int = 1,
     ) -> Decoded:
-        """Samples up to `max_forwards` tokens onto each of n branches, as many onto each.
+        """Samples up to `max_forwards` tokens onto each of n branches.
 
-        The branches' last tokens are in the tree and have no KV yet; those of the last forward are drawn but not
-        appended. It ends early after a token at which `table[rules[i], token]` is set for any branch i (-1 is the
-        table's last column), and where the pool has no blocks for another token. `handles` and `rules` are int32
-        (n,), `table` bool (any, vocabulary + 1), `sampling` the arguments of `sample` after the logits; none is
-        changed. The bits of a branch's draws do not depend on the other branches, on `max_forwards` or the
-        threads. Raises ValueError for anything else, and as `PackedDecoder.forward` does.
+        The branches' last tokens are in the tree and have no KV yet; the last that each draws is not appended. A
+        branch ends, and is left out of the forwards that follow, with its `limits[i]`th token or one at which
+        `table[rules[i], token]` is set (-1 is the table's last column). The call ends early once `min_ready`
+        branches have ended, those counted of whose group none goes on, and where the pool has no blocks for another
+        token. The hidden states at tokens that `marks` names are kept. `handles`, `limits`, `groups` (0 .. n - 1) and
+        `rules` are int32 (n,), `table` bool (any, vocabulary + 1), `marks` bool (vocabulary + 1,), `sampling` the
+        arguments of `sample` after the logits; none is changed. The bits of a branch's draws do not depend on the
+        other branches, on `max_forwards`, `min_ready` or the threads. Raises ValueError for anything else, and as
+        `PackedDecoder.forward` does.
         """
         num = len(handles)
-        tokens = np.empty((max_forwards, num), np.int32)
-        logprobs = np.empty((max_forwards, num), np.float32)
-        hidden = torch.empty(num, self.trunk.hidden_size, dtype=self.trunk.dtype)
-        rows = np.empty(num, np.int64)
+        tokens = np.zeros((max_forwards, num), np.int32)
+        logprobs = np.zeros((max_forwards, num), np.float32)
+        counts = np.empty(num, np.int32)
         for x in sampling:
             if x.shape != (num,) or not x.is_contiguous():
                 raise ValueError(f"decode: sampling must be contiguous ({num},), got {tuple(x.shape)}")
-        num_done = _native.decode(
+        num_done, marked, states = _native.decode(
             tree,
             self.trunk.native,
             self.head.native,
             self.trunk._native_caches(k_cache, v_cache),
             handles,
             [x.data_ptr() for x in sampling],
+            limits,
+            groups,
             rules,
             table,
+            marks,
             tokens,
             logprobs,
-            hidden.data_ptr(),
-            rows,
+            counts,
+            min_ready,
         )
-        return Decoded(tokens[:num_done], logprobs[:num_done], hidden, rows)
+        states = states.reshape(len(marked), self.trunk.hidden_size * self.trunk.dtype.itemsize)
+        states = torch.from_numpy(states).view(self.trunk.dtype)
+        return Decoded(tokens[:num_done], logprobs[:num_done], counts, marked, states)
