@@ -56,13 +56,19 @@ def busy_seconds() -> float | None:
     return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
 
 
+def own_seconds() -> float:
+    """CPU seconds of this process and of those it has started and seen end."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 class Bystanders:
     """Watches how much of the machine other processes take, from its making on: a busy machine times nothing."""
 
     def __init__(
         self,
         busy_seconds: Callable[[], float | None] = busy_seconds,
-        own_seconds: Callable[[], float] = time.process_time,
+        own_seconds: Callable[[], float] = own_seconds,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._busy_seconds, self._own_seconds, self._now = busy_seconds, own_seconds, now

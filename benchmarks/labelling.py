@@ -1,11 +1,12 @@
 """How fast labels and scores are made: `python -m benchmarks.labelling [--json X]`.
 
-Three kinds of work take turns in one process, each over a cold prefix cache, on the home models in float32:
+Four kinds of work take turns, each over a cold prefix cache, on the home models in float32:
 
 * engine: what `python -m benchmarks.engine` calls our batched best-of-N, the yardstick: answers of equal length that
   nobody reads.
 * rollouts: `ttc rollouts` for some training questions: answers, the rollouts of all their steps, and grading. Its
   tokens are those that the policy drew.
+* workers: the same rows by `ttc rollouts --workers N`: N processes that share the threads, their start included.
 * scored: best-of-N with the PRM, as the pools of `python -m benchmarks.paper` are made. Its tokens are those drawn,
   and those that the PRM has read.
 
@@ -18,7 +19,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from benchmarks.timing import alternate, median_rate
 from engine import LLM, BestOfN, Engine
 from engine.model import resolve_folder
 from engine.tasks import take_problems
-from engine.training.rollouts import RolloutRecipe, generate
+from engine.training.rollouts import RolloutRecipe, generate, questions
+from engine.training.workers import generate_in_workers
 
 NUM_NEW = 96  # tokens of the yardstick's answers
 
@@ -55,6 +57,13 @@ def rollouts(llm: LLM, recipe: RolloutRecipe) -> int:
     return sum(len(result.token_ids) for request in requests for result in request.results)
 
 
+def rollouts_by_workers(num_workers: int, recipe: RolloutRecipe) -> None:
+    """The same labels by several processes."""
+    model, problems = {"folder": resolve_folder("home")}, questions(recipe)
+    for _ in generate_in_workers(num_workers, model, recipe, range(len(problems)), problems):
+        pass
+
+
 def scored(engine: Engine, num_problems: int, num_answers: int, seed: int) -> int:
     """Searches some problems by best-of-N; tokens drawn, and read by the PRM."""
     for llm in (engine.policy, engine.prm):
@@ -69,16 +78,42 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where the report goes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--num-questions", type=int, default=64, help="whose answers' steps are rolled out")
+    parser.add_argument("--workers", type=int, default=2, help="processes that share the rollouts")
+    parser.add_argument("--num-questions", type=int, default=192, help="whose answers' steps are rolled out")
     parser.add_argument("--num-samples", type=int, default=4, help="answers of a question")
     parser.add_argument("--num-rollouts", type=int, default=8, help="of a step")
     parser.add_argument("--num-problems", type=int, default=24, help="of best-of-N, and of the yardstick")
     parser.add_argument("--num-answers", type=int, default=256, help="per problem of best-of-N, and of the yardstick")
     args = parser.parse_args(arguments)
-    for name in ("threads", "repeats", "num_questions", "num_samples", "num_rollouts", "num_problems", "num_answers"):
-        if getattr(args, name) < 1:
-            parser.error(f"{name} must be at least 1, got {getattr(args, name)}")
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1:
+            parser.error(f"{name} must be at least 1, got {value}")
     return args
+
+
+def make_sides(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], int]]:
+    """By name, what is timed: from a seed to tokens. `folder` is for the yardstick's checkpoint."""
+    engine = Engine.load("home")
+    endless = LLM.load(without_end_of_text(resolve_folder("home"), folder))
+    bare = LLM.load(resolve_folder("home"))  # without a trunk head, as `ttc rollouts` loads it
+    prompts = take_prompts(endless, args.num_problems)
+    recipe = {name: getattr(args, name) for name in ("num_questions", "num_samples", "num_rollouts")}
+    num_drawn: dict[int, int] = {}  # by rollouts, for each seed: no process of `workers` tells
+
+    def labelled(seed: int) -> int:
+        num_drawn[seed] = rollouts(bare, RolloutRecipe(**recipe, seed=seed))
+        return num_drawn[seed]
+
+    def labelled_by_workers(seed: int) -> int:
+        rollouts_by_workers(args.workers, RolloutRecipe(**recipe, seed=seed))
+        return num_drawn[seed]
+
+    return {
+        "engine": lambda seed: sample_answers(endless, prompts, args.num_answers, NUM_NEW, seed),
+        "rollouts": labelled,
+        "workers": labelled_by_workers,
+        "scored": lambda seed: scored(engine, args.num_problems, args.num_answers, seed),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,16 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
     bystanders = Bystanders()
-    engine = Engine.load("home")
-    recipe = {name: getattr(args, name) for name in ("num_questions", "num_samples", "num_rollouts")}
     with tempfile.TemporaryDirectory() as folder:
-        endless = LLM.load(without_end_of_text(resolve_folder("home"), Path(folder)))
-        prompts = take_prompts(endless, args.num_problems)
-        sides = {
-            "engine": lambda seed: sample_answers(endless, prompts, args.num_answers, NUM_NEW, seed),
-            "rollouts": lambda seed: rollouts(engine.policy, RolloutRecipe(**recipe, seed=seed)),
-            "scored": lambda seed: scored(engine, args.num_problems, args.num_answers, seed),
-        }
+        sides = make_sides(args, Path(folder))
         for side in sides.values():
             side(args.repeats)  # warm-up
         runs = alternate(sides, args.repeats)

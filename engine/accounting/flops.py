@@ -25,10 +25,12 @@ def attention_flops(shape: ModelShape, num_keys: int) -> int:
 def num_keys(first: int, num_tokens: int, window: int | None = None) -> int:
     """(query, key) pairs of positions first .. first + num_tokens - 1 in a layer, each with all before it and itself,
     or with the last `window` of them."""
+    if window is None:
+        return num_tokens * (2 * first + num_tokens + 1) // 2
 
     def up_to(end: int) -> int:
-        full = end if window is None else min(end, window)  # rows that see all that is before them
-        return full * (full + 1) // 2 + (end - full) * (window or 0)
+        full = min(end, window)  # rows that see all that is before them
+        return full * (full + 1) // 2 + (end - full) * window
 
     return up_to(first + num_tokens) - up_to(first)
 
@@ -41,6 +43,7 @@ def forward_flops(shape: ModelShape, first: int, num_tokens: int, num_logits: in
     """
     num_logits = num_tokens if num_logits is None else num_logits
     pairs = (shape.num_layers - len(shape.windows)) * num_keys(first, num_tokens)
-    pairs += sum(num_keys(first, num_tokens, window) for window in shape.windows)
+    for window in shape.windows:
+        pairs += num_keys(first, num_tokens, window)
     trunk = shape.num_matmul_params - shape.num_head_params
     return 2 * (trunk * num_tokens + shape.num_head_params * num_logits) + attention_flops(shape, pairs)

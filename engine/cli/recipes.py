@@ -30,6 +30,7 @@ from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_tru
 from engine.training.revision import RevisionRecipe, train_revision
 from engine.training.rollouts import RolloutRecipe, generate, questions
 from engine.training.stepwise import check_threshold, write_stepwise
+from engine.training.workers import generate_in_workers
 
 _ROLLOUTS = "out/rollouts.jsonl"
 _ATTEMPTS = "out/attempts.jsonl"  # many answers to a question, labelled by their own ends
@@ -132,6 +133,7 @@ def run_rollouts(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16; with cuda float16.")] = "float32",
     max_batch: Annotated[int | None, typer.Option(help="Branches of one forward; changes no row.")] = None,
     num_blocks: Annotated[int | None, typer.Option(help="KV pool in blocks of 16 tokens.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share a CPU's cores; changes no row.")] = 1,
     out: Annotated[str, typer.Option(help="Labelled answers, one JSON row each.")] = _ROLLOUTS,
     trl: Annotated[str | None, typer.Option(help="Write the answers to this file too, as TRL's data sets are.")] = None,
     trl_threshold: Annotated[float | None, typer.Option(help="Labels of --trl are true from here on.")] = None,
@@ -141,13 +143,19 @@ def run_rollouts(
     check_threshold(trl_threshold)
     if trl_threshold is not None and trl is None:
         raise ValueError(f"--trl-threshold has no effect without --trl, got {trl_threshold}")
+    if workers < 1 or (workers > 1 and device != "cpu"):
+        raise ValueError(f"workers must be at least 1, and 1 but on a CPU, got {workers} with device {device!r}")
     problems = questions(recipe)
     folder = resolve_folder(policy)
-    llm = LLM.load(folder, device=device, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
+    model = {"device": device, "dtype": dtype, "max_batch": max_batch, "num_blocks": num_blocks}
+    llm = LLM.load(folder, **model) if workers == 1 else None
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
-        done = set(range(len(problems))).difference(todo)
-        for index, labelled in generate(llm, recipe, sorted(done), problems):
+        if llm is not None:
+            labels = generate(llm, recipe, todo, problems)
+        else:
+            labels = generate_in_workers(workers, {"folder": folder, **model}, recipe, todo, problems)
+        for index, labelled in labels:
             row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
             yield index, row | {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
 

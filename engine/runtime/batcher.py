@@ -55,34 +55,35 @@ class Batcher:
                     else:
                         task = _Task(*started)
                         waiting.append(task)
-                ready = [task for task in waiting if task.waits_for is None or task.waits_for.is_done]
-                for task in ready:
-                    with uninterrupted:
-                        ended, value = self._wake(task)
-                        if ended:
+                ended: list[tuple[int, Any]] = []
+                with uninterrupted:
+                    ready = [task for task in waiting if task.waits_for is None or task.waits_for.is_done]
+                    for task in ready:
+                        if self._wake(task, ended):
                             waiting.remove(task)
-                    if ended:
-                        yield task.index, value
-                if not ready:
-                    if not waiting:
-                        return
-                    with uninterrupted:
+                    if waiting and not ended:
                         self.tick()
+                yield from ended
+                if not waiting and not ready:
+                    return
         finally:
             for task in waiting:
                 task.search.close()
 
-    def _wake(self, task: _Task) -> tuple[bool, Any]:
+    def _wake(self, task: _Task, ended: list[tuple[int, Any]]) -> bool:
+        """Lets a search go on; whether it has ended: then its index and result are put into `ended`."""
         try:
             task.waits_for = task.search.send(None)
         except StopIteration as stop:
-            return True, stop.value
+            ended.append((task.index, stop.value))
+            return True
         except Exception as error:
-            return True, error
+            ended.append((task.index, error))
+            return True
         if task.waits_for.runner not in self.runners:  # the verifier is someone's own, over a model of ours
             self.runners.append(task.waits_for.runner)
             self._waited.append(0)
-        return False, None
+        return False
 
     def _has_blocks(self, rows_each: int, has_others: bool) -> bool:
         """Whether every model has some blocks for each branch of one more problem."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from engine.accounting import Ledger
 from engine.prompts.histories import after_attempts
 from engine.runtime.llm import LLM, Branch
@@ -78,6 +80,7 @@ class ModelPolicy:
         max_tokens: int | Sequence[int],
         purpose: str = "generated",
         priorities: Sequence[float] | None = None,
+        is_split: bool = True,  # else each extension is one step, however many it has
     ) -> list[list[Step]]:
         request = self.llm.sample(
             branches,
@@ -91,7 +94,7 @@ class ModelPolicy:
             confirm=self.step_ends.confirm(stop_at_step),
         )
         await request
-        return [self.split(sampled) for sampled in request.results]
+        return [self.split(sampled) if is_split else [self._whole(sampled)] for sampled in request.results]
 
     def split(self, sampled: Sampled) -> list[Step]:
         """The steps of an extension, by token position. Only the last can be unfinished."""
@@ -114,10 +117,14 @@ class ModelPolicy:
             start = end
         return steps
 
+    def _whole(self, sampled: Sampled) -> Step:
+        text, logprob = self.llm.decode(sampled.token_ids), sum(sampled.logprobs)
+        return Step(sampled.token_ids, text, sampled.finish, logprob)
+
     def _trunk_scores(self, sampled: Sampled) -> dict[int, float]:
         """By the index of the token at which each was read."""
-        is_scored = self.llm.runner.stops.is_scored
-        if is_scored is None or not sampled.trunk_scores:
+        if not sampled.trunk_scores:
             return {}
-        places = [i for i, token in enumerate(sampled.token_ids) if is_scored[token]]
+        is_scored = self.llm.runner.stops.is_scored
+        places = np.flatnonzero(is_scored[np.array(sampled.token_ids)]).tolist()
         return dict(zip(places, sampled.trunk_scores, strict=True))

@@ -28,6 +28,7 @@ class StepEnds:
         self.llm, self.delimiter, self.stops_at_box = llm, delimiter, stops_at_box
         self.is_plain = len(delimiter) == 1  # a token alone decides
         self.delimiters = llm.token_mask([delimiter]) if self.is_plain else self._completing()
+        self._delimiter_ids = frozenset(np.flatnonzero(self.delimiters).tolist())
         self._boxes = np.zeros_like(self.delimiters)
         if stops_at_box:
             self._boxes = llm.token_mask(["}"])
@@ -65,9 +66,12 @@ class StepEnds:
 
     def ends(self, tokens: Sequence[int]) -> list[int]:
         """The index after the last token of every step that a delimiter ends."""
+        places = [end for end, token in enumerate(tokens, start=1) if token in self._delimiter_ids]
+        if self.is_plain:
+            return places
         ends, start = [], 0
-        for end, token in enumerate(tokens, start=1):
-            if self.delimiters[token] and self.ends_step(tokens[start:end]):
+        for end in places:
+            if self.ends_step(tokens[start:end]):
                 ends.append(end)
                 start = end
         return ends

@@ -136,7 +136,7 @@ async def _roll_out(
     if not forks:
         return []
     try:
-        ends = await sampler.extend(forks, keys, rooms, purpose="lookahead")
+        ends = await sampler.extend(forks, keys, rooms, purpose="lookahead", is_split=False)
     finally:
         for fork in forks:
             fork.close()

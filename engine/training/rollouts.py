@@ -8,10 +8,11 @@ task's grader cannot judge counts as wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.runtime.requests import Request
 from engine.tasks import get_task, read_task_problems, take_problems
 from engine.tasks.sources import has_splits
 from engine.training.chains import sample_chains
@@ -110,30 +111,35 @@ class Labelled:
 
 
 def generate(
-    llm: LLM, recipe: RolloutRecipe, done: Sequence[int] = (), problems: Sequence[Problem] | None = None
+    llm: LLM, recipe: RolloutRecipe, todo: Iterable[int] | None = None, problems: Sequence[Problem] | None = None
 ) -> Iterator[tuple[int, Labelled]]:
-    """Yields (question index, labelled answers) as questions are finished, those in `done` left out.
+    """Yields (question index, labelled answers) as questions are finished: of all, or of those in `todo`.
 
     A labelled answer has TRL's stepwise form: `prompt`, `completions` (a text per step), `labels`
     (a float per step), and `token_ids` (per step), so that no text has to be tokenized again. One of a
     chain has `history` too, the token ids of the attempts that it was given, oldest first.
     Answers that never end are dropped: they state no answer. Rows depend on the recipe alone, not
-    on which questions are left out. `problems` are those of the recipe, where they have been read already.
+    on which questions are asked for. `todo` is read as there is room for more. `problems` are those of the recipe,
+    where they have been read already.
     """
     task = get_task(recipe.task)
     if recipe.max_tokens is not None:
         task = replace(task, max_tokens=recipe.max_tokens)
     problems = questions(recipe) if problems is None else problems
-    skipped = set(done)
-    todo = [index for index in range(len(problems)) if index not in skipped]
     policy = ModelPolicy(llm, task.delimiter)
     sampling = Sampling(recipe.temperature)
-    labellers = (_label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe) for index in todo)
+    taken: list[int] = []
+
+    def labellers() -> Iterator[Coroutine[Request, None, Labelled]]:
+        for index in range(len(problems)) if todo is None else todo:
+            taken.append(index)
+            yield _label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe)
+
     rows_each = recipe.num_samples * (recipe.num_rollouts + 1)
-    for position, labelled in Batcher([llm.runner]).run(labellers, rows_each):
+    for position, labelled in Batcher([llm.runner]).run(labellers(), rows_each):
         if isinstance(labelled, Exception):
             raise labelled
-        yield todo[position], labelled
+        yield taken[position], labelled
 
 
 async def _label(sampler: Sampler, recipe: RolloutRecipe) -> Labelled:

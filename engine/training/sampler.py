@@ -53,6 +53,7 @@ class Sampler:
         *,
         stop_at_step: bool = False,
         purpose: str = "generated",
+        is_split: bool = True,
     ) -> list[list[Step]]:
         return await self.policy.extend(
             branches,
@@ -61,6 +62,7 @@ class Sampler:
             stop_at_step=stop_at_step,
             max_tokens=max_tokens,
             purpose=purpose,
+            is_split=is_split,
         )
 
     def key(self, purpose: str, address: Sequence[int]) -> int:

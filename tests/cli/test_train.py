@@ -76,6 +76,8 @@ def test_the_problems_of_a_policy_have_knobs():
         (["train", "poet"], ["'poet'"]),
         (["rollouts", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["rollouts", "--num-rollouts", "-1"], ["num_rollouts", "got -1"]),
+        (["rollouts", "--workers", "0"], ["workers must be at least 1", "got 0 with device 'cpu'"]),
+        (["rollouts", "--workers", "2", "--device", "cuda"], ["1 but on a CPU", "got 2 with device 'cuda'"]),
     ],
     ids=lambda part: " ".join(part),
 )
@@ -109,7 +111,7 @@ def test_rollouts_go_on_where_they_stopped(ttc, models, tmp_path):
     lines = ledger_path(file).read_bytes().splitlines(keepends=True)
     ledger_path(file).write_bytes(b"".join(lines[:4]) + lines[4][:30])
     file.unlink()
-    outcome = ttc(*arguments, "--max-batch", 3)
+    outcome = ttc(*arguments, "--max-batch", 3, "--workers", 2)
     assert outcome.status == 0, outcome.err
     assert outcome.last_line.endswith(f"resumed 3: {file}")
     assert file.read_bytes() == written

@@ -46,7 +46,9 @@ class ScriptedPolicy:
     async def open(self, prompt: str, *, ledger: object) -> ScriptedBranch:
         return ScriptedBranch()
 
-    async def extend(self, branches, *, keys, sampling, stop_at_step, max_tokens, purpose) -> list[list[Step]]:
+    async def extend(
+        self, branches, *, keys, sampling, stop_at_step, max_tokens, purpose, is_split
+    ) -> list[list[Step]]:
         return [
             self.write(branch, random.Random(key), stop_at_step) for branch, key in zip(branches, keys, strict=True)
         ]

@@ -1,0 +1,104 @@
+"""Labels made by several processes on one machine's cores, each with a model of its own.
+
+A small model leaves cores idle: between two forwards Python runs on one of them. Rows do not depend on who makes them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.sharedctypes import Synchronized
+
+import torch
+
+from engine.runtime import LLM
+from engine.training.rollouts import Labelled, RolloutRecipe, generate
+from engine.types import Problem
+
+
+def generate_in_workers(
+    num_workers: int,
+    model: Mapping[str, object],
+    recipe: RolloutRecipe,
+    todo: Sequence[int],
+    problems: Sequence[Problem],
+) -> Iterator[tuple[int, Labelled]]:
+    """`generate` for the questions `todo` of `problems`, by processes that load `LLM.load(**model)`.
+
+    They divide this process's threads, and each takes the next question when its batch has room. What stops one stops
+    all: its error is raised here, RuntimeError where it was killed. Python's `spawn` starts them, so a script that
+    calls this needs the usual `if __name__ == "__main__"`.
+    """
+    context = multiprocessing.get_context("spawn")
+    num_workers = min(num_workers, len(todo))
+    num_threads = max(1, torch.get_num_threads() // max(1, num_workers))
+    position = context.Value("q", 0)
+    workers = {}
+    try:
+        for _ in range(num_workers):
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = sender, position, num_threads, dict(model), recipe, list(todo), list(problems)
+            workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
+            workers[receiver].start()
+            sender.close()
+        running = list(workers)
+        while running:
+            for receiver in wait(running):
+                try:
+                    message = receiver.recv()
+                except EOFError:
+                    running.remove(receiver)
+                    _check_ended(workers[receiver])
+                    continue
+                if isinstance(message, Exception):
+                    raise message
+                yield message
+    finally:
+        for receiver, process in workers.items():
+            receiver.close()
+            process.kill()
+            process.join()
+
+
+def _check_ended(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    if process.exitcode < 0:
+        name = signal.Signals(-process.exitcode).name
+        raise RuntimeError(f"a worker process was killed by {name}; SIGKILL is what a machine short of memory sends")
+    if process.exitcode > 0:
+        raise RuntimeError(f"a worker process ended with status {process.exitcode}")
+
+
+def _work(
+    sender: Connection,
+    position: Synchronized,
+    num_threads: int,
+    model: Mapping[str, object],
+    recipe: RolloutRecipe,
+    todo: Sequence[int],
+    problems: Sequence[Problem],
+) -> None:
+    """What a process does: sends (question, labelled answers) until nothing is left, or the error that ended it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the process that gets the results ends it
+    torch.set_num_threads(num_threads)
+    try:
+        try:
+            for labelled in generate(LLM.load(**model), recipe, _next_ones(todo, position), problems):
+                sender.send(labelled)
+        except Exception as error:
+            sender.send(error)
+    except BrokenPipeError:
+        pass  # nobody waits for it any more
+
+
+def _next_ones(todo: Sequence[int], position: Synchronized) -> Iterator[int]:
+    """Of `todo` what no other process takes."""
+    while True:
+        with position.get_lock():
+            at = position.value
+            position.value += 1
+        if at >= len(todo):
+            return
+        yield todo[at]
