@@ -50,6 +50,7 @@ class Piloted(Planner):
     name: ClassVar[str] = "piloted"
     is_scored: ClassVar[bool] = True
     revises: ClassVar[bool] = False
+    stop_at_step: ClassVar[bool] = True
 
     @property
     def label(self) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.types import Problem, SearchResult
 
 _STRATEGIES = "majority,best-of-n,beam:width=2,beam:width=4,rebase,adaptive:vote=majority"
+_OF_ANSWERS = "majority,best-of-n,adaptive:vote=majority"  # of them what an ORM can judge, or nobody judges
 
 
 def calibrate(
@@ -59,7 +60,7 @@ def calibrate(
         int, option("Problems that a bin must hold; smaller quantiles are joined.", "Difficulty")
     ] = 10,
     agg_strategy: Annotated[str, option("last, min, prod, mean of an answer's step scores.", "Search")] = "last",
-    verifier: Annotated[str, option("prm, trunk, oracle.", "Search")] = "prm",
+    verifier: Annotated[str, option("prm, trunk, orm (of whole answers), oracle.", "Search")] = "prm",
     temperature: Annotated[float | None, option("0 is greedy; by default the engine's.", "Search")] = None,
     top_p: Annotated[float | None, option("Smallest set of tokens that holds this share.", "Search")] = None,
     top_k: Annotated[int | None, option("Most likely tokens; 0 keeps all.", "Search")] = None,
@@ -69,6 +70,8 @@ def calibrate(
     policy: Annotated[str, option("Hugging Face folder, or the shipped policy.", "Models")] = "home",
     prm: Annotated[str | None, option("Hugging Face folder; with the shipped policy `home`.", "Models")] = None,
     prm_spec: Annotated[str | None, option("The PRM's format: a built-in name or a YAML file.", "Models")] = None,
+    orm: Annotated[str | None, option("Hugging Face folder of a verifier of answers.", "Models")] = None,
+    orm_spec: Annotated[str | None, option("The ORM's format, as --prm-spec.", "Models")] = None,
     trunk_head: Annotated[str | None, option("Folder; with the shipped policy `home`.", "Models")] = None,
     reviser: Annotated[
         str | None, option("Folder of the model that revises, for revisions among the strategies.", "Models")
@@ -110,12 +113,15 @@ class Grid:
 def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
     """Checks everything that can be checked, searches, writes the file; returns a table and the closing line."""
     from engine.cli.runs import check_out, run_rows
+    from engine.cli.strategies import check_verifier_used
     from engine.cli.tables import calibration_table
     from engine.reports.files import write_atomically
     from engine.scheduler import Sampled, measure, read_calibration
 
     check_out(options.out)
-    options.orm = options.orm_spec = None  # they judge whole answers, where a grid's strategies score steps too
+    check_verifier_used(options.verifier, given)
+    if options.verifier == "orm" and "strategies" not in given:
+        options.strategies = _OF_ANSWERS
     grid = build_grid(options)
     sampled = Sampled(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(options, given)
@@ -168,6 +174,9 @@ def build_grid(options: SimpleNamespace) -> Grid:
     is_reused = options.predictor != "oracle" if options.reuse is None else options.reuse
     predictor = Predictor(options.predictor, options.pilot, is_reused)
     strategies = dict.fromkeys(map(parse_strategy, options.strategies.split(",")))
+    for strategy in strategies:
+        if options.verifier == "orm" and strategy.is_scored and strategy.stop_at_step:
+            raise ValueError(f"--verifier orm judges whole answers, and {strategy_label(strategy)} scores steps")
     budgets = parse_numbers("budgets", options.budgets, int)
     if min(budgets) < max(1, predictor.num_spent):
         least = f"at least {predictor.num_spent}, the samples of the pilot" if is_reused else "at least 1"
@@ -223,7 +232,7 @@ def measure_rows(
         chosen = [index - number * len(problems) for index in todo if index // len(problems) == number]
         starts = samples if predictor.is_reused else [None] * len(problems)
         plans = {problems[index].id: Plan(strategy, budget, starts[index]) for index in chosen}
-        for llm in filter(None, (engine.policy, engine.prm, engine.reviser)):
+        for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
             llm.runner.tree.clear_cache()  # a strategy must not live on what the one before it has paid for
         found = engine.search_iter([problems[index] for index in chosen], Planned(plans), budget, **settings)
         for position, result in found:

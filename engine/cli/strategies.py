@@ -11,7 +11,7 @@ from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majori
 
 _BEAMS = ("beam", "lookahead", "dvts")
 _VOTED = ("best-of-n", *_BEAMS, "rebase", "adaptive", "revisions")
-_OF_ANSWERS = ("best-of-n", "revisions")  # what an ORM can judge
+_OF_ANSWERS = ("best-of-n", "adaptive", "revisions", "compute-optimal")  # what an ORM can judge
 _SCORED = (*_VOTED, "compute-optimal")
 STRATEGIES = ("majority", *_SCORED)
 VERIFIERS = ("prm", "trunk", "orm", "oracle")
@@ -60,8 +60,7 @@ def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy
     _check_used(given, _USED_BY_STRATEGY, "strategy", options.strategy)
     if options.strategy == "majority":
         return Majority()
-    _check_choice("verifier", options.verifier, VERIFIERS)
-    _check_used(given, _USED_BY_VERIFIER, "verifier", options.verifier)
+    check_verifier_used(options.verifier, given)
     if options.verifier == "orm" and options.strategy not in _OF_ANSWERS:
         wanted = " or ".join(_OF_ANSWERS)
         raise ValueError(f"--verifier orm judges whole answers, with --strategy {wanted}, got {options.strategy!r}")
@@ -93,6 +92,12 @@ def _build(options: SimpleNamespace, given: Collection[str]) -> Strategy | Plann
         return DVTS(**beams)
     beams["max_duplicates"] = options.max_duplicates
     return BeamSearch(**beams) if name == "beam" else Lookahead(lookahead=options.lookahead, **beams)
+
+
+def check_verifier_used(verifier: str, given: Collection[str]) -> None:
+    """Raises ValueError for an unknown verifier, and for an option that was typed for another one."""
+    _check_choice("verifier", verifier, VERIFIERS)
+    _check_used(given, _USED_BY_VERIFIER, "verifier", verifier)
 
 
 def calibration_file(name: str) -> Path:

@@ -79,6 +79,11 @@ class Calibration:
         return self.predictor.name == "score" or any(cell.strategy.is_scored for cell in self.cells)
 
     @property
+    def scores_steps(self) -> bool:
+        """Whether a search by it may need a verifier that judges steps, not whole answers alone."""
+        return any(cell.strategy.is_scored and cell.strategy.stop_at_step for cell in self.cells)
+
+    @property
     def revises(self) -> bool:
         """Whether a search by it needs a reviser."""
         return any(cell.strategy.revises for cell in self.cells)

@@ -47,6 +47,10 @@ class ComputeOptimal(Planner):
     def revises(self) -> bool:
         return self.calibration.revises
 
+    @property
+    def stop_at_step(self) -> bool:
+        return self.calibration.scores_steps
+
     def groups(self, budget: int) -> tuple[int, int]:
         """Raises ValueError for a budget under the pilot's, or that no measured strategy of a bin can spend."""
         num_spent = self.calibration.predictor.num_spent

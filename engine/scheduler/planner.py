@@ -18,7 +18,7 @@ class Planner(ABC):
     name: ClassVar[str]
     is_scored: bool  # else no verifier is needed
     revises: bool  # else no reviser is needed
-    stop_at_step: ClassVar[bool] = True  # it may choose a strategy that has steps scored
+    stop_at_step: bool  # it may choose a strategy that has steps scored
 
     def rows(self, budget: int) -> int:
         """Branches of a problem that are sampled at once, at most."""
@@ -60,6 +60,10 @@ class Planned(Planner):
     def revises(self) -> bool:
         return any(plan.strategy.revises for plan in self.plans.values())
 
+    @property
+    def stop_at_step(self) -> bool:
+        return any(plan.strategy.is_scored and plan.strategy.stop_at_step for plan in self.plans.values())
+
     def rows(self, budget: int) -> int:
         return max((plan.strategy.rows(plan.budget) for plan in self.plans.values()), default=budget)
 
@@ -88,6 +92,7 @@ class Sampled(Planner):
     revises: bool = False
 
     name: ClassVar[str] = "samples"
+    stop_at_step: ClassVar[bool] = False
 
     @property
     def is_scored(self) -> bool:

@@ -34,7 +34,8 @@ def check_arguments(
         raise ValueError(f"strategy {strategy.name!r} needs a verifier, got None")
     if strategy.is_scored and strategy.stop_at_step and judges_answers(verifier):
         raise ValueError(
-            f"strategy {strategy.name!r} scores steps, the verifier judges whole answers only: best-of-n, revisions"
+            f"strategy {strategy.name!r} scores steps, the verifier judges whole answers only: "
+            "best-of-n, adaptive, revisions"
         )
 
 

@@ -88,6 +88,29 @@ def test_the_home_models_from_calibration_to_search(ttc, tmp_path):
     assert min(row["num_generations"] for row in rows) >= 2
 
 
+def test_a_calibration_of_answers_judged_by_the_orm(ttc, tmp_path):
+    """Difficulty by its scores, one pilot, and a search by the file; with the PRM it holds no longer."""
+    out, judge = tmp_path / "calibration.json", ["--verifier", "orm"]
+    grid = ["--limit", 16, "--budgets", "4", "--pilot", "2", "--predictor", "score", "--bins", "one", "--out", out]
+    outcome = ttc("calibrate", *judge, *grid)
+    assert outcome.status == 0, outcome.err
+    found = read_calibration(out)
+    assert {cell.strategy.name for cell in found.cells} == {"majority", "best-of-n", "adaptive"}
+    assert found.conditions["verifier"] == "orm"
+    assert not found.scores_steps
+
+    search = ["search", "--strategy", "compute-optimal", "--calibration", out, "--limit", 4, "--budget", 4]
+    outcome = ttc(*search, *judge, "--out", tmp_path / "orm.jsonl")
+    assert (outcome.status, "warning" in outcome.err) == (0, False), outcome.err
+    assert all(row["ledger"]["tokens"]["estimation"] > 0 for row in read_rows(tmp_path / "orm.jsonl"))
+    assert 'verifier was "orm", now "prm"' in ttc(*search, "--out", tmp_path / "prm.jsonl").err
+
+    steps = ["--strategies", "best-of-n,beam:width=2"]
+    assert_refused(ttc("calibrate", *judge, *grid, *steps), "judges whole answers, and beam:width=2 scores steps")
+    assert_refused(ttc("calibrate", "--orm", "home", *grid), "--orm has no effect with --verifier prm, only with orm")
+    assert_refused(ttc("calibrate", "--verifier", "guess", *grid), "verifier must be one of", "'guess'")
+
+
 def test_another_cut_uses_what_was_measured_and_a_killed_run_goes_on(ttc, models, tmp_path):
     out = tmp_path / "calibration.json"
     arguments = small_calibrate(models, out)
