@@ -44,12 +44,14 @@ class Decoding:
     def ready(self, is_any_missed: bool) -> Ready:
         """When forwards of the decoding rows are to return.
 
-        `is_any_missed`: other branches wait for their places. Else they are missed when their request has ended whole.
+        `is_any_missed`: other branches wait for their places. Else they are missed when their request has ended whole,
+        or where they may have to go on after all.
         """
         jobs = self.rows.decoding_jobs()
-        ids: dict[Request, int] = {}
-        groups = range(len(jobs)) if is_any_missed else [ids.setdefault(job.request, len(ids)) for job in jobs]
-        return Ready(max(1, len(jobs) // _READY_SHARE), np.array(groups, np.int32))
+        waiting = [job if is_any_missed or job.request.confirm else job.request for job in jobs]
+        ids: dict[SampleJob | Request, int] = {}
+        groups = np.array([ids.setdefault(each, len(ids)) for each in waiting], np.int32)
+        return Ready(max(1, len(jobs) // _READY_SHARE), groups)
 
     def push_active(self, tokens: np.ndarray, logprobs: np.ndarray, counts: np.ndarray) -> None:
         """Sampled tokens of all active rows, `counts[i]` (at least 1) of (steps, n); only a row's last may end it."""

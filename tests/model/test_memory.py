@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.tasks.tokenizer import build_tokenizer
+from ttc_kernels import _native
 
 HIDDEN, INTER, HEADS, KV_HEADS, HEAD_DIM = 512, 1536, 8, 2, 64
 # Layers and vocabulary by name: 19 M weights, of which the trunk is too many to be packed; 20 M in a trunk and a head
@@ -81,6 +82,9 @@ def anonymous(process: subprocess.Popen) -> int:
 def test_weights_are_in_memory_once(checkpoints, stored, loaded):
     folders, num_weights = checkpoints
     size = num_weights * getattr(torch, loaded).itemsize
+    # Without products of bf16 pairs a packed trunk and head are kept in float32.
+    has_products = any("bf16" in isa for isa in _native.decoder_isas())
+    widest = size if loaded == "float32" or has_products else 2 * size
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([sys.executable, "-c", LOAD], text=True, env=environment, **pipes) as process:
@@ -96,4 +100,4 @@ def test_weights_are_in_memory_once(checkpoints, stored, loaded):
         assert process.stdout.readline() == "loaded\n"
         peak = max(peak, anonymous(process))
         process.communicate("\n")
-    assert size * 0.99 <= peak - before <= 1.1 * size
+    assert size * 0.99 <= peak - before <= 1.1 * widest

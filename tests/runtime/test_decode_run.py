@@ -5,7 +5,7 @@ import pytest
 from engine.runtime.runner import MAX_FORWARDS
 from engine.types import Sampling
 
-from .builders import assert_idle, load_llm
+from .builders import assert_idle, load_engine, load_llm
 
 PROMPTS = ["473;+38;*27\n", "12;+3;*4\n", "9;*9\n"]
 
@@ -44,3 +44,34 @@ def test_any_number_of_forwards_at_once(folders, stop, max_batch, num_blocks):
             assert llm.runner.num_suspensions > 0
         else:
             assert llm.runner.num_ticks == one.runner.num_ticks
+
+
+def test_the_trunk_head_is_read_without_a_stop(folders):
+    found = []
+    for max_forwards in (1, MAX_FORWARDS):
+        llm = load_engine(folders, has_trunk_head=True).policy
+        llm.runner.stops.score_at(llm.token_mask(["1"]))
+        results, num_calls = sample_all(llm, max_forwards, stop=(), max_tokens=40)
+        found.append(results)
+    assert found[0] == found[1]
+    assert sum(len(sampled.trunk_scores) for sampled in results) > num_calls
+
+
+def test_what_decoding_waits_for(folders):
+    """A request without others in line is missed as a whole, but for branches that may go on after all."""
+    llm = load_llm(folders.policy)
+    root = llm.open(PROMPTS[0])
+    branches = root.fork(5)
+    requests = [
+        llm.sample(branches[:3], [1, 2, 3], Sampling(), (), 30),
+        llm.sample(branches[3:], [4, 5], Sampling(), (), 30, confirm=lambda branch, drawn: None),
+    ]
+    llm.runner.tick()
+    decoding = llm.runner.decoding
+    assert [job.request for job in decoding.rows.decoding_jobs()] == [requests[0]] * 3 + [requests[1]] * 2
+    assert decoding.ready(False).groups.tolist() == [0, 0, 0, 1, 2]
+    assert decoding.ready(True).groups.tolist() == [0, 1, 2, 3, 4]
+    assert decoding.ready(True).num_rows == 1
+    for branch in [*branches, root]:
+        branch.close()
+    assert_idle(llm.runner)
