@@ -41,7 +41,12 @@ def generate_in_workers(
             receiver, sender = context.Pipe(duplex=False)
             arguments = sender, position, num_threads, dict(model), recipe, list(todo), list(problems)
             workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
-            workers[receiver].start()
+            # Ctrl-C reaches all processes of a terminal: this one, which gets the results, ends the others.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                workers[receiver].start()  # it inherits the mask
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sender.close()
         running = list(workers)
         while running:
@@ -81,7 +86,6 @@ def _work(
     problems: Sequence[Problem],
 ) -> None:
     """What a process does: sends (question, labelled answers) until nothing is left, or the error that ended it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the process that gets the results ends it
     torch.set_num_threads(num_threads)
     try:
         try:
