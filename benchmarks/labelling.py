@@ -8,7 +8,7 @@ Four kinds of work take turns, each over a cold prefix cache, on the home models
   tokens are those that the policy drew.
 * workers: the same rows by `ttc rollouts --workers N`: N processes that share the threads, their start included.
 * scored: best-of-N with the PRM, as the pools of `python -m benchmarks.paper` are made. Its tokens are those drawn,
-  and those that the PRM has read.
+  and those that the PRM has read: a step that several answers share counts once, as it is read once.
 
 `share` is a kind's median tokens per second over the engine's.
 """

@@ -48,11 +48,12 @@ class Engine:
         prm_spec: VerifierSpec | None = None,
         orm_spec: VerifierSpec | None = None,
         prompt: PromptFormat | None = None,
+        shares_steps: bool = True,
     ):
         self.policy, self.prm, self.orm, self.reviser = policy, prm, orm, reviser
         self.specs = {"prm": prm_spec or load_spec("home"), "orm": orm_spec}
         self.task: Task = get_task(task)
-        self.prompt = prompt
+        self.prompt, self.shares_steps = prompt, shares_steps
         delimiter = prompt.delimiter if prompt is not None else None
         self.step_delimiter = self.task.delimiter if delimiter is None else delimiter
         self.stops_at_box = prompt is not None and prompt.stops_at_box
@@ -82,6 +83,7 @@ class Engine:
         dtype: str = "float32",
         max_batch: int | None = None,
         num_blocks: int | None = None,
+        shares_steps: bool = True,
     ) -> Engine:
         """Loads checkpoints from Hugging Face folders; "home" is the shipped set.
 
@@ -94,7 +96,9 @@ class Engine:
         `max_batch` bounds the branches of one forward and changes no result (None: what is fastest);
         `num_blocks` the KV pool of each model (blocks of 16 tokens; by default 1 GiB on a CPU, and as many blocks for
         each as fit the free memory of a GPU). `device` is "cpu" or "cuda", `dtype` "float32", "bfloat16", on a GPU also
-        "float16". Raises ValueError for a folder that is missing, damaged or not supported, and without a GPU.
+        "float16". With `shares_steps` a PRM or ORM of the home format reads a step (an ORM an answer) that several
+        branches of a problem say at the same place once for all. Raises ValueError for a folder that is missing,
+        damaged or not supported, and without a GPU.
         """
         place, torch_dtype = resolve_device(device).device, resolve_dtype(dtype, device)
         if max_batch is not None and max_batch < 1:
@@ -131,7 +135,7 @@ class Engine:
         llm = LLM.load(folder, trunk_head=head, **limits)
         if reviser is not None:
             judges["reviser"] = _load_reviser(reviser, llm, **limits)
-        engine = cls(llm, task=task, prompt=prompt, **judges)
+        engine = cls(llm, task=task, prompt=prompt, shares_steps=shares_steps, **judges)
         engine.trunk_head_folder = None if trunk_head is None else resolve_folder(trunk_head, "trunk_head")
         return engine
 
@@ -289,7 +293,7 @@ class Engine:
             if model is None:
                 raise ValueError(f"verifier {verifier!r} was asked for, but no {verifier.upper()} is loaded")
             if verifier not in self._judges:
-                self._judges[verifier] = build_verifier(model, self.specs[verifier], self.policy)
+                self._judges[verifier] = build_verifier(model, self.specs[verifier], self.policy, self.shares_steps)
             return self._judges[verifier]
         if verifier == "trunk":
             if self.policy.runner.score_head is None:

@@ -48,11 +48,17 @@ class Models:
         return checkpoint_digest(reviser_of(self.baseline if is_baseline else self.engine).folder)
 
 
+# One pool of samples serves every budget: what a part of it would have cost is a sum over its answers, so none may be
+# read together with others.
+_APART = {"shares_steps": False}
+
+
 def load_models(settings: Settings) -> Models:
     """Raises ValueError for a folder that is named and cannot be loaded."""
     missing = {}
     can_revise = hasattr(search, "Revisions") and "reviser" in inspect.signature(Engine.load).parameters
     named = {"reviser": settings.reviser} if settings.reviser and can_revise else {}
+    named |= _APART
     loaded = Engine.load("home", **named)
     if not can_revise:
         missing["revisions"] = NO_STRATEGY
@@ -60,14 +66,14 @@ def load_models(settings: Settings) -> Models:
         missing["revisions"] = REVISION
     if loaded.orm is None:
         missing["orm"] = ORM
-    equal = Engine.load("home", orm=EQUAL_ORM) if EQUAL_ORM.is_dir() else None
+    equal = Engine.load("home", orm=EQUAL_ORM, **_APART) if EQUAL_ORM.is_dir() else None
     if equal is None:
         missing["ORM of as many answers as the PRM"] = f"{EQUAL_ORM.name} does not exist"
     if settings.large is None:
         missing["large"] = NO_LARGE
     baseline = None
     if "revisions" not in missing:
-        baseline = Engine.load("home", reviser=HOME / "policy")
+        baseline = Engine.load("home", reviser=HOME / "policy", **_APART)
     large = None if settings.large is None else Engine.load(settings.large)
     if large is not None and num_params(large) <= num_params(loaded):
         raise ValueError(

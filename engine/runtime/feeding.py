@@ -101,9 +101,9 @@ class Feeding:
                 again = min(max(tip.max_fed - (first - tip.start), 0), count)
                 if again:
                     tip.ledger.add("recomputed", again, forward_flops(self.shape, first, again, 0))
-                num_heads = 0
+                num_heads = int(_is_scored(tip, first, count))
                 if tip is target.tip:
-                    num_heads = _num_logits(piece) if has_lm_head else _num_scores(target, first, count)
+                    num_heads += _num_logits(piece) if has_lm_head else _num_scores(target, first, count)
                 new = count - again
                 flops = forward_flops(self.shape, first + again, new, num_heads)
                 tip.ledger.add(tip.purpose, 0 if tip.is_counted else new, flops)
@@ -128,6 +128,10 @@ class Feeding:
                     if first <= position < first + piece.num_tokens:
                         where.append(row + position - first)
                         owners.append((job.request.scores[job.index], at))
+            for tip, start, count in piece.runs:
+                if _is_scored(tip, start, count):
+                    where.append(row + start + count - 1 - first)
+                    owners.append((tip.score, 0))
         return where, owners
 
     def complete(self, target: Target) -> None:
@@ -147,6 +151,8 @@ class Feeding:
         for job in target.feeds:
             if job.request.wants_logits:
                 job.request.logits[job.index] = logits.clone()
+            if job.steps:
+                job.request.scores[job.index] = [tip.score[0] for tip in job.steps]
             job.branch.job = None
             job.request.num_left -= 1
 
@@ -158,6 +164,11 @@ def _num_logits(piece: Piece) -> int:
 def _num_scores(target: Target, first: int, count: int) -> int:
     """How many of the positions first .. first + count - 1 go through the score head."""
     return sum(first <= position < first + count for job in target.feeds for position in job.score_at)
+
+
+def _is_scored(tip: Tip, first: int, count: int) -> bool:
+    """Whether the positions first .. first + count - 1 of a step end with the one where it is still to be scored."""
+    return tip.score is not None and tip.score[0] is None and first + count == tip.end
 
 
 class _Reservation:

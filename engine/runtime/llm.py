@@ -276,6 +276,36 @@ class LLM:
             self.runner.submit_feed(FeedJob(request, index, branch, tip, positions))
         return request
 
+    def append_steps(
+        self, branches: Sequence[Branch], steps: Sequence[Sequence[Sequence[int]]], purpose: str = "verified"
+    ) -> FeedRequest:
+        """Queues feeding of steps, none of them empty, each to be read by the score head at its last token.
+
+        A step that another branch has had at the same place is neither fed nor scored again while one of them is
+        open. Raises ValueError (PoolTooSmall is one) with nothing queued.
+        """
+        self._check_branches(branches)
+        for branch, new in zip(branches, steps, strict=True):
+            for step in new:
+                self._check_tokens(step)
+            self._check_room(branch, *map(len, new))
+        request = FeedRequest(self.runner, len(branches), scores=[[] for _ in branches])
+        store = self.runner.store
+        for index, (branch, new) in enumerate(zip(branches, steps, strict=True)):
+            tips = []
+            for step in new:
+                old = branch.tip
+                branch.tip = store.step(old, list(step), ledger=branch.ledger, purpose=purpose, age=old.age)
+                store.release(old)
+                tips.append(branch.tip)
+            if any(tip.score[0] is None for tip in tips):
+                self.runner.submit_feed(FeedJob(request, index, branch, branch.tip, steps=tips))
+                continue
+            branch.ledger.add("cached", branch.num_tokens if tips else 0)
+            request.scores[index] = [tip.score[0] for tip in tips]
+            request.num_left -= 1
+        return request
+
     def put(self, branch: Branch, tokens: Sequence[int], purpose: str = "prefilled") -> None:
         """Appends tokens that are fed with the next forward that needs them. Raises ValueError as `append` does."""
         self._check_branches([branch])
@@ -286,13 +316,14 @@ class LLM:
         branch.tip = store.new(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
         store.release(old)
 
-    def _check_room(self, branch: Branch, num_more: int) -> None:
+    def _check_room(self, branch: Branch, *runs: int) -> None:
+        num_more = sum(runs)
         if branch.num_tokens + num_more > self.config.context:
             raise ValueError(
                 f"{branch.num_tokens} tokens and {num_more} more are over the context of the model, "
                 f"{self.config.context}"
             )
-        self.runner.check_fit(branch.tip, num_more)
+        self.runner.check_fit(branch.tip, *runs)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         size = self.config.vocab_size

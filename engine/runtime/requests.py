@@ -87,6 +87,7 @@ class FeedJob:
     branch: Branch
     tip: Tip
     score_at: Sequence[int] = ()
+    steps: Sequence[Tip] = ()  # or the tips whose own scores are wanted, the last of them `tip`
 
 
 @dataclass(eq=False)

@@ -96,14 +96,13 @@ class Runner:
         job.branch.job = job
         self.feeding.target(job.tip).feeds.append(job)
 
-    def check_fit(self, tip: Tip, num_more: int) -> None:
-        """Raises PoolTooSmall if a branch of this length cannot live in the pool even alone."""
+    def check_fit(self, tip: Tip, *runs: int) -> None:
+        """Raises PoolTooSmall if a branch cannot live in the pool even alone, after runs of so many tokens more."""
         num_blocks = self.store.num_blocks
-        needed = tip.num_blocks_before + num_blocks(len(tip.tokens)) + num_blocks(num_more)
+        needed = tip.num_blocks_before + num_blocks(len(tip.tokens)) + sum(map(num_blocks, runs))
         if needed > self.tree.num_blocks:
-            raise PoolTooSmall(
-                f"a branch of {tip.end + num_more} tokens needs {needed} KV blocks, the pool has {self.tree.num_blocks}"
-            )
+            length, available = tip.end + sum(runs), self.tree.num_blocks
+            raise PoolTooSmall(f"a branch of {length} tokens needs {needed} KV blocks, the pool has {available}")
 
     def cancel(self, job: SampleJob) -> None:
         """Takes a job out, wherever it is; its branch is being closed, or its request has failed."""

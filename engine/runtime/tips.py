@@ -8,7 +8,7 @@ falls exactly between tips, so a re-computed path has the cuts, and the bits, of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.accounting import Ledger
 
@@ -37,6 +37,9 @@ class Tip:
     priority: float = 0.0  # suspended lowest first
     age: int = 0  # of its problem; the oldest problem (lowest) is suspended last
     is_finished: bool = False  # ends an answer: its own KV is not needed any more
+    # Of a step that a verifier scores at its last token: the score, None until it has been read.
+    score: list[float | None] | None = None
+    steps: dict[tuple[int, ...], Tip] = field(default_factory=dict)  # the live ones after this tip, by their tokens
 
     @property
     def is_resident(self) -> bool:
@@ -99,6 +102,15 @@ class TipStore:
         num_blocks = origin.num_blocks_before + self.num_blocks(len(origin.tokens))
         return Tip(origin, tokens, origin.end, num_blocks, num_users=1, **fields)
 
+    def step(self, origin: Tip, tokens: list[int], **fields) -> Tip:
+        """The tip of a step to be scored, one for all that say it after `origin`; the caller is a user of it."""
+        tip = origin.steps.get(tuple(tokens))
+        if tip is not None:
+            return self.acquire(tip)
+        tip = origin.steps[tuple(tokens)] = self.new(origin, tokens, **fields)
+        tip.score = [None]
+        return tip
+
     def release(self, tip: Tip | None) -> None:
         """Takes one user away; a tip without users frees its KV (a prompt's stays cached)."""
         while tip is not None:
@@ -106,6 +118,8 @@ class TipStore:
             tip.num_users -= 1
             if tip.num_users:
                 return
+            if tip.score is not None:
+                del tip.origin.steps[tuple(tip.tokens)]
             if tip.is_resident:
                 self._close(tip, keep=tip.origin is None)
             tip = tip.origin

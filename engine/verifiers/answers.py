@@ -62,10 +62,7 @@ class AnswerVerifier(PRMVerifier):
                 branch.live, branch.held, prompt = reopened.live, reopened.held, []
             tokens.append([*prompt, *answer])
             branch.held, branch.is_answered = [*branch.held, answer], True
-        ends = [[len(ids) - 1] for ids in tokens]
-        request = self.llm.append([branch.live for branch, _ in judged], tokens, ends, purpose="verified")
-        await request
-        found = iter(request.scores)
+        found = iter(await self._read([branch.live for branch, _ in judged], [[ids] for ids in tokens]))
         return [list(next(found)) if run else [] for run in steps]
 
     def _open(self, prompt: list[int], held: Sequence[list[int]], num_more: int, ledger: Ledger) -> AnswerBranch:

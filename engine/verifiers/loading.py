@@ -55,10 +55,10 @@ def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, to
     return make(config, tensors, head.tensor, head.num_labels, _good(spec, head.num_labels))
 
 
-def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM) -> PRMVerifier | SpecVerifier:
+def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM, shares_steps: bool = True) -> PRMVerifier | SpecVerifier:
     """The verifier over a loaded model. Raises ValueError for a spec that its tokenizer does not fit."""
     if spec.layout == "tokens":
-        return AnswerVerifier(llm, policy) if spec.judges == "answers" else PRMVerifier(llm, policy)
+        return (AnswerVerifier if spec.judges == "answers" else PRMVerifier)(llm, policy, shares_steps)
     folder = llm.folder
     template = ChatTemplate.load(folder) if spec.layout == "chat" else None
     bos = special_tokens(read_tokenizer_config(folder)).get("bos_token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from engine.accounting import Ledger
@@ -14,12 +15,14 @@ class PRMVerifier:
 
     A step costs the verifier its own tokens and nothing else; only the score rows go through the
     head. Where policy and PRM share a vocabulary the policy's token ids are used as they are.
+    With `shares_steps` a step that several branches say at the same place is read once for all of them.
     """
 
-    def __init__(self, llm: LLM, policy: LLM):
+    def __init__(self, llm: LLM, policy: LLM, shares_steps: bool = True):
         if llm.runner.score_head is None or llm.runner.lm_head is not None:
             raise ValueError(f"the model at {llm.folder} is not a step verifier (a *ForTokenClassification)")
         self.llm = llm
+        self.shares_steps = shares_steps
         self.shares_tokens = llm.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
 
     def opening(self, problem: Problem) -> list[int]:
@@ -31,16 +34,16 @@ class PRMVerifier:
 
     async def score(self, branches: Sequence[Branch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per step, in one forward for all branches. Raises ValueError for a text over the context."""
-        tokens: list[list[int]] = []
-        ends: list[list[int]] = []
-        for run in steps:
-            flat: list[int] = []
-            ends.append([])
-            for step in run:
-                flat += self._tokens(step)
-                ends[-1].append(len(flat) - 1)
-            tokens.append(flat)
-        request = self.llm.append(branches, tokens, ends, purpose="verified")
+        return await self._read(branches, [[self._tokens(step) for step in run] for run in steps])
+
+    async def _read(self, branches: Sequence[Branch], steps: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        """The scores at the last token of every step."""
+        if self.shares_steps and all(all(map(len, run)) for run in steps):
+            request = self.llm.append_steps(branches, steps)
+        else:
+            tokens = [[token for step in run for token in step] for run in steps]
+            ends = [[end - 1 for end in itertools.accumulate(map(len, run))] for run in steps]
+            request = self.llm.append(branches, tokens, ends, purpose="verified")
         await request
         return request.scores
 

@@ -30,7 +30,7 @@ BUDGETS = (1, 4, 16)
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load("home")
+    return Engine.load("home", shares_steps=False)  # as the benchmark does
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_a_killed_cell_is_searched_for_the_missing_problems_alone(engine, proble
 
 def test_an_orm_scores_the_kept_answers_as_a_search_does(problems, tmp_path):
     """The home PRM, read as a verifier of whole answers, in the place of an ORM."""
-    loaded = Engine.load("home")
+    loaded = Engine.load("home", shares_steps=False)
     loaded.orm = loaded.prm
     loaded.specs["orm"] = loaded.specs["prm"]
     judge = loaded.resolve_verifier("orm")

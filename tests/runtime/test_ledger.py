@@ -4,7 +4,7 @@ import pytest
 
 from engine.accounting import PURPOSES, Ledger, attention_flops
 from engine.search import BeamSearch, BestOfN, Lookahead, Majority
-from engine.types import Problem
+from engine.types import Problem, TreeNode
 from tests.tiny import tiny_family
 from ttc_kernels.tree_attention.reference import visible_slots
 
@@ -126,19 +126,28 @@ def test_generated_tokens_are_those_of_all_candidates(folders, strategy):
     assert (total(results, "lookahead") > 0) == bool(strategy.lookahead)
 
 
-def test_a_step_costs_the_verifier_its_own_tokens(folders):
-    """The prompt once, every judged step once, whatever the depth: never a text again."""
+@pytest.mark.parametrize("shares_steps", [True, False])
+def test_a_step_costs_the_verifier_its_own_tokens(folders, shares_steps):
+    """The prompt once, every judged step once, whatever the depth: never a text again, nor the same one twice."""
     depths = []
     for problem in PROBLEMS:
         engine = load_engine(folders)
+        engine.shares_steps = shares_steps
         meter = Meter(engine.prm)
         (result,) = engine.search([problem], BeamSearch(width=2), 8, **OPTIONS)
         judged = [node for node in result.tree.nodes if node.score is not None]
         depths.append(max(len(node.address) for node in judged))
+        if shares_steps:
+            judged = list({said(result.tree.nodes, node): node for node in judged}.values())
         own = len(engine.policy.encode(problem.prompt)) + sum(node.num_tokens for node in judged)
         assert result.ledger.tokens["verified"] == meter.num_rows == own
         assert meter.num_head_rows == len(judged)
     assert max(depths) >= 3
+
+
+def said(nodes: list[TreeNode], node: TreeNode) -> tuple[str, ...]:
+    """The steps up to a node."""
+    return (*said(nodes, nodes[node.parent]), node.step_text) if node.parent is not None else ()
 
 
 def test_prefilled_and_cached_add_up(folders):

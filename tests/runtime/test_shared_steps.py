@@ -1,0 +1,125 @@
+"""Steps that several branches of a verifier say at the same place: read once, whoever asks and whenever."""
+
+import pytest
+
+from engine import BestOfN, Engine
+from engine.tasks import take_problems
+
+from .builders import assert_idle, load_llm
+
+PROMPT = "473;+38;*27\n"
+STEPS = [[5, 6, 7, 3], [8, 9, 3], [4, 4, 1]]
+OTHER = [[5, 6, 7, 3], [8, 8, 3]]
+
+
+@pytest.fixture
+def prm(folders):
+    return load_llm(folders.prm)
+
+
+def test_one_reading_for_all_that_say_the_same(prm):
+    root = prm.open(PROMPT)
+    branches = root.fork(3)
+    request = prm.append_steps(branches, [STEPS, OTHER, STEPS])
+    prm.run(request)
+    first, other, again = request.scores
+    assert first == again
+    assert first[:1] == other[:1]
+    assert first[1] != other[1]
+    assert branches[0].tip is branches[2].tip
+    num_prompt, num_read = root.num_tokens, 4 + 3 + 3 + 3
+    assert root.ledger.tokens["verified"] == num_read
+    assert [branch.num_tokens for branch in branches] == [num_prompt + 10, num_prompt + 7, num_prompt + 10]
+
+    apart = prm.open(PROMPT)
+    (flat,) = apart.fork(1)
+    whole = prm.append([flat], [[token for step in STEPS for token in step]], [[3, 6, 9]], purpose="verified")
+    prm.run(whole)
+    assert whole.scores[0] == pytest.approx(first, abs=1e-5)
+    for branch in (*branches, root, apart, flat):
+        branch.close()
+    assert_idle(prm.runner)
+
+
+def test_a_later_request_gets_what_has_been_read(prm):
+    root = prm.open(PROMPT)
+    first, second = root.fork(2)
+    request = prm.append_steps([first], [STEPS[:2]])
+    prm.run(request)
+    later = prm.append_steps([second], [STEPS[:2]])
+    assert later.is_done
+    assert later.scores == request.scores
+    before = root.ledger.tokens["verified"]
+    prm.run(prm.append_steps([first, second], [STEPS[2:], STEPS[2:]]))
+    assert root.ledger.tokens["verified"] == before + 3
+
+    for branch in (first, second):
+        branch.close()
+    (third,) = root.fork(1)  # nobody has it open any more: it is read anew
+    again = prm.append_steps([third], [STEPS[:2]])
+    assert not again.is_done
+    prm.run(again)
+    assert again.scores == request.scores
+    third.close()
+    root.close()
+    assert_idle(prm.runner)
+
+
+def test_steps_that_never_were_read_are_not_waited_for(prm):
+    """The branch that brought a step is closed before its forward: another one that waits for it has it read."""
+    root = prm.open(PROMPT)
+    first, second = root.fork(2)
+    prm.append_steps([first], [STEPS])
+    request = prm.append_steps([second], [OTHER])
+    first.close()
+    prm.run(request)
+    assert None not in request.scores[0]
+    assert root.ledger.tokens["verified"] == 4 + 3
+    second.close()
+    root.close()
+    assert_idle(prm.runner)
+
+
+@pytest.mark.parametrize("max_chunk", [1, 3, 6, 1024])
+def test_the_same_bits_however_it_is_cut(folders, max_chunk):
+    found = []
+    for chunk in (max_chunk, 1024):
+        prm = load_llm(folders.prm, max_chunk=chunk)
+        root = prm.open(PROMPT)
+        branches = root.fork(4)
+        request = prm.append_steps(branches, [STEPS, OTHER, STEPS[:1], [*OTHER, *STEPS]])
+        prm.run(request)
+        found.append(request.scores)
+        for branch in (*branches, root):
+            branch.close()
+        assert_idle(prm.runner)
+    assert found[0] == found[1]
+
+
+def test_nothing_to_read_and_too_much(prm):
+    root = prm.open(PROMPT)
+    (branch,) = root.fork(1)
+    assert prm.append_steps([branch], [[]]).scores == [[]]
+    with pytest.raises(ValueError, match="over the context of the model"):
+        prm.append_steps([branch], [[[5] * 600, [6] * 600]])
+    assert branch.tip is root.tip
+    assert root.ledger.tokens["cached"] == 0
+    for each in (branch, root):
+        each.close()
+    assert_idle(prm.runner)
+
+
+@pytest.mark.parametrize("verifier", ["prm", "orm"])
+def test_answers_of_the_home_models(verifier):
+    """The scores are those of answers read one by one, and cost less: of the ORM where whole answers are the same."""
+    runs = []
+    for shares_steps in (True, False):
+        engine = Engine.load("home", shares_steps=shares_steps)
+        runs.append(engine.search(take_problems(engine.task, "test", 4), BestOfN(), 24, verifier=verifier))
+    for shared, apart in zip(*runs, strict=True):
+        assert [each.text for each in shared.candidates] == [each.text for each in apart.candidates]
+        for ours, theirs in zip(shared.candidates, apart.candidates, strict=True):
+            assert ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+        assert 0 < shared.ledger.flops["verified"] <= apart.ledger.flops["verified"]
+    spent = [sum(result.ledger.flops["verified"] for result in run) for run in runs]
+    assert spent[0] < 0.9 * spent[1]
