@@ -96,8 +96,8 @@ class Engine:
         `max_batch` bounds the branches of one forward and changes no result (None: what is fastest);
         `num_blocks` the KV pool of each model (blocks of 16 tokens; by default 1 GiB on a CPU, and as many blocks for
         each as fit the free memory of a GPU). `device` is "cpu" or "cuda", `dtype` "float32", "bfloat16", on a GPU also
-        "float16". With `shares_steps` a PRM or ORM of the home format reads a step (an ORM an answer) that several
-        branches of a problem say at the same place once for all. Raises ValueError for a folder that is missing,
+        "float16". With `shares_steps` a PRM or ORM reads a step (an ORM an answer) that several branches of a
+        problem say at the same place once for all. Raises ValueError for a folder that is missing,
         damaged or not supported, and without a GPU.
         """
         place, torch_dtype = resolve_device(device).device, resolve_dtype(dtype, device)

@@ -10,7 +10,7 @@ from engine.prompts.histories import after_attempts
 from engine.runtime import Branch
 from engine.runtime.policy import attempt_ids, missing_end
 from engine.types import Problem, Step
-from engine.verifiers.prm import PRMVerifier
+from engine.verifiers.prm import PRMVerifier, read_steps
 
 
 class AnswerBranch:
@@ -62,7 +62,8 @@ class AnswerVerifier(PRMVerifier):
                 branch.live, branch.held, prompt = reopened.live, reopened.held, []
             tokens.append([*prompt, *answer])
             branch.held, branch.is_answered = [*branch.held, answer], True
-        found = iter(await self._read([branch.live for branch, _ in judged], [[ids] for ids in tokens]))
+        live = [branch.live for branch, _ in judged]
+        found = iter(await read_steps(self.llm, live, [[ids] for ids in tokens], self.shares_steps))
         return [list(next(found)) if run else [] for run in steps]
 
     def _open(self, prompt: list[int], held: Sequence[list[int]], num_more: int, ledger: Ledger) -> AnswerBranch:

@@ -9,6 +9,7 @@ from engine.accounting import Ledger
 from engine.runtime import LLM, Branch
 from engine.types import Problem, Step
 from engine.verifiers.layouts import Layout, num_common
+from engine.verifiers.prm import read_steps
 
 NO_SCORE = math.nan
 
@@ -40,8 +41,8 @@ class SpecVerifier:
     tokens that is still right, and is fed from there.
     """
 
-    def __init__(self, llm: LLM, layout: Layout):
-        self.llm, self.layout, self.spec = llm, layout, layout.spec
+    def __init__(self, llm: LLM, layout: Layout, shares_steps: bool = True):
+        self.llm, self.layout, self.spec, self.shares_steps = llm, layout, layout.spec, shares_steps
         self.judges = layout.spec.judges
         context = llm.config.context
         self.max_tokens = min(layout.spec.max_tokens or context, context)
@@ -62,18 +63,16 @@ class SpecVerifier:
         where that is an error, before anything is fed.
         """
         encoded = [self._encode(branch, new) for branch, new in zip(branches, steps, strict=True)]
-        live, tokens, at = [], [], []
+        live, tokens = [], []
         for branch, new, (ids, places) in zip(branches, steps, encoded, strict=True):
             branch.steps += tuple(step.text for step in new)
             if places:
                 kept = self._rewind(branch, ids, places[0])
                 live.append(branch.live)
-                tokens.append(ids[kept:])
-                at.append([place - kept for place in places])
+                ends = [place + 1 for place in places]
+                tokens.append([ids[start:end] for start, end in zip([kept, *ends], ends, strict=False)])
                 branch.ids = ids
-        request = self.llm.append(live, tokens, at, purpose="verified")
-        await request
-        found = iter(request.scores)
+        found = iter(await read_steps(self.llm, live, tokens, self.shares_steps))
         return [
             self._filled(branch, next(found) if places else [], len(new))
             for branch, new, (_, places) in zip(branches, steps, encoded, strict=True)

@@ -64,7 +64,7 @@ def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM, shares_steps: bool
     bos = special_tokens(read_tokenizer_config(folder)).get("bos_token")
     if bos is not None and llm.tokenizer.token_to_id(bos) is None:
         raise ValueError(f"bos_token {bos!r} of {folder} is no token of its tokenizer")
-    return SpecVerifier(llm, Layout(spec, llm.tokenizer, template, bos))
+    return SpecVerifier(llm, Layout(spec, llm.tokenizer, template, bos), shares_steps)
 
 
 def _good(spec: VerifierSpec, num_labels: int) -> int:

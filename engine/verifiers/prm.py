@@ -34,21 +34,29 @@ class PRMVerifier:
 
     async def score(self, branches: Sequence[Branch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per step, in one forward for all branches. Raises ValueError for a text over the context."""
-        return await self._read(branches, [[self._tokens(step) for step in run] for run in steps])
-
-    async def _read(self, branches: Sequence[Branch], steps: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
-        """The scores at the last token of every step."""
-        if self.shares_steps and all(all(map(len, run)) for run in steps):
-            request = self.llm.append_steps(branches, steps)
-        else:
-            tokens = [[token for step in run for token in step] for run in steps]
-            ends = [[end - 1 for end in itertools.accumulate(map(len, run))] for run in steps]
-            request = self.llm.append(branches, tokens, ends, purpose="verified")
-        await request
-        return request.scores
+        tokens = [[self._tokens(step) for step in run] for run in steps]
+        return await read_steps(self.llm, branches, tokens, self.shares_steps)
 
     def _tokens(self, step: Step) -> Sequence[int]:
         if self.shares_tokens:
             return step.token_ids
         ids = self.llm.encode(step.text, is_start=False)
         return ids + list(self.llm.config.eos_token_ids[:1]) if step.finish == "eos" else ids
+
+
+async def read_steps(
+    llm: LLM, branches: Sequence[Branch], steps: Sequence[Sequence[Sequence[int]]], is_shared: bool
+) -> list[list[float]]:
+    """Appends steps to each branch, given by their tokens; the score at the last token of each.
+
+    `is_shared`: one that several branches say at the same place is read once. Not where a step has no tokens, whose
+    score is that of the token before it.
+    """
+    if is_shared and all(all(map(len, run)) for run in steps):
+        request = llm.append_steps(branches, steps)
+    else:
+        tokens = [[token for step in run for token in step] for run in steps]
+        ends = [[end - 1 for end in itertools.accumulate(map(len, run))] for run in steps]
+        request = llm.append(branches, tokens, ends, purpose="verified")
+    await request
+    return request.scores
