@@ -80,3 +80,23 @@ def test_a_branch_closed_in_flight_is_forgotten(folders):
     assert other.scores == [pytest.approx(alone.scores[0], abs=1e-6)]
     second.close()
     assert_idle(prm.runner)
+
+
+def test_steps_that_are_being_read_are_waited_for(folders):
+    """Of a step in flight, and of one after it, another branch gets the same score; nothing is read twice."""
+    prm = engine_of(folders, LateModel).prm
+    root = prm.open("1+2\n")
+    first, second, third = root.fork(3)
+    request = prm.append_steps([first], [[[5, 6], [7, 3]]])
+    prm.runner.tick()
+    assert prm.runner.is_in_flight
+    others = prm.append_steps([second, third], [[[5, 6], [7, 3]], [[5, 6], [8, 3]]])
+    for each in (request, others):
+        prm.run(each)
+    assert others.scores[0] == request.scores[0]
+    assert others.scores[1][0] == request.scores[0][0]
+    assert root.ledger.tokens["verified"] == 2 + 2 + 2
+    assert root.ledger.tokens["recomputed"] == 0
+    for branch in (first, second, third, root):
+        branch.close()
+    assert_idle(prm.runner)
