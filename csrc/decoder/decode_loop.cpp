@@ -35,7 +35,6 @@ class DecodeLoop {
           pending_(size_t(num_)),
           positions_(args.positions, args.positions + num_),
           group_live_(size_t(num_)),
-          group_size_(size_t(num_)),
           logits_(size_t(num_ * vocab_)) {
         for (int64_t i = 0; i < num_; ++i) {
             check(args.rules[i], 0, args.num_rules - 1, "rule", i);

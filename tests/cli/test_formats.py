@@ -123,6 +123,8 @@ def test_orm(search, judges):
     assert typed == rows
     prm = search(*BEST, out="prm.jsonl")
     assert [row["scores"] for row in prm] != [row["scores"] for row in rows]
+    adaptive = search("--strategy", "adaptive", *orm, out="adaptive.jsonl", verifier=None)
+    assert {len(scores) for row in adaptive for scores in row["scores"]} == {0, 1}
 
 
 def test_formats_that_do_not_fit(ttc, models, judges, tmp_path):

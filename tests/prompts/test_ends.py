@@ -7,9 +7,12 @@ from itertools import pairwise
 import pytest
 
 from engine import BeamSearch, BestOfN, Engine, Majority
+from engine.accounting import Ledger
 from engine.prompts import PromptFormat, has_closed_box
-from engine.runtime import LLM, ModelPolicy
+from engine.runtime import LLM, Batcher, ModelPolicy
 from engine.runtime.requests import Sampled
+from engine.search.tree import join_steps
+from engine.types import Sampling, Step
 from engine.verifiers import CallableVerifier
 from tests.prompts.builders import boxing_policy
 from tests.runtime.builders import assert_idle, load_llm
@@ -91,6 +94,26 @@ def test_steps_are_the_same_however_they_are_sampled(folder):
         is_end = bool(policy.step_ends.delimiters[run[-1]]) and confirm(branch, run) == "step"
         assert is_end == (end in (3, 9, 14)), tokens[:end]
         start = end if is_end else start
+
+
+def test_an_extension_that_is_not_split_is_one_step(folder):
+    llm = LLM.load(folder, num_blocks=64)
+    policy = ModelPolicy(llm, "\n")
+
+    async def extend(is_split: bool) -> list[list[Step]]:
+        root = await policy.open("1+1\n", ledger=Ledger())
+        branches, options = root.fork(4), {"sampling": Sampling(), "stop_at_step": False, "max_tokens": 60}
+        steps = await policy.extend(branches, keys=[1, 2, 3, 4], is_split=is_split, **options)
+        for branch in (*branches, root):
+            branch.close()
+        return steps
+
+    (_, split), (_, whole) = sorted(Batcher([llm.runner]).run([extend(True), extend(False)], 4))
+    assert max(map(len, split)) > 1
+    for steps, (one,) in zip(split, whole, strict=True):
+        joined = join_steps(steps)
+        assert (one.token_ids, one.text, one.finish) == (joined.token_ids, joined.text, joined.finish)
+        assert one.logprob == pytest.approx(sum(step.logprob for step in steps))
 
 
 @pytest.mark.parametrize("strategy", [BestOfN(), BeamSearch(width=2)], ids=lambda s: s.name)

@@ -3,7 +3,9 @@
 import pytest
 
 from engine import BestOfN, Engine
+from engine.runtime import Batcher
 from engine.tasks import take_problems
+from engine.verifiers.prm import read_steps
 
 from .builders import assert_idle, load_llm
 
@@ -80,7 +82,7 @@ def test_steps_that_never_were_read_are_not_waited_for(prm):
     assert_idle(prm.runner)
 
 
-@pytest.mark.parametrize("max_chunk", [1, 3, 6, 1024])
+@pytest.mark.parametrize("max_chunk", [1, 3, 6])
 def test_the_same_bits_however_it_is_cut(folders, max_chunk):
     found = []
     for chunk in (max_chunk, 1024):
@@ -106,6 +108,21 @@ def test_nothing_to_read_and_too_much(prm):
     assert root.ledger.tokens["cached"] == 0
     for each in (branch, root):
         each.close()
+    assert_idle(prm.runner)
+
+
+def test_a_step_without_tokens_has_the_score_before_it(prm):
+    root = prm.open(PROMPT)
+    branches = root.fork(2)
+
+    async def read():
+        return await read_steps(prm, branches, [[STEPS[0], [], STEPS[1]], [STEPS[0]]], is_shared=True)
+
+    ((_, scores),) = Batcher([prm.runner]).run([read()], 2)
+    assert scores[0][1] == scores[0][0] == scores[1][0]
+    assert scores[0][2] != scores[0][0]
+    for branch in (*branches, root):
+        branch.close()
     assert_idle(prm.runner)
 
 

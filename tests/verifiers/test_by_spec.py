@@ -71,6 +71,30 @@ def test_a_seam_that_merges(rlhflow, seed):
     assert_idle(verifier.llm.runner)
 
 
+@pytest.mark.parametrize("shares_steps", [True, False])
+def test_branches_that_say_the_same(rlhflow, shares_steps):
+    """They are read once or each apart, with the same scores; where they part, each goes its own way."""
+    spec = parse_spec({"layout": "text", "tag": " +", "score_at": "tag", "head": ROWS}, "mine")
+    llm = load_verifier_model(rlhflow, spec, num_blocks=512)
+    verifier, ledger = build_verifier(llm, spec, llm, shares_steps), Ledger()
+    head = open_branch(verifier, "What is it?", ledger)
+    forks, num_prompt = head.fork(3), ledger.tokens["verified"]
+    said = [["So 12.", "Or 34."], ["So 12.", "Or 34."], ["So 12.", "No 5."]]
+    scores = run(verifier, verifier.score(forks, [as_steps(texts) for texts in said]))
+    read = [len(fork.ids) - len(head.ids) for fork in forks]
+    step = len(verifier.layout.encode("What is it?", said[0][:1])[0]) - len(head.ids)
+    apart = len(head.ids) + sum(read)
+    assert ledger.tokens["verified"] - num_prompt == (apart - read[1] - step if shares_steps else apart)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[0][0] == pytest.approx(scores[2][0], abs=1e-6)
+    for fork, texts, found in zip(forks, said, scores, strict=True):
+        ids = verifier.layout.encode("What is it?", texts)[0]
+        assert found[1] == pytest.approx(last_score(rlhflow, ids, verifier), abs=1e-4)
+        fork.close()
+    head.close()
+    assert_idle(llm.runner)
+
+
 def test_a_step_that_merges_with_the_problem(rlhflow):
     raw = {"layout": "text", "tag": " +", "score_at": "tag", "head": ROWS}
     verifier = build(rlhflow, raw)
