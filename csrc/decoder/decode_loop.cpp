@@ -29,36 +29,33 @@ class DecodeLoop {
           num_(args.handles.size),
           vocab_(head.num_out()),
           state_bytes_(size_t(trunk.hidden_size()) * (trunk.is_bf16() ? 2 : 4)),
-          live_(size_t(num_)),
-          handles_(args.handles.data, args.handles.data + num_),
-          ones_(size_t(num_), 1),
-          pending_(size_t(num_)),
           positions_(args.positions, args.positions + num_),
           group_live_(size_t(num_)),
-          logits_(size_t(num_ * vocab_)) {
+          logits_(size_t(std::min(num_, args.max_live) * vocab_)) {
         for (int64_t i = 0; i < num_; ++i) {
             check(args.rules[i], 0, args.num_rules - 1, "rule", i);
             check(args.groups[i], 0, num_ - 1, "group", i);
             check(args.limits[i], 1, INT32_MAX, "limit", i);
-            live_[size_t(i)] = int32_t(i);
             ++group_live_[size_t(args.groups[i])];
         }
         group_size_ = group_live_;
-        hidden_ = scratch_.take(state_bytes_ * size_t(num_));
+        fill_places();
+        hidden_ = scratch_.take(state_bytes_ * live_.size());
     }
 
     int64_t run() {
         int64_t done = 0;
-        check_sampling(sample_args(0));
+        check_sampling(sample_args());
         std::fill(result_.counts, result_.counts + num_, 0);
         while (true) {
             const std::shared_ptr<const Plan> plan = tree_.plan(view(handles_), view(ones_));
-            forward(*plan, sample_args(done));
-            const int32_t* tokens = result_.tokens + done * num_;
+            forward(*plan);
             ++done;
-            if (args_.marks) keep_states(*plan, tokens);
-            drop_ended(tokens);
-            if (done == args_.max_forwards || num_ready_ >= args_.min_ready || live_.empty()) return done;
+            if (args_.marks) keep_states(*plan);
+            drop_ended();
+            if (done == args_.max_forwards || num_ready_ >= args_.min_ready) return done;
+            fill_places();
+            if (live_.empty()) return done;
             try {
                 tree_.extend(view(handles_), view(ones_), view(pending_));
             } catch (const OutOfBlocks&) {
@@ -77,30 +74,43 @@ class DecodeLoop {
                                         std::to_string(high));
     }
 
-    SampleArgs sample_args(int64_t forward) const {
+    SampleArgs sample_args() const {
         return {logits_.data(),       vocab_,       num_,        vocab_,       args_.keys,
                 positions_.data(),    args_.temperature, args_.top_k, args_.top_p, args_.min_p,
-                result_.tokens + forward * num_, result_.logprobs + forward * num_};
+                result_.tokens,       result_.logprobs};
+    }
+
+    // Where a branch's next token goes, or, before it is counted, the one just drawn is.
+    int64_t place(int32_t branch) const { return result_.counts[branch] * num_ + branch; }
+
+    // Lets branches that stand by take the places that are free.
+    void fill_places() {
+        for (; next_ < num_ && int64_t(live_.size()) < args_.max_live; ++next_) {
+            live_.push_back(int32_t(next_));
+            handles_.push_back(args_.handles.data[next_]);
+            pending_.push_back(args_.pending[next_]);
+        }
+        ones_.resize(live_.size(), 1);
     }
 
     int64_t column(int32_t token) const { return token < 0 ? vocab_ : token; }
 
-    void keep_states(const Plan& plan, const int32_t* tokens) {
+    void keep_states(const Plan& plan) {
         row_of_.resize(live_.size());
         for (size_t row = 0; row < live_.size(); ++row) row_of_[size_t(plan.order[row])] = row;
         for (size_t k = 0; k < live_.size(); ++k)
-            if (args_.marks[column(tokens[live_[k]])]) {
+            if (args_.marks[column(result_.tokens[place(live_[k])])]) {
                 const uint8_t* state = static_cast<const uint8_t*>(hidden_) + row_of_[k] * state_bytes_;
                 result_.marked.push_back(live_[k]);
                 result_.states.insert(result_.states.end(), state, state + state_bytes_);
             }
     }
 
-    // Counts the tokens just drawn, and leaves in live_, handles_, ones_ and pending_ the branches that go on.
-    void drop_ended(const int32_t* tokens) {
+    // Counts the tokens just drawn, and leaves in live_, handles_ and pending_ the branches that go on.
+    void drop_ended() {
         size_t kept = 0;
         for (size_t k = 0; k < live_.size(); ++k) {
-            const int32_t i = live_[k], token = tokens[i], group = args_.groups[i];
+            const int32_t i = live_[k], token = result_.tokens[place(i)], group = args_.groups[i];
             ++positions_[size_t(i)];
             if (++result_.counts[i] == args_.limits[i] || args_.table[args_.rules[i] * (vocab_ + 1) + column(token)]) {
                 if (--group_live_[size_t(group)] == 0) num_ready_ += group_size_[size_t(group)];
@@ -109,10 +119,10 @@ class DecodeLoop {
             live_[kept] = i, handles_[kept] = handles_[k], pending_[kept] = token;
             ++kept;
         }
-        live_.resize(kept), handles_.resize(kept), ones_.resize(kept), pending_.resize(kept);
+        live_.resize(kept), handles_.resize(kept), pending_.resize(kept);
     }
 
-    void forward(const Plan& plan, const SampleArgs& sampling) {
+    void forward(const Plan& plan) {
         const int64_t num = int64_t(live_.size());
         const ForwardRows rows{num,
                                plan.tokens.data(),
@@ -129,12 +139,12 @@ class DecodeLoop {
 #pragma omp parallel num_threads(apart_.num_threads) if (apart_.num_threads > 1)
             {
                 const auto [lo, hi] = my_part(strips.num);
-                if (!trunk_.run_apart(apart_, lo, hi) || !draw(plan, sampling, strips.start(lo), strips.start(hi)))
+                if (!trunk_.run_apart(apart_, lo, hi) || !draw(plan, strips.start(lo), strips.start(hi)))
                     out_of_memory = true;
             }
         } else {
             trunk_.forward(rows, caches_, hidden_);
-            if (!draw(plan, sampling, 0, num)) out_of_memory = true;
+            if (!draw(plan, 0, num)) out_of_memory = true;
         }
         if (out_of_memory) throw std::bad_alloc();
     }
@@ -150,13 +160,16 @@ class DecodeLoop {
     }
 
     // The next tokens of rows [lo, hi). False: out of memory.
-    bool draw(const Plan& plan, SampleArgs sampling, int64_t lo, int64_t hi) noexcept {
+    bool draw(const Plan& plan, int64_t lo, int64_t hi) noexcept {
         thread_local Scratch scratch;
         if (!head_.run_rows(hidden_, lo, hi, logits_.data())) return false;
+        SampleArgs sampling = sample_args();
         try {
             for (int64_t row = lo; row < hi; ++row) {
-                const int64_t i = live_[size_t(plan.order[size_t(row)])];
+                const int32_t i = live_[size_t(plan.order[size_t(row)])];
+                const int64_t at = place(i) - i;
                 sampling.logits = logits_.data() + (row - i) * vocab_;  // row i of them is `row`
+                sampling.tokens = result_.tokens + at, sampling.logprobs = result_.logprobs + at;
                 sample_row(sampling, i, trunk_.isa(), &scratch);
             }
         } catch (const std::bad_alloc&) {
@@ -175,6 +188,7 @@ class DecodeLoop {
     const size_t state_bytes_;
     std::vector<int32_t> live_;  // branches that draw, and side by side what the tree is told of them
     std::vector<int32_t> handles_, ones_, pending_;
+    int64_t next_ = 0;                // the first branch that has never been live
     std::vector<int32_t> positions_;  // of all branches
     std::vector<int32_t> group_live_, group_size_;
     std::vector<size_t> row_of_;  // where in hidden_ the state of live_[k] is

@@ -10,10 +10,12 @@
 
 namespace ttc {
 
-// Branches whose last tokens are in the tree and have no KV yet, one each.
+// The first `max_live` branches have their last tokens, one each, in the tree without KV. The others stand by: their
+// last tokens are not in the tree.
 struct DecodeArgs {
     Int32View handles;
-    const uint64_t* keys;      // how each branch's next token is drawn: of as many entries as handles
+    const int32_t* pending;    // each branch's last token: of as many entries as handles
+    const uint64_t* keys;      // how each branch's next token is drawn
     const int32_t* positions;
     const float* temperature;
     const int32_t* top_k;
@@ -24,11 +26,11 @@ struct DecodeArgs {
     const bool* table;         // (num_rules, vocabulary + 1): tokens that end a branch, the error token -1 being last
     const bool* marks;         // (vocabulary + 1): tokens whose hidden state is kept; or null
     int64_t num_rules;
-    int64_t max_forwards, min_ready;
+    int64_t max_forwards, min_ready, max_live;
 };
 
 struct DecodeResult {
-    int32_t* tokens;   // (max_forwards, branches); what a branch has not drawn is left as it is
+    int32_t* tokens;   // (max_forwards, branches): of each branch the first `counts`, the others are left as they are
     float* logprobs;   // the same
     int32_t* counts;   // (branches): tokens drawn
     std::vector<int64_t> marked;  // branches, in the order in which they drew the tokens named by `marks`
@@ -37,7 +39,8 @@ struct DecodeResult {
 
 // Runs until min_ready branches belong to groups of which every branch has ended, by the table or its limit,
 // max_forwards are done, or the pool is out of blocks for another one; at least once. Returns the forwards run. A
-// branch that has ended is left out of the next ones. No branch's last token is in the tree.
+// branch that has ended is left out of the next ones, and the next that stands by takes its place. No branch's last
+// token is in the tree.
 int64_t decode(KVTree& tree, const PackedDecoder& trunk, const PackedLinear& head, const Caches& caches,
                const DecodeArgs& args, DecodeResult& result);
 

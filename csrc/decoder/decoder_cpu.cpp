@@ -37,20 +37,24 @@ void forward(const PackedDecoder& self, uintptr_t token_ids, uintptr_t positions
 }
 
 py::tuple decode(ttc::KVTree& tree, const PackedDecoder& trunk, const PackedLinear& head, const Caches& caches,
-                 const Ints& handles, const std::vector<uintptr_t>& sampling, const Ints& limits, const Ints& groups,
-                 const Ints& rules, const Bools& table, const std::optional<Bools>& marks, const Ints& tokens,
-                 const py::array_t<float, py::array::c_style>& logprobs, const Ints& counts, int64_t min_ready) {
+                 const Ints& handles, const Ints& pending, const std::vector<uintptr_t>& sampling, const Ints& limits,
+                 const Ints& groups, const Ints& rules, const Bools& table, const std::optional<Bools>& marks,
+                 const Ints& tokens, const py::array_t<float, py::array::c_style>& logprobs, const Ints& counts,
+                 int64_t min_ready, int64_t max_live) {
     const int64_t num = handles.size(), max_forwards = tokens.ndim() == 2 ? tokens.shape(0) : 0;
-    if (sampling.size() != 6 || limits.size() != num || groups.size() != num || rules.size() != num ||
-        counts.size() != num || tokens.size() != max_forwards * num || logprobs.size() != tokens.size() || num < 1 ||
-        max_forwards < 1)
-        throw std::invalid_argument("decode: tokens and logprobs must be (forwards, branches), limits, groups, rules "
-                                    "and counts (branches), both sizes at least 1");
+    if (sampling.size() != 6 || pending.size() != num || limits.size() != num || groups.size() != num ||
+        rules.size() != num || counts.size() != num || tokens.size() != max_forwards * num ||
+        logprobs.size() != tokens.size() || num < 1 || max_forwards < 1)
+        throw std::invalid_argument("decode: tokens and logprobs must be (forwards, branches), pending, limits, groups, "
+                                    "rules and counts (branches), both sizes at least 1");
     if (table.ndim() != 2 || table.shape(1) != head.num_out() + 1 || (marks && marks->size() != head.num_out() + 1))
         throw std::invalid_argument("decode: table must be (rules, vocabulary + 1), marks (vocabulary + 1)");
     if (min_ready < 1)
         throw std::invalid_argument("decode: min_ready must be at least 1, got " + std::to_string(min_ready));
+    if (max_live < 1)
+        throw std::invalid_argument("decode: max_live must be at least 1, got " + std::to_string(max_live));
     const ttc::DecodeArgs args{{handles.data(), num},
+                               pending.data(),
                                at<uint64_t>(sampling[0]),
                                at<int32_t>(sampling[1]),
                                at<float>(sampling[2]),
@@ -64,7 +68,8 @@ py::tuple decode(ttc::KVTree& tree, const PackedDecoder& trunk, const PackedLine
                                marks ? marks->data() : nullptr,
                                table.shape(0),
                                max_forwards,
-                               min_ready};
+                               min_ready,
+                               max_live};
     ttc::DecodeResult result{const_cast<int32_t*>(tokens.data()), const_cast<float*>(logprobs.data()),
                              const_cast<int32_t*>(counts.data()), {}, {}};
     int64_t num_done;
@@ -132,7 +137,7 @@ void bind_decoder(py::module_& m) {
             py::arg("x"), py::arg("x_stride"), py::arg("x_rows"), py::arg("chosen"), py::arg("rows"), py::arg("out"),
             py::arg("out_stride"), py::call_guard<py::gil_scoped_release>());
     m.def("decode", &decode, py::arg("tree"), py::arg("trunk"), py::arg("head"), py::arg("caches"),
-          py::arg("handles"), py::arg("sampling"), py::arg("limits"), py::arg("groups"),
+          py::arg("handles"), py::arg("pending"), py::arg("sampling"), py::arg("limits"), py::arg("groups"),
           py::arg("rules"), py::arg("table"), py::arg("marks"), py::arg("tokens"), py::arg("logprobs"),
-          py::arg("counts"), py::arg("min_ready"), "See ttc_kernels/decoder/loop.py.");
+          py::arg("counts"), py::arg("min_ready"), py::arg("max_live"), "See ttc_kernels/decoder/loop.py.");
 }

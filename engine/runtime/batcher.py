@@ -41,7 +41,10 @@ class Batcher:
         takes effect between two forwards: the models can be used again after it.
         """
         policy = self.runners[0]
-        max_active = max(1, -(-2 * policy.rows.max_rows // rows_each))
+        rows = policy.rows
+        # So many problems that most places are taken; no more, as the KV of fewer stays in a CPU's cache.
+        num_wanted = rows.max_rows + rows.max_rows // (2 if rows.num_slots > rows.max_rows else 1)
+        max_active = max(1, -(-num_wanted // rows_each))
         waiting: list[_Task] = []
         pending = enumerate(searches)
         is_exhausted = False

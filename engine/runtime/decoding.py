@@ -20,9 +20,9 @@ _READY_SHARE = 6
 class Decoding:
     """The decode table with its stop rules. A row's job makes its `partial` tip."""
 
-    def __init__(self, store: TipStore, shape: ModelShape, max_rows: int, vocab_size: int):
+    def __init__(self, store: TipStore, shape: ModelShape, max_rows: int, num_standby: int, vocab_size: int):
         self.store, self.shape = store, shape
-        self.rows = Rows(max_rows)
+        self.rows = Rows(max_rows, num_standby)
         self.stops = StopRules(vocab_size)
 
     def start(self, jobs: Sequence[SampleJob]) -> None:
@@ -45,16 +45,17 @@ class Decoding:
         """When forwards of the decoding rows are to return.
 
         `is_any_missed`: other branches wait for their places. Else they are missed when their request has ended whole,
-        or where they may have to go on after all.
+        or where they may have to go on after all. Those that stand by fill as many places first.
         """
         jobs = self.rows.decoding_jobs()
         waiting = [job if is_any_missed or job.request.confirm else job.request for job in jobs]
         ids: dict[SampleJob | Request, int] = {}
         groups = np.array([ids.setdefault(each, len(ids)) for each in waiting], np.int32)
-        return Ready(max(1, len(jobs) // _READY_SHARE), groups)
+        num_placed = min(len(jobs), self.rows.max_rows)
+        return Ready(max(1, num_placed // _READY_SHARE) + len(jobs) - num_placed, groups)
 
     def push_active(self, tokens: np.ndarray, logprobs: np.ndarray, counts: np.ndarray) -> None:
-        """Sampled tokens of all active rows, `counts[i]` (at least 1) of (steps, n); only a row's last may end it."""
+        """Sampled tokens of all active rows, `counts[i]` of (steps, n); only a row's last may end it."""
         rows = self.rows
         active = rows.active()
         rows.push_active(tokens, logprobs, counts)

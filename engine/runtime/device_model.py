@@ -45,6 +45,8 @@ class DeviceModel:
             torch.cuda.synchronize(device)  # weights and pool were written on another stream
         self._steps: dict[tuple[int, bool], DecodeStep] = {}
 
+    refills = False  # rows that end leave their places free until the host has seen it
+
     @property
     def is_asynchronous(self) -> bool:
         """Whether a verifier's forward goes on while the host does something else."""

@@ -34,6 +34,11 @@ class HostModel:
 
     is_asynchronous = False
 
+    @property
+    def refills(self) -> bool:
+        """Whether `decode` lets rows that stand by take the places of those that end."""
+        return self.loop is not None
+
     def __init__(self, decoder: Decoder, pool: KVPool, lm_head: LMHead | None, score_head: ScoreHead | None):
         self.decoder, self.pool, self.lm_head, self.score_head = decoder, pool, lm_head, score_head
         # As for the trunk and the head, the sizes of the model alone say who draws its tokens.
@@ -80,6 +85,7 @@ class HostModel:
             self.pool.k,
             self.pool.v,
             active.handles,
+            active.pending,
             active.sampling,
             active.left,
             wait_for.groups,
@@ -88,6 +94,7 @@ class HostModel:
             stops.is_scored,
             min(max_forwards, active.room),
             wait_for.num_rows,
+            active.num_placed,
         )
         scores = self._scores(decoded.states, range(len(decoded.marked)))
         return Drawn(decoded.tokens, decoded.logprobs, decoded.counts, decoded.marked, scores)

@@ -26,8 +26,12 @@ _FLOATS = ("temperature", "top_p", "min_p")  # float32
 
 @dataclass
 class Active:
-    """The n decoding rows side by side, so that a tick gathers nothing; lives until their set changes."""
+    """The n decoding rows side by side, so that a tick gathers nothing; lives until their set changes.
 
+    The first `num_placed` are decoded; the others stand by until one of those ends.
+    """
+
+    num_placed: int
     slots: np.ndarray  # (n,) int64
     handles: np.ndarray  # (n,) int32
     ones: np.ndarray  # (n,) int32: tokens of each row in a forward
@@ -51,29 +55,32 @@ class Ready:
 
 
 class Rows:
-    """Columns are arrays of length `max_rows`; `tokens` and `logprobs` are (capacity, max_rows), so that what
-    a tick writes lies together.
+    """`max_rows` at most are decoded, `num_standby` more may wait with a token drawn for one of them to end.
+
+    Columns are arrays of as many slots; `tokens` and `logprobs` are (capacity, slots), so that what a tick writes
+    lies together.
 
     While rows are `active`, what a tick changes (pending, position, count) is kept there and not in the
     columns; every other call writes it back first.
     """
 
-    def __init__(self, max_rows: int):
-        self.max_rows = max_rows
-        self._ints = np.zeros((len(_INTS), max_rows), np.int32)
-        self._floats = np.zeros((len(_FLOATS), max_rows), np.float32)
+    def __init__(self, max_rows: int, num_standby: int = 0):
+        self.max_rows, self.num_slots = max_rows, max_rows + num_standby
+        self._ints = np.zeros((len(_INTS), self.num_slots), np.int32)
+        self._floats = np.zeros((len(_FLOATS), self.num_slots), np.float32)
         self.handle, self.pending, self.position, self.top_k, self.count, self.max_count, self.rule, self.billed = (
             self._ints
         )
         self.temperature, self.top_p, self.min_p = self._floats
-        self.key = np.zeros(max_rows, np.int64)
+        self.key = np.zeros(self.num_slots, np.int64)
         # Has a handle of its own and a pending token to feed; otherwise a row waits for its source's logits.
-        self.is_decoding = np.zeros(max_rows, bool)
-        self.tokens = np.zeros((64, max_rows), np.int32)
-        self.logprobs = np.zeros((64, max_rows), np.float32)
-        self.jobs: list[SampleJob | None] = [None] * max_rows
-        self._free = list(range(max_rows))[::-1]
-        self._decoding = np.zeros(0, np.int64)  # slots, in the order of the last plan as far as it is known
+        self.is_decoding = np.zeros(self.num_slots, bool)
+        self.tokens = np.zeros((64, self.num_slots), np.int32)
+        self.logprobs = np.zeros((64, self.num_slots), np.float32)
+        self.jobs: list[SampleJob | None] = [None] * self.num_slots
+        self._free = list(range(self.num_slots))[::-1]
+        # Slots: the first `max_rows` have places, in the order of the last plan as far as it is known.
+        self._decoding = np.zeros(0, np.int64)
         self._active: Active | None = None
 
     @property
@@ -82,7 +89,7 @@ class Rows:
 
     @property
     def num_used(self) -> int:
-        return self.max_rows - len(self._free)
+        return self.num_slots - len(self._free)
 
     @property
     def num_decoding(self) -> int:
@@ -134,9 +141,9 @@ class Rows:
         return self._active
 
     def reorder(self, order: np.ndarray) -> Active:
-        """Puts the decoding rows into the order of a plan, which the next plan then keeps."""
+        """Puts the rows that have places into the order of a plan, which the next plan then keeps."""
         self.settle()
-        self._decoding = self._decoding[order]
+        self._decoding = np.concatenate([self._decoding[order], self._decoding[len(order) :]])
         return self.active()
 
     def _gather(self) -> Active:
@@ -148,6 +155,7 @@ class Rows:
         indices = np.arange(len(slots))
         ints = dict(zip(_INTS, self._ints.take(slots, axis=1), strict=True))
         return Active(
+            num_placed=min(self.max_rows, len(slots)),
             slots=slots,
             handles=ints["handle"],
             ones=np.ones(len(slots), np.int32),
@@ -157,7 +165,7 @@ class Rows:
             sampling=self._sampling(slots, ints),
             positions=ints["position"],
             pending=ints["pending"],
-            at=counts * np.int64(self.max_rows) + slots,
+            at=counts * np.int64(self.num_slots) + slots,
             left=ints["max_count"] - counts,
             room=len(self.tokens) - highest,
         )
@@ -174,16 +182,17 @@ class Rows:
         if active is not None:
             self.pending[active.slots] = active.pending
             self.position[active.slots] = active.positions
-            self.count[active.slots] = active.at // self.max_rows
+            self.count[active.slots] = active.at // self.num_slots
 
     def push_active(self, tokens: np.ndarray, logprobs: np.ndarray, counts: np.ndarray) -> None:
-        """Appends sampled tokens to the active rows: of each the first `counts[i]` of (steps, n), `room` at most."""
+        """Appends sampled tokens to the active rows: of each the first `counts[i]` of (steps, n), `room` at most;
+        none to those that have stood by all the time."""
         active, num = self._active, len(tokens)
-        at = active.at + self.max_rows * np.arange(num)[:, None]
+        at = active.at + self.num_slots * np.arange(num)[:, None]
         self.tokens.reshape(-1)[at] = tokens  # what lies behind a row's count means nothing
         self.logprobs.reshape(-1)[at] = logprobs
-        active.pending = tokens[counts - 1, active.indices]
-        active.at += self.max_rows * counts
+        active.pending = np.where(counts > 0, tokens[counts - 1, active.indices], active.pending)
+        active.at += self.num_slots * counts
         active.positions += counts
         active.left -= counts
         active.room -= num

@@ -39,8 +39,8 @@ class _Flight:
 class Runner:
     """Batches the requests of one model and runs them; not thread-safe.
 
-    `max_rows` bounds the branches sampled in one forward, `max_chunk` the tokens fed beside them.
-    Neither changes a result.
+    `max_rows` bounds the branches sampled in one forward (where the model can let others take their places, as many
+    more have their first tokens drawn), `max_chunk` the tokens fed beside them. Neither changes a result.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class Runner:
         self.model = model(decoder, pool, lm_head, score_head)
         self._flight: _Flight | None = None  # a verifier's, where it runs beside others
         self.store = TipStore(self.tree)
-        self.decoding = Decoding(self.store, self.shape, max_rows, decoder.config.vocab_size)
+        num_standby = max_rows if self.model.refills else 0
+        self.decoding = Decoding(self.store, self.shape, max_rows, num_standby, decoder.config.vocab_size)
         self.rows, self.stops = self.decoding.rows, self.decoding.stops
         self.feeding = Feeding(self.store, self.shape, self._make_room, self.fail)
         self.max_chunk = max_chunk
@@ -164,12 +165,13 @@ class Runner:
             self.feeding.target(job.source).samples.append(job)
 
     def _reserve_decode(self) -> Active | None:
-        """Appends the pending tokens of all decoding rows to the tree, suspending rows if it is full."""
+        """Appends the pending tokens of the decoding rows that have places to the tree, suspending rows if it is full."""
         rows = self.rows
         while rows.num_decoding:
             active = rows.active()
             try:
-                self.tree.extend(active.handles, active.ones, active.pending)
+                num = active.num_placed
+                self.tree.extend(active.handles[:num], active.ones[:num], active.pending[:num])
                 return active
             except OutOfBlocks as error:
                 if not self._make_room(frozenset(), rows.num_decoding > 1):
@@ -185,11 +187,12 @@ class Runner:
 
     def _run_mixed(self, active: Active | None, pieces: list[Piece]) -> None:
         """A forward of pieces, and of the decoding rows beside them."""
-        num_decode = 0 if active is None else len(active.slots)
+        num_decode = 0 if active is None else active.num_placed
         handles = np.array([piece.handle for piece in pieces], np.int32)
         queries = np.array([piece.num_tokens for piece in pieces], np.int32)
         if active is not None:
-            handles, queries = np.concatenate([active.handles, handles]), np.concatenate([active.ones, queries])
+            handles = np.concatenate([active.handles[:num_decode], handles])
+            queries = np.concatenate([active.ones[:num_decode], queries])
         plan = self.tree.plan(handles, queries)
         last_row = np.empty(len(handles), np.int64)  # of each branch, in the plan
         last_row[plan.order] = plan.row_start[1:] - 1
@@ -224,7 +227,7 @@ class Runner:
 
     def _draw(self, active: Active | None, pieces: list[Piece], last_row: np.ndarray, hidden: torch.Tensor) -> None:
         """Samples one token for every decoding row and every row whose source has just been fed."""
-        num_decode = 0 if active is None else len(active.slots)
+        num_decode = 0 if active is None else active.num_placed
         read = list(range(num_decode))  # branches whose logits are needed
         pick = read.copy()  # for each row to be sampled, an index into `read`
         complete: list[tuple[Piece, int]] = []
@@ -238,7 +241,7 @@ class Runner:
         started = [job for piece, _ in complete for job in piece.target.samples]
         slots = np.array([job.row for job in started], np.int64)
         if active is not None:
-            slots = np.concatenate([active.slots, slots])
+            slots = np.concatenate([active.slots[:num_decode], slots])
         drawn, logits = None, None
         if read:
             needs_logits = any(job.request.wants_logits for piece, _ in complete for job in piece.target.feeds)

@@ -33,6 +33,25 @@ def decode(rows: Rows, jobs: list[SampleJob]) -> np.ndarray:
     return np.array(slots)
 
 
+def test_rows_that_stand_by():
+    """Two places and two that stand by: who has drawn nothing keeps its token, and moves up when another ends."""
+    rows = Rows(2, num_standby=2)
+    slots = decode(rows, make_jobs(4))
+    assert (rows.num_free, rows.active().num_placed) == (0, 2)
+    rows.reorder(np.array([1, 0]))
+    assert rows.active().slots.tolist() == slots[[1, 0, 2, 3]].tolist()
+    tokens = np.array([[5, 6, 8, 0], [9, 6, 8, 0], [9, 0, 0, 0]], np.int32)
+    rows.push_active(tokens, -tokens.astype(np.float32), np.array([3, 1, 2, 0], np.int32))
+    assert rows.active().pending.tolist() == [9, 6, 8, 7]
+    rows.remove([slots[0].item()])
+    active = rows.active()
+    assert (active.num_placed, active.slots.tolist()) == (2, slots[[1, 2, 3]].tolist())
+    assert active.pending.tolist() == [9, 8, 7]
+    assert rows.sampled(slots[1:].tolist()) == [([7, 5, 9, 9], [0, -5, -9, -9]), ([7, 8, 8], [0, -8, -8]), ([7], [0])]
+    rows.remove(slots[1:].tolist())
+    assert (rows.num_free, rows.num_used) == (4, 0)
+
+
 def test_active_rows_keep_step_with_the_columns():
     """The same tokens pushed by slot, and to the active rows in another order, beyond the table's first width."""
     plain, active_rows = Rows(6), Rows(6)

@@ -16,18 +16,30 @@ HOME = cases.Case(2, 96, 256, 6, 2, 16, torch.float32, ((1, 1),))
 
 
 class Branches:
-    """Branches of different lengths over one prompt, their last tokens without KV."""
+    """Branches of different lengths over one prompt, their last tokens without KV; those of all but the first
+    `num_live` are not in the tree."""
 
-    def __init__(self, case: cases.Case, num: int, num_blocks: int = 400, seed: int = 0):
+    def __init__(
+        self, case: cases.Case, num: int, num_blocks: int = 400, seed: int = 0, num_live: int | None = None
+    ):
         rng = np.random.default_rng(seed)
         self.num = num
+        self.num_live = num if num_live is None else num_live
         self.tree = _native.KVTree(num_blocks, 16)
         root, _ = self.tree.open(np.zeros(0, np.int32))
         self.tree.extend(np.array([root], np.int32), np.array([20], np.int32), np.zeros(20, np.int32))
         forks = np.asarray(self.tree.fork(root, num), np.int32)
         lengths = rng.integers(1, 40, num).astype(np.int32)
-        self.tree.extend(forks, lengths, rng.integers(0, VOCABULARY, lengths.sum()).astype(np.int32))
-        self.handles = forks[rng.permutation(num)]  # not in the order of the plan
+        # No last token alone in a block (one branch starts in the prompt's last): where the others' KV is must not
+        # depend on num_live.
+        lengths += np.isin(lengths % 16, (1, 13))
+        runs = np.split(rng.integers(0, VOCABULARY, lengths.sum()).astype(np.int32), lengths.cumsum()[:-1])
+        order = rng.permutation(num)
+        self.pending = np.array([runs[i][-1] for i in order], np.int32)
+        for i in order[self.num_live :]:
+            runs[i] = runs[i][:-1]
+        self.tree.extend(forks, np.array([len(run) for run in runs], np.int32), np.concatenate(runs))
+        self.handles = forks[order]  # not in the order of the plan
         shape = (case.num_layers, num_blocks, case.num_kv_heads, 16, case.head_dim)
         self.k, self.v = kv_cache.allocate(*shape, case.dtype)
         generator = torch.Generator().manual_seed(1)
@@ -44,13 +56,15 @@ class Branches:
     def sampling(self) -> tuple[torch.Tensor, ...]:
         lengths = [self.tree.num_tokens(handle) for handle in self.handles.tolist()]
         positions = torch.tensor(lengths, dtype=torch.int32)
+        positions[self.num_live :] += 1
         some = torch.arange(self.num) % 3
         ones = torch.ones(self.num)
         return self.keys, positions, 0.5 * some, some.int() * 4, ones - 0.1 * some, ones * 0.01
 
     def loop(self, loop: DecodeLoop, max_forwards: int, min_ready: int = 1):
-        arguments = self.tree, self.k, self.v, self.handles, self.sampling(), self.limits, self.groups, self.rules
-        return loop.run(*arguments, self.table, self.marks, max_forwards, min_ready)
+        tree = self.tree, self.k, self.v, self.handles, self.pending
+        ends = self.limits, self.groups, self.rules, self.table, self.marks
+        return loop.run(*tree, self.sampling(), *ends, max_forwards, min_ready, self.num_live)
 
     def step(self, trunk: PackedDecoder, head: PackedLinear, isa: str):
         """One forward with the ops themselves: tokens, log-probabilities, hidden states, in the branches' order."""
@@ -158,6 +172,54 @@ def test_branches_that_have_ended_are_left_out_and_change_no_other():
     branches.tree.check_integrity()
 
 
+@pytest.mark.parametrize("num_live", [1, 9, 39])
+def test_branches_that_stand_by_take_the_places_of_those_that_end(num_live):
+    trunk, head = make(HOME)
+    loop = DecodeLoop(trunk, head)
+    free = Branches(HOME, 40)
+    want = free.loop(loop, 30)
+    branches = Branches(HOME, 40, num_live=num_live)
+    branches.limits[:] = np.arange(40) * 7 % 13 + 1
+    branches.marks = np.ones(VOCABULARY + 1, bool)
+    decoded = branches.loop(loop, 300, min_ready=40)
+    assert decoded.counts.tolist() == branches.limits.tolist()
+    assert len(decoded.tokens) >= branches.limits.sum() / num_live, "so many at once, no more"
+    for row, count in enumerate(decoded.counts):
+        assert np.array_equal(decoded.tokens[:count, row], want.tokens[:count, row])
+        assert np.array_equal(decoded.logprobs[:count, row], want.logprobs[:count, row])
+        tokens = branches.tree.tokens(int(branches.handles[row])).tolist()
+        assert tokens == free.tree.tokens(int(free.handles[row])).tolist()[: len(tokens)]
+    assert np.bincount(decoded.marked, minlength=40).tolist() == branches.limits.tolist()
+    branches.tree.check_integrity()
+
+
+def test_what_stands_by_stays_as_it_is_until_a_place_is_free():
+    trunk, head = make(HOME)
+    branches = Branches(HOME, 9, num_live=4)
+    branches.limits[:] = 3, 9, 2, 9, 9, 9, 9, 9, 9
+    before = [branches.tree.num_tokens(handle) for handle in branches.handles.tolist()]
+    decoded = branches.loop(DecodeLoop(trunk, head), 30, min_ready=2)
+    assert decoded.counts.tolist() == [3, 3, 2, 3, 1, 0, 0, 0, 0]
+    num_more = [branches.tree.num_tokens(handle) - was for handle, was in zip(branches.handles, before, strict=True)]
+    assert num_more == [2, 2, 1, 2, 1, 0, 0, 0, 0], "the last of each is not in the tree"
+    branches.tree.check_integrity()
+
+
+def test_what_stands_by_is_left_where_the_pool_has_no_block_for_it():
+    """24 branches of a block or two each, whose next blocks are those that two more would start with."""
+    trunk, head = make(HOME)
+    loop = DecodeLoop(trunk, head)
+    want = Branches(HOME, 24)
+    tight = Branches(HOME, 24, num_blocks=64, num_live=20)
+    tight.limits[:4] = 2
+    decoded = tight.loop(loop, 60, min_ready=24)
+    free = want.loop(loop, 60).tokens
+    assert 0 < len(decoded.tokens) < 60
+    for row, count in enumerate(decoded.counts):
+        assert np.array_equal(decoded.tokens[:count, row], free[:count, row])
+    tight.tree.check_integrity()
+
+
 @pytest.mark.parametrize(("min_ready", "num_forwards"), [(1, 4), (2, 4), (3, 7), (5, 7), (6, 12), (7, 12)])
 def test_it_ends_once_enough_branches_are_of_groups_that_have_ended(min_ready, num_forwards):
     """Groups of two, three and two branches, whose last ends at the 4th, 7th and 12th token."""
@@ -216,6 +278,10 @@ def test_refusals():
     branches.marks = None
     with pytest.raises(ValueError, match="min_ready must be at least 1, got 0"):
         branches.loop(loop, 1, min_ready=0)
+    branches.num_live = 0
+    with pytest.raises(ValueError, match="max_live must be at least 1, got 0"):
+        branches.loop(loop, 1)
+    branches.num_live = 3
     branches.limits[2] = 0
     with pytest.raises(ValueError, match=r"limit 0 of branch 2 is outside 1\.\."):
         branches.loop(loop, 1)
