@@ -165,7 +165,7 @@ class Runner:
             self.feeding.target(job.source).samples.append(job)
 
     def _reserve_decode(self) -> Active | None:
-        """Appends the pending tokens of the decoding rows that have places to the tree, suspending rows if it is full."""
+        """Appends the pending tokens of the rows that have places to the tree, suspending rows if it is full."""
         rows = self.rows
         while rows.num_decoding:
             active = rows.active()

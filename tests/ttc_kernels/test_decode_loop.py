@@ -19,9 +19,7 @@ class Branches:
     """Branches of different lengths over one prompt, their last tokens without KV; those of all but the first
     `num_live` are not in the tree."""
 
-    def __init__(
-        self, case: cases.Case, num: int, num_blocks: int = 400, seed: int = 0, num_live: int | None = None
-    ):
+    def __init__(self, case: cases.Case, num: int, num_blocks: int = 400, seed: int = 0, num_live: int | None = None):
         rng = np.random.default_rng(seed)
         self.num = num
         self.num_live = num if num_live is None else num_live

@@ -56,14 +56,15 @@ class DecodeLoop:
         """Samples up to `max_forwards` tokens onto each of n branches.
 
         The last tokens, `pending`, of the first `max_live` branches (None: of all) are in the tree and have no KV
-        yet; the last that each draws is not appended. The other branches stand by, their last tokens not in the
-        tree: the next of them takes the place of each branch that ends, and may thus draw nothing. A branch ends, and is left out of the forwards that follow, with its `limits[i]`th token or one at which
-        `table[rules[i], token]` is set (-1 is the table's last column). The call ends early once `min_ready`
-        branches have ended, those counted of whose group none goes on, and where the pool has no blocks for another
-        token. The hidden states at tokens that `marks` names are kept. `handles`, `pending`, `limits`, `groups` (0 ..
-        n - 1) and `rules` are int32 (n,), `table` bool (any, vocabulary + 1), `marks` bool (vocabulary + 1,), `sampling` the
-        arguments of `sample` after the logits; none is changed. The bits of a branch's draws do not depend on the
-        other branches, on `max_forwards`, `min_ready`, `max_live` or the threads. Raises ValueError for anything else, and as
+        yet; the last that each draws is not appended. The other branches stand by, their last tokens not in the tree:
+        the next of them takes the place of each branch that ends, and may thus draw nothing. A branch ends, and is
+        left out of the forwards that follow, with its `limits[i]`th token or one at which `table[rules[i], token]` is
+        set (-1 is the table's last column). The call ends early once `min_ready` branches have ended, those counted
+        of whose group none goes on, and where the pool has no blocks for another token. The hidden states at tokens
+        that `marks` names are kept. `handles`, `pending`, `limits`, `groups` (0 .. n - 1) and `rules` are int32 (n,),
+        `table` bool (any, vocabulary + 1), `marks` bool (vocabulary + 1,), `sampling` the arguments of `sample` after
+        the logits; none is changed. The bits of a branch's draws do not depend on the other branches, on
+        `max_forwards`, `min_ready`, `max_live` or the threads. Raises ValueError for anything else, and as
         `PackedDecoder.forward` does.
         """
         num = len(handles)
