@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -43,14 +44,21 @@ class Row:
     multiple: int = 1  # of which the last dimension must be one
 
     def applies(self, x: torch.Tensor) -> bool:
-        """Whether the row speaks for a tensor on its device; one of CUDA's only where the library was built."""
+        """Whether the row speaks for a tensor on its device; one of CUDA's only where the library was built, one of
+        flash-attn's only where that can be imported."""
         return (
             self.min_rows <= len(x)
             and (not self.dtypes or x.dtype in self.dtypes)
             and (not self.sizes or x.shape[-1] in self.sizes)
             and x.shape[-1] % self.multiple == 0
             and (self.implementation != "cuda" or LIBRARY.exists())
+            and (self.implementation != "flash_attn" or _has_flash_attn())
         )
+
+
+@functools.cache
+def _has_flash_attn() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 TABLE = (
@@ -74,6 +82,13 @@ TABLE = (
     Row("cuda", "step_score", "cuda", UNMEASURED),
     Row("cuda", "sample_head", "triton", UNMEASURED),
     Row("cuda", "sample_head", "cuda", UNMEASURED, dtypes=_HALF, multiple=8),
+)
+
+# Who has the attention of many new tokens of one branch (tree_attention/prefill.py), of rows that apply the last; of a
+# run that has none, and on other devices, it is tree_attention's own.
+PREFILL = (
+    Row("cuda", "prefill", "sdpa", UNMEASURED, min_rows=256),
+    Row("cuda", "prefill", "flash_attn", UNMEASURED, min_rows=256, dtypes=_HALF),
 )
 
 

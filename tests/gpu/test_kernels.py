@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.kernels import describe
 from benchmarks.ops import OPS
+from ttc_kernels.tree_attention import cases, prefill
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 ON_GPU = [op for op in OPS.values() if "cuda" in op.devices]
@@ -66,3 +67,13 @@ def test_a_graph_replays_the_same_bits(name):
     graph.replay()
     torch.cuda.synchronize()
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_long_prefill_is_within_the_error_budget(dtype):
+    """Of a prompt alone, and of the end of one beside a branch that decodes; by what is installed here."""
+    for levels, num_queries in ((((1, 600),), 600), (((1, 300), (2, 400)), 350)):
+        case = cases.Case(8, 2, 64, dtype, levels, num_queries=num_queries)
+        inputs = OPS["tree_attention"].inputs(case, "cuda")
+        assert prefill.split_of(inputs["plan"], inputs["q"], inputs["k_cache"]).rest is None
+        OPS["tree_attention"].check(case, "auto", inputs)

@@ -7,6 +7,7 @@ import torch
 from ttc_kernels import _native
 from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.tree_attention import cuda, reference
+from ttc_kernels.tree_attention.prefill import split_of
 
 choose = chooser("tree_attention")
 
@@ -32,9 +33,10 @@ def tree_attention(
     kernel the bits of a row depend on its own query and path alone, not on the batch or the threads; on a GPU also on
     how many rows share its nodes.
 
-    `impl` is "auto" (see choice.py), "native" (CPU), "triton" (any strides of the caches), "cuda" (float16 and
-    bfloat16, head_dim 64 and 128) or "reference" (any dtype and strides); `isa` picks the native build ("portable",
-    "avx2", "avx512"). Raises ValueError for anything else, and for a plan that points outside q or the cache.
+    `impl` is "auto" (see choice.py; on a GPU long runs of one branch's rows go through flash-attn or SDPA, see
+    prefill.py), "native" (CPU), "triton" (any strides of the caches), "cuda" (float16 and bfloat16, head_dim 64 and
+    128) or "reference" (any dtype and strides); `isa` picks the native build ("portable", "avx2", "avx512"). Raises
+    ValueError for anything else, and for a plan that points outside q or the cache.
     """
     shape, k_shape, dtype = q.shape, k_cache.shape, q.dtype
     if len(shape) != 3 or len(k_shape) != 4 or v_cache.shape != k_shape or shape[2] != k_shape[3]:
@@ -53,6 +55,12 @@ def tree_attention(
         out = torch.empty(shape, dtype=dtype, device=q.device)
     elif out.shape != shape or out.dtype is not dtype or not out.is_contiguous():
         raise ValueError(f"tree_attention: out must be {tuple(shape)} {dtype}, contiguous, got {_describe(out)}")
+    if impl == "auto" and (split := split_of(plan, q, k_cache)) is not None:
+        if split.rest is not None:
+            tree_attention(q, k_cache, v_cache, split.rest, scale, out, isa=isa)
+        for run in split.runs:
+            run.attend(q, k_cache, v_cache, scale, out)
+        return out
     impl = choose(impl, q)
     if impl == "reference":
         return reference.tree_attention(q, k_cache, v_cache, plan, scale, out)

@@ -1,0 +1,135 @@
+"""Long prefill: the many new tokens of one branch, by flash-attn where it is installed and by torch's SDPA elsewhere.
+
+Such a run multiplies large matrices and shares little, which is what these are made for. Its keys and values are
+gathered from the cache once per layer; all other rows of the plan go through the tree's own kernel.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ttc_kernels import choice
+from ttc_kernels.choice import Row
+
+
+@dataclass(frozen=True, eq=False)  # by identity: kernels know a plan again
+class Rest:
+    """What is left of a plan: `items` (num_items, 5) and `blocks`, int32, as of KVTree.plan."""
+
+    items: np.ndarray
+    blocks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """Query rows [row_lo, row_hi): the last tokens of a branch, each of which sees all before it and itself."""
+
+    row_lo: int
+    row_hi: int
+    implementation: str  # "flash_attn" or "sdpa"
+    block: torch.Tensor  # (tokens,) int64 of the whole branch, where its keys and values are
+    offset: torch.Tensor  # (tokens,) int64 within the block
+
+    def attend(
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scale: float, out: torch.Tensor
+    ) -> None:
+        """Fills `out` at the run's rows; the arguments are tree_attention's."""
+        query = q[self.row_lo : self.row_hi]  # (rows, heads, head_dim)
+        key, value = (cache[self.block, :, self.offset] for cache in (k_cache, v_cache))  # (tokens, KV heads, ...)
+        if self.implementation == "flash_attn":
+            from flash_attn import flash_attn_func  # an optional extra
+
+            attended = flash_attn_func(query[None], key[None], value[None], softmax_scale=scale, causal=True)[0]
+        else:
+            attended = _sdpa(query, key, value, scale)
+        out[self.row_lo : self.row_hi] = attended
+
+
+@dataclass(frozen=True)
+class Split:
+    """A plan's long runs, and the plan of all other rows: None where there are none."""
+
+    runs: tuple[Run, ...]
+    rest: Rest | None
+
+
+_SPLITS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by plan, then by what else decides
+
+
+def split_of(plan, q: torch.Tensor, k_cache: torch.Tensor) -> Split | None:
+    """The long runs of a plan over the rows `q`, found once for as long as the plan lives; None where it has none.
+
+    Which runs are long, on which device and for whom, says `choice.PREFILL`. A plan that does not say where its
+    branches' rows are (`KVTree.plan` does) has none. Raises ValueError for a run that points outside the cache.
+    """
+    rows = [row for row in choice.PREFILL if row.device == q.device.type]
+    if not rows or not hasattr(plan, "row_start") or len(q) < min(row.min_rows for row in rows):
+        return None
+    known = _SPLITS.setdefault(plan, {})
+    key = (q.dtype, *q.shape, q.device, len(k_cache), k_cache.shape[2])
+    if key not in known:
+        known[key] = _split(plan, q, len(k_cache), k_cache.shape[2], rows)
+    return known[key]
+
+
+def _split(plan, q: torch.Tensor, num_blocks: int, block_size: int, rows: Sequence[Row]) -> Split | None:
+    runs = []
+    is_long = np.diff(plan.row_start) >= min(row.min_rows for row in rows)
+    for branch in np.flatnonzero(is_long).tolist():
+        row_lo, row_hi = plan.row_start[branch : branch + 2].tolist()
+        takers = [row.implementation for row in rows if row.applies(q[row_lo:row_hi])]
+        if takers:
+            slots = _slots(plan, row_hi - 1, block_size)
+            if slots.min() < 0 or slots.max() >= num_blocks * block_size:
+                raise ValueError(f"tree_attention: rows {row_lo} to {row_hi} name a block outside the cache")
+            slots = torch.from_numpy(slots).to(q.device)
+            runs.append(Run(row_lo, row_hi, takers[-1], slots // block_size, slots % block_size))
+    if not runs:
+        return None
+    is_run = np.zeros(len(q), bool)
+    for run in runs:
+        is_run[run.row_lo : run.row_hi] = True
+    items = [part for item in plan.items.tolist() for part in _others(item, is_run)]
+    rest = None if is_run.all() else Rest(np.array(items, np.int32).reshape(-1, 5), plan.blocks)
+    return Split(tuple(runs), rest)
+
+
+def _slots(plan, row: int, block_size: int) -> np.ndarray:
+    """(tokens,) int64: block * block_size + offset of all that the last row of a branch sees, in position order."""
+    parts = []
+    for row_lo, row_hi, block_offset, num_tokens, _ in plan.items.tolist():
+        if row_lo <= row < row_hi:
+            at = np.arange(num_tokens)
+            parts.append(plan.blocks[block_offset + at // block_size].astype(np.int64) * block_size + at % block_size)
+    return np.concatenate(parts)
+
+
+def _others(item: Sequence[int], is_run: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """The parts of an item whose rows are in no run. One with causal rows is a single branch's: all of it, or none."""
+    row_lo, row_hi, *what = item
+    bounds = np.flatnonzero(np.diff(np.concatenate([[True], is_run[row_lo:row_hi], [True]]))) + row_lo
+    for lo, hi in bounds.reshape(-1, 2).tolist():
+        yield lo, hi, *what
+
+
+def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """(rows, heads, head_dim) of queries that are the last ones of (tokens, KV heads, head_dim) keys and values."""
+    num_rows, num_heads, _ = query.shape
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    if num_rows == key.shape[2]:
+        attended = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=num_heads != key.shape[1]
+        )
+    else:
+        from torch.nn.attention.bias import causal_lower_right  # brings Triton with it
+
+        key, value = (x.repeat_interleave(num_heads // x.shape[1], 1) for x in (key, value))
+        mask = causal_lower_right(num_rows, key.shape[2])
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return attended[0].transpose(0, 1)
