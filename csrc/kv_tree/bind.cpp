@@ -127,6 +127,18 @@ where another branch was cut: to compute a branch again bit for bit, open only i
 
 Evicts cached nodes, least recently used first, where blocks are short. Raises OutOfBlocks.)")
         .def(
+            "rewrite",
+            [](KVTree& self, const py::object& handles, const py::object& num_dropped, const py::object& counts,
+               const py::object& tokens) {
+                self.rewrite(Int32Arg(handles, "handles").view(), Int32Arg(num_dropped, "num_dropped").view(),
+                             Int32Arg(counts, "counts").view(), Int32Arg(tokens, "tokens").view());
+            },
+            py::arg("handles"), py::arg("num_dropped"), py::arg("counts"), py::arg("tokens"),
+            R"(Takes back the last num_dropped[i] tokens of each branch and names the last counts[i] before them anew.
+
+For tokens that were appended before anybody knew them. All of them must have been appended since the branch was opened,
+forked or cut, and one such token must stay. What stays keeps its slots.)")
+        .def(
             "fork",
             [](KVTree& self, int32_t handle, int64_t n) {
                 Int32Array children(n > 0 ? n : 0);

@@ -118,6 +118,40 @@ void KVTree::extend(Int32View handles, Int32View counts, Int32View tokens) {
     }
 }
 
+void KVTree::rewrite(Int32View handles, Int32View num_dropped, Int32View counts, Int32View tokens) {
+    check_rewrite(handles, num_dropped, counts, tokens);
+    const int32_t* next = tokens.data;
+    for (int64_t i = 0; i < handles.size; ++i) {
+        Node& node = nodes_[branch(handles[i]).node];
+        if (num_dropped[i] > 0) shorten(node, node.num_tokens - num_dropped[i]);
+        int32_t at = node.num_tokens - counts[i];
+        int32_t block = counts[i] > 0 ? block_at(node, at / block_size_) : kNone;
+        for (; at < node.num_tokens; ++at) {
+            token_at_[static_cast<int64_t>(block) * block_size_ + at % block_size_] = *next++;
+            if ((at + 1) % block_size_ == 0) block = next_block_[block];
+        }
+    }
+}
+
+void KVTree::check_rewrite(Int32View handles, Int32View num_dropped, Int32View counts, Int32View tokens) {
+    check_same_size("num_dropped", num_dropped, handles);
+    check_same_size("counts", counts, handles);
+    const uint64_t mark = ++mark_;
+    int64_t num_given = 0;
+    for (int64_t i = 0; i < handles.size; ++i) {
+        const Branch& b = mark_once(handles[i], mark);
+        const int64_t own = is_growing_in_place(b) ? nodes_[b.node].num_tokens : 0;
+        if (num_dropped[i] < 0 || counts[i] < 0 || num_dropped[i] >= std::max<int64_t>(own, 1) ||
+            int64_t{num_dropped[i]} + counts[i] > own)
+            reject("of the " + std::to_string(own) + " tokens appended to handle " + std::to_string(handles[i]) +
+                   " since its last cut one must stay, got " + std::to_string(num_dropped[i]) +
+                   " to drop and " + std::to_string(counts[i]) + " to name before them");
+        num_given += counts[i];
+    }
+    if (num_given != tokens.size)
+        reject("counts add up to " + std::to_string(num_given) + ", got " + std::to_string(tokens.size) + " tokens");
+}
+
 void KVTree::fork(int32_t handle, int64_t num_children, int32_t* children) {
     const int32_t index = index_of(handle);
     if (num_children < 1) reject("the number of children must be >= 1, got " + std::to_string(num_children));
@@ -255,6 +289,24 @@ void KVTree::append(Branch& branch, const int32_t* tokens, int32_t count) {
         count -= taken;
         used = 0;
     }
+}
+
+int32_t KVTree::block_at(const Node& node, int32_t index) const {
+    int32_t block = node.first_block;
+    for (; index > 0; --index) block = next_block_[block];
+    return block;
+}
+
+// Gives back the blocks behind the node's first num_tokens (at least 1) tokens.
+void KVTree::shorten(Node& node, int32_t num_tokens) {
+    const int32_t last = block_at(node, blocks_for(num_tokens) - 1), num_before = blocks_of(node);
+    node.num_tokens = num_tokens;
+    if (last == node.last_block) return;
+    next_block_[node.last_block] = first_free_block_;
+    first_free_block_ = next_block_[last];
+    next_block_[last] = kNone;
+    node.last_block = last;
+    num_free_blocks_ += num_before - blocks_of(node);
 }
 
 int32_t KVTree::take_block() {

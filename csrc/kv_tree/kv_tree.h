@@ -56,6 +56,9 @@ public:
     // Appends counts[i] of `tokens` to branch handles[i]; evicts cached nodes as needed. Throws OutOfBlocks with
     // nothing changed.
     void extend(Int32View handles, Int32View counts, Int32View tokens);
+    // Takes back the last num_dropped[i] tokens of branch handles[i], and names the last counts[i] before them anew.
+    // All must have been appended since the branch last stood at a cut, and one such token must stay.
+    void rewrite(Int32View handles, Int32View num_dropped, Int32View counts, Int32View tokens);
     void fork(int32_t handle, int64_t num_children, int32_t* children);
     void cut(int32_t handle);
     void close(int32_t handle, bool keep);
@@ -153,6 +156,9 @@ private:
     bool is_growing_in_place(const Branch& branch) const;
     int64_t count_needed(Int32View handles, Int32View counts);
     void append(Branch& branch, const int32_t* tokens, int32_t count);
+    void check_rewrite(Int32View handles, Int32View num_dropped, Int32View counts, Int32View tokens);
+    int32_t block_at(const Node& node, int32_t index) const;  // the index-th of the node's own
+    void shorten(Node& node, int32_t num_tokens);
     int32_t take_block();
 
     // check_integrity

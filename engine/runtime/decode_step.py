@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from engine.runtime.device_model import DeviceModel
 
 MIN_SIZE = 16  # rows
+# Forwards that the host starts one after the other, without having seen what the ones before drew. A row that ends in
+# the first of them is computed for nothing in the others. Unmeasured: no GPU at hand.
+MAX_AHEAD = 4
 # Each a row of `size` int32 in the buffer, floats by their bits; the keys, of 64 bits, take the last two.
 _TOKENS, _POSITIONS, _SLOTS, _DRAW_AT, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _KEYS = range(9)
 _NUM_FIELDS = 10
@@ -55,15 +58,19 @@ class DecodeStep:
         self._blank[_SLOTS] = -1
         self._blank[_TOP_P] = np.float32(1).view(np.int32)
         self.drawn = torch.empty(3, size, dtype=torch.int32, device=k.device)  # tokens, log-probabilities, scores
+        self.all_drawn = torch.empty(MAX_AHEAD, 3, size, dtype=torch.int32, device=k.device)
         self.every_row = torch.arange(size, dtype=torch.int32, device=k.device)
         self._place(_NUM_INTS if self.work is not None else 0)
 
-    def run(self, plan: Plan, sampling: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(3, size) int32: tokens, and by their bits log-probabilities and scores; the next run overwrites it.
+    def run(self, plan: Plan, sampling: Sequence[torch.Tensor], num_ahead: int = 0) -> None:
+        """Fills `all_drawn[num_ahead]`, (3, size) int32: tokens, and by their bits log-probabilities and scores.
 
-        `sampling` is on the CPU, in the plan's order.
+        `sampling` is on the CPU, in the plan's order. With `num_ahead` this is that many forwards after one whose
+        results nobody has seen: the rows' tokens are those that the last run drew, not the plan's.
         """
         self._load(plan, sampling)
+        if num_ahead:
+            torch.clamp(self.drawn[0], min=0, out=self.tokens)  # an error's row goes on with any token
         if self.graph is not None:
             self.graph.replay()
         elif self.work is None:
@@ -72,7 +79,7 @@ class DecodeStep:
             self._launch(self.work)
             if self.model.make_graph is not None:
                 self.graph = self.model.make_graph(lambda: self._launch(self.work))
-        return self.drawn
+        self.all_drawn[num_ahead].copy_(self.drawn)
 
     def _load(self, plan: Plan, sampling: Sequence[torch.Tensor]) -> None:
         """Puts a plan into the buffers."""

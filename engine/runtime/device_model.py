@@ -1,4 +1,7 @@
-"""A model on a GPU. The host waits for it once per tick of a policy, and for a verifier when its scores are read."""
+"""A model on a GPU. The host waits for it once per tick of a policy, and for a verifier when its scores are read.
+
+A tick in which branches are only decoded is several forwards, which the host starts without waiting in between.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import numpy as np
 import torch
 
 from engine.model import Decoder, LMHead, ScoreHead
-from engine.runtime.decode_step import DecodeStep, padded_size
+from engine.runtime.decode_step import MAX_AHEAD, DecodeStep, padded_size
 from engine.runtime.graph import Graph
 from engine.runtime.kv import KVPool
-from engine.runtime.model import Drawn, marked_rows, planned
-from engine.runtime.rows import Ready, Rows
+from engine.runtime.model import Drawn, planned
+from engine.runtime.rows import Active, Ready, Rows
 from engine.runtime.stops import StopRules
 from engine.runtime.transfers import Fetch, Transfers
-from ttc_kernels._native import Plan
+from ttc_kernels._native import OutOfBlocks, Plan
 
 
 class DeviceModel:
@@ -87,32 +90,79 @@ class DeviceModel:
             if self.score_head is not None:
                 scores = self.score_head.score(hidden, source.int(), self.impl)
             fetched = self.transfers.fetch(tokens, logprobs, scores)
-        return as_drawn(*fetched.arrays(), marks), logits
+        tokens, logprobs, scores = (array[None] for array in fetched.arrays())
+        return as_drawn(tokens, logprobs, scores, np.ones(len(pick), np.int32), marks), logits
 
     def decode(self, rows: Rows, stops: StopRules, max_forwards: int, wait_for: Ready) -> Drawn:
-        """One forward of the decoding rows alone, whose pending tokens are in the tree; may reorder the rows.
+        """Forwards of the decoding rows alone, whose pending tokens are in the tree; may reorder the rows.
 
-        More than one, as on a CPU, would need the drawn tokens on the host in between.
+        Up to `max_forwards`, MAX_AHEAD at most: the host does not see what is drawn before all of them have run. What
+        rows drew behind their ends is taken back.
         """
         plan, active = planned(self.pool, rows)
-        key = padded_size(len(active.slots)), is_filtered(active.sampling)
+        num, num_forwards = len(active.slots), 1
+        key = padded_size(num), is_filtered(active.sampling)
+        most = min(max_forwards, MAX_AHEAD, active.room, int(active.left.max()))
         with self._on_stream():
             if key not in self._steps:
                 self._steps[key] = DecodeStep(self, *key)
-            fetched = self.transfers.fetch(self._steps[key].run(plan, active.sampling))
+            step = self._steps[key]
+            step.run(plan, active.sampling)
+            while num_forwards < most and (plan := self._plan_ahead(active)) is not None:
+                step.run(plan, drawn_later(active.sampling, num_forwards), num_forwards)
+                num_forwards += 1
+            fetched = self.transfers.fetch(step.all_drawn[:num_forwards])
         (drawn,) = fetched.arrays()
-        num = len(active.slots)
-        return as_drawn(drawn[0, :num], *drawn[1:, :num].view(np.float32), stops.is_scored)
+        tokens, (logprobs, scores) = drawn[:, 0, :num], (drawn[:, i, :num].view(np.float32) for i in (1, 2))
+        counts = counts_until_end(stops.ends(active.rules, tokens), active.left)
+        if num_forwards > 1:
+            self._take_back(active, tokens, counts)
+        return as_drawn(tokens, logprobs, scores, counts, stops.is_scored)
+
+    def _plan_ahead(self, active: Active) -> Plan | None:
+        """The plan of one token more for each row, not known yet; None where the pool is full."""
+        tree = self.pool.tree
+        try:
+            tree.extend(active.handles, active.ones, np.zeros_like(active.handles))
+        except OutOfBlocks:
+            return None
+        plan = tree.plan(active.handles, active.ones)
+        assert np.array_equal(plan.order, active.indices), "branches that only grow stay in order"
+        return plan
+
+    def _take_back(self, active: Active, tokens: np.ndarray, counts: np.ndarray) -> None:
+        """Has the tree hold what each row drew, but for its last token, in the place of what it was extended by."""
+        num_forwards = len(tokens)
+        is_kept = np.arange(num_forwards) < counts[:, None] - 1
+        known = np.ascontiguousarray(tokens.T)[is_kept]
+        self.pool.tree.rewrite(active.handles, num_forwards - counts, counts - 1, known)
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
-def as_drawn(tokens: np.ndarray, logprobs: np.ndarray, scores: np.ndarray, marks: np.ndarray | None) -> Drawn:
-    """What a forward has drawn; the trunk head was read at all rows."""
-    scored = marked_rows(marks, tokens)
-    counts = np.ones(len(tokens), np.int32)
-    return Drawn(tokens[None], logprobs[None], counts, scored, scores[scored].tolist())
+def as_drawn(
+    tokens: np.ndarray, logprobs: np.ndarray, scores: np.ndarray, counts: np.ndarray, marks: np.ndarray | None
+) -> Drawn:
+    """What forwards have drawn, (forwards, rows) each, of which `counts` (rows,) are a row's; the trunk head was read
+    at all of them."""
+    if marks is None:
+        return Drawn(tokens, logprobs, counts, np.zeros(0, np.int64), [])
+    forward, row = np.nonzero(marks[tokens] & (np.arange(len(tokens))[:, None] < counts))
+    return Drawn(tokens, logprobs, counts, row, scores[forward, row].tolist())
+
+
+def counts_until_end(is_end: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """(rows,) int32: tokens of each row up to the first at which it ends, or its limit; is_end is (forwards, rows)."""
+    num_forwards = len(is_end)
+    first = np.where(is_end.any(0), is_end.argmax(0) + 1, num_forwards)
+    return np.minimum(first, left).astype(np.int32)
+
+
+def drawn_later(sampling: Sequence[torch.Tensor], num_tokens: int) -> tuple[torch.Tensor, ...]:
+    """How a row's token is drawn so many tokens later: its position is another one."""
+    keys, positions, *others = sampling
+    return keys, positions + num_tokens, *others
 
 
 def is_filtered(sampling: Sequence[torch.Tensor]) -> bool:

@@ -153,6 +153,23 @@ class CheckedTree:
         path.tokens += tokens
         path.slots += slots
 
+    def num_own(self, handle: int) -> int:
+        """Tokens that the branch may take back, and one more."""
+        path = self.paths[handle]
+        return len(path.run.tokens) if self.is_growing_in_place(path) else 0
+
+    def rewrite(self, handles: list[int], num_dropped: list[int], tokens: list[list[int]]) -> None:
+        counts = np.array([len(t) for t in tokens], np.int32)
+        flat = np.array([x for t in tokens for x in t], np.int32)
+        self.tree.rewrite(np.array(handles, np.int32), np.array(num_dropped, np.int32), counts, flat)
+        for handle, num, new in zip(handles, num_dropped, tokens, strict=True):
+            path = self.paths[handle]
+            for run in (path.run.tokens, path.tokens):
+                del run[len(run) - num :]
+                run[len(run) - len(new) :] = new
+            for slots in (path.run.slots, path.slots):
+                del slots[len(slots) - num :]
+
     def cut(self, handle: int) -> None:
         self.tree.cut(handle)
         self.note_cut(self.paths[handle])

@@ -51,6 +51,15 @@ class KVTreeMachine(RuleBasedStateMachine):
     def decode_step(self) -> None:
         self.twin.extend([*self.twin.paths], [[1 + i % 2] for i in range(len(self.twin.paths))])
 
+    @precondition(lambda self: any(map(self.twin.num_own, self.twin.paths)))
+    @rule(data=st.data())
+    def rewrite(self, data: st.DataObject) -> None:
+        handles = [handle for handle in self.draw_handles(data) if self.twin.num_own(handle)]
+        num_own = [self.twin.num_own(handle) for handle in handles]
+        num_dropped = [data.draw(st.integers(0, own - 1)) for own in num_own]
+        most = [own - num for own, num in zip(num_own, num_dropped, strict=True)]
+        self.twin.rewrite(handles, num_dropped, [data.draw(TOKENS)[:num] for num in most])
+
     @precondition(lambda self: self.twin.paths)
     @rule(data=st.data(), n=st.integers(1, 3))
     def fork(self, data: st.DataObject, n: int) -> None:
@@ -112,6 +121,46 @@ TestKVTree = KVTreeMachine.TestCase
 TestKVTree.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def test_what_is_rewritten_keeps_its_slots_and_gives_back_whole_blocks():
+    twin = CheckedTree(16, 4)
+    root = twin.open([])
+    twin.extend([root], [[*range(6)]])
+    first, second = twin.fork(root, 2)
+    twin.extend([first, second], [[*range(10)], [7]])
+    free = twin.tree.num_free_blocks
+    slots = twin.paths[first].slots[:9]
+    twin.rewrite([second, first], [0, 7], [[8], [91, 92]])
+    assert twin.tree.tokens(first).tolist() == [*range(6), 0, 91, 92]
+    assert twin.tree.tokens(second).tolist() == [*range(6), 8]
+    assert twin.slots_of(first, 9) == slots
+    assert twin.tree.num_free_blocks == free + 2
+    twin.extend([first], [[5] * 6])
+    twin.check()
+
+
+@pytest.mark.parametrize(
+    ("num_dropped", "counts", "tokens", "message"),
+    [
+        ([3], [0], [], r"of the 3 tokens appended to handle \d+ since its last cut one must stay, got 3 to drop and 0"),
+        ([1], [3], [1, 2, 3], "got 1 to drop and 3 to name before them"),
+        ([-1], [0], [], "got -1 to drop"),
+        ([0], [2], [1], "counts add up to 2, got 1 tokens"),
+        ([0, 0], [0], [], "num_dropped must have one entry per handle"),
+    ],
+)
+def test_what_cannot_be_rewritten(num_dropped, counts, tokens, message):
+    twin = CheckedTree(16, 4)
+    branch = twin.open([])
+    twin.extend([branch], [[1, 2]])
+    twin.cut(branch)
+    with pytest.raises(ValueError, match="of the 0 tokens appended"):
+        twin.tree.rewrite(int32(branch), int32(0), int32(1), int32(5))
+    twin.extend([branch], [[3, 4, 5]])
+    with pytest.raises(ValueError, match=message):
+        twin.tree.rewrite(int32(branch), int32(*num_dropped), int32(*counts), int32(*tokens))
+    twin.check()
 
 
 def test_open_reuses_whole_blocks_from_the_start_of_the_prompt():

@@ -1,0 +1,89 @@
+"""Forwards that a GPU's host starts without having seen what those before drew: the same results, the same tree."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.model import Placement, load_trunk_head, read_config
+from engine.runtime import decode_step, device_model
+from engine.runtime.device_model import counts_until_end
+from engine.types import Sampling
+
+from .builders import NAN, assert_idle, load_llm
+
+NATIVE = Placement(torch.device("cpu"), "native")
+PROMPTS = ["473;+38;*27\n", "12;+3;*4\n", "9;*9\n"]
+
+
+def load(folders, num_blocks: int = 512):
+    head = load_trunk_head(folders.trunk_head, read_config(folders.policy), torch.float32)
+    llm = load_llm(folders.policy, device=NATIVE, trunk_head=head, num_blocks=num_blocks)
+    llm.runner.stops.score_at(llm.token_mask(["1", "\n"]))
+    return llm
+
+
+def sample_all(llm, monkeypatch, max_ahead: int, **options):
+    """Results of answers to all prompts, and in how many ticks; the tree holds what the branches say at all times."""
+    monkeypatch.setattr(device_model, "MAX_AHEAD", max_ahead)
+    roots = [llm.open(prompt) for prompt in PROMPTS]
+    branches = [branch for root in roots for branch in root.fork(5)]
+    request = llm.sample(branches, range(100, 100 + len(branches)), Sampling(temperature=1.2, top_p=0.9), **options)
+    runner, num_calls = llm.runner, 0
+    while not request.is_done:
+        runner.tick(64)
+        num_calls += 1
+        runner.tree.check_integrity()
+        for job in runner.rows.decoding_jobs():
+            ((drawn, _),) = runner.rows.sampled([job.row])
+            assert runner.tree.tokens(job.partial.handle).tolist() == [*job.partial.origin.token_ids(), *drawn[:-1]]
+    for branch in branches:
+        if branch.tip.is_resident:
+            held = runner.tree.tokens(branch.tip.handle).tolist()
+            assert held == branch.token_ids[: len(held)]
+            assert len(held) >= branch.num_tokens - 1
+        assert len(branch.token_ids) == branch.num_tokens
+    for branch in branches + roots:
+        branch.close()
+    assert_idle(runner)
+    return request.results, num_calls
+
+
+@pytest.mark.parametrize("stop", [(), ("\n",)])
+@pytest.mark.parametrize("num_blocks", [512, 11])
+def test_the_same_results(folders, monkeypatch, stop, num_blocks):
+    options = {"stop": stop, "max_tokens": [1 + 3 * i for i in range(5 * len(PROMPTS))]}
+    want, num_one = sample_all(load(folders), monkeypatch, 1, **options)
+    assert sum(len(sampled.trunk_scores) for sampled in want) > 10
+    llm = load(folders, num_blocks)
+    found, num_calls = sample_all(llm, monkeypatch, decode_step.MAX_AHEAD, **options)
+    assert [(s.token_ids, s.finish) for s in found] == [(s.token_ids, s.finish) for s in want]
+    for one, other in zip(found, want, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        assert one.trunk_scores == pytest.approx(other.trunk_scores, abs=1e-5)
+    if num_blocks == 512:
+        assert num_calls < num_one / 2
+    else:
+        assert llm.runner.num_suspensions > 0
+
+
+def test_what_follows_an_error_is_taken_back(folders, monkeypatch):
+    """The model fails wherever it reads a token that the branches draw: a row that has failed runs on to no effect."""
+    found = []
+    for max_ahead in (1, decode_step.MAX_AHEAD):
+        llm = load(folders)
+        (bad,) = llm.encode("|")
+        embedding = llm.runner.decoder.embedding
+        head = llm.runner.lm_head
+        if head.weight.data_ptr() == embedding.data_ptr():
+            head.weight = embedding.clone()
+        embedding[bad] = NAN
+        results, _ = sample_all(llm, monkeypatch, max_ahead, stop=(), max_tokens=25)
+        found.append([(s.token_ids, s.finish) for s in results])
+    assert found[0] == found[1]
+    assert 0 < sum(finish == "error" for _, finish in found[0]) < len(found[0])
+
+
+def test_rows_count_until_their_end_or_limit():
+    is_end = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]], bool)
+    assert counts_until_end(is_end, np.array([9, 9, 1, 2], np.int32)).tolist() == [3, 1, 1, 2]
+    assert counts_until_end(is_end, np.array([9, 9, 9, 3], np.int32)).dtype == np.int32
