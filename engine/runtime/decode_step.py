@@ -12,7 +12,7 @@ import torch
 from engine.runtime.graph import Graph
 from ttc_kernels._native import Plan
 from ttc_kernels.tree_attention import implementation
-from ttc_kernels.tree_attention.cuda import AttentionWork
+from ttc_kernels.tree_attention.work import AttentionWork
 
 if TYPE_CHECKING:
     from engine.runtime.device_model import DeviceModel
@@ -41,7 +41,7 @@ class DecodeStep:
 
     Everything a plan changes comes in one copy: the rows' tokens, positions, slots and how they are drawn, and behind
     them the attention's work list, whose counts the kernels read on the device. That is so where attention runs in
-    CUDA and no layer has a window; else the plan is read on the host in every launch, and there is no graph.
+    CUDA or Triton and no layer has a window; else the plan is read on the host in every launch, and there is no graph.
     """
 
     def __init__(self, model: DeviceModel, size: int, is_filtered: bool):
@@ -50,7 +50,7 @@ class DecodeStep:
         query = k.new_empty(size, config.num_heads, config.head_dim)
         has_windows = any(config.window(i) is not None for i in range(config.num_layers))
         self.work: AttentionWork | None = None
-        if implementation(model.impl, query) == "cuda" and not has_windows:
+        if implementation(model.impl, query) in ("cuda", "triton") and not has_windows:
             heads = config.num_heads, config.num_kv_heads, config.head_dim
             self.work = AttentionWork(*heads, k.device, num_ints=0, num_slots=_NUM_SLOTS)
         self.graph: Graph | None = None

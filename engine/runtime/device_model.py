@@ -36,12 +36,12 @@ class DeviceModel:
         pool: KVPool,
         lm_head: LMHead | None,
         score_head: ScoreHead | None,
-        make_graph: Callable[[Callable[[], None]], Graph] | None = Graph,  # on a GPU, where attention allows it
+        make_graph: Callable[[Callable[[], None]], Graph] | None = Graph,  # which is a GPU's alone
     ):
         self.decoder, self.pool, self.lm_head, self.score_head = decoder, pool, lm_head, score_head
         self.impl, device = decoder.placement.impl, decoder.placement.device
         self.transfers = Transfers(device)
-        self.make_graph = make_graph
+        self.make_graph = None if make_graph is Graph and not self.transfers.is_gpu else make_graph
         self.stream: torch.cuda.Stream | None = None
         if self.transfers.is_gpu:
             self.stream = torch.cuda.Stream(device, priority=0 if lm_head is None else -1)

@@ -41,7 +41,7 @@ def extended(llm: LLM, sampling: Sampling) -> list[tuple]:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9), FILTERED], ids=["greedy", "plain", "filtered"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])  # of fp32, attention is Triton's
 def test_replayed_graphs_draw_what_single_launches_draw(folder, dtype, sampling):
     found = []
     for has_graphs in (True, False):

@@ -1,4 +1,5 @@
-"""A decode step as a CUDA graph replays it: fixed buffers, attention's work list in them, CUDA kernels in emulation."""
+"""A decode step as a CUDA graph replays it: fixed buffers, attention's work list in them, CUDA kernels in emulation and
+Triton's in its interpreter."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from engine.runtime.device_model import DeviceModel
 from engine.types import Sampling
 from tests.tiny import tiny_family
 from tests.ttc_kernels.cuda_library import emulated
+from ttc_kernels.choice import load_triton
 from ttc_kernels.sample import cuda as sample_cuda
 from ttc_kernels.sample import head as sample_head_module
 from ttc_kernels.tree_attention import api as attention_api
@@ -37,17 +39,33 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def with_cuda(monkeypatch):
+def with_triton(monkeypatch) -> str:
+    """Attention by Triton, all other ops by the CPU's; the type that its interpreter computes rightly."""
+    monkeypatch.setattr(attention_api, "choose", lambda impl, x: "triton")
+    monkeypatch.setattr(decode_step_module, "implementation", lambda impl, x: "triton")
+    monkeypatch.setattr(load_triton("tree_attention", torch.empty(0)), "NUM_WANTED", 4)  # programs, each interpreted
+    return "fp32"
+
+
+@pytest.fixture
+def with_cuda(monkeypatch) -> str:
     """Attention and the LM head's draw by the CUDA kernels, in their emulation; all other ops by the CPU's."""
     for module in (attention_api, sample_head_module):
         monkeypatch.setattr(module, "choose", lambda impl, x: "cuda")
     monkeypatch.setattr(decode_step_module, "implementation", lambda impl, x: "cuda")
     for module in (attention_cuda, sample_cuda):
         monkeypatch.setattr(module, "library", emulated)
+    return "bf16"
 
 
-def load(folder: Path, graphs: list[Replayed] | None) -> LLM:
-    llm = LLM.load(folder, device=ON_CPU, dtype="bf16", num_blocks=64)
+@pytest.fixture(params=["cuda", "triton"])
+def dtype(request) -> str:
+    """With either attention, the type to load a model in."""
+    return request.getfixturevalue(f"with_{request.param}")
+
+
+def load(folder: Path, graphs: list[Replayed] | None, dtype: str) -> LLM:
+    llm = LLM.load(folder, device=ON_CPU, dtype=dtype, num_blocks=64)
     runner = llm.runner
     runner.pool.k = runner.pool.k.contiguous()  # the order of a GPU's caches
 
@@ -71,10 +89,10 @@ def forked_searches(llm: LLM) -> list[tuple[tuple[int, ...], list[float]]]:
     return [(sampled.token_ids, list(sampled.logprobs)) for sampled in drawn]
 
 
-def test_one_capture_serves_a_tree_that_forks_and_prunes(folder, with_cuda):
+def test_one_capture_serves_a_tree_that_forks_and_prunes(folder, dtype):
     graphs: list[Replayed] = []
-    expected = forked_searches(load(folder, None))  # launched anew each time, from the plan's own work list
-    llm = load(folder, graphs)
+    expected = forked_searches(load(folder, None, dtype))  # launched anew each time, from the plan's own work list
+    llm = load(folder, graphs, dtype)
     found = forked_searches(llm)
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
     assert len(graphs) == 1
@@ -82,17 +100,17 @@ def test_one_capture_serves_a_tree_that_forks_and_prunes(folder, with_cuda):
 
 
 def test_a_work_list_that_outgrows_its_buffer_is_captured_again(folder, with_cuda, monkeypatch):
-    expected = forked_searches(load(folder, None))
+    expected = forked_searches(load(folder, None, with_cuda))
     monkeypatch.setattr(decode_step_module, "_NUM_INTS", 40)
     monkeypatch.setattr(decode_step_module, "_NUM_SLOTS", 1)
     graphs: list[Replayed] = []
-    found = forked_searches(load(folder, graphs))
+    found = forked_searches(load(folder, graphs, with_cuda))
     assert found == expected
     assert len(graphs) > 1
 
 
 def test_the_kernels_draw_what_the_native_path_draws(folder, with_cuda, monkeypatch):
-    found = forked_searches(load(folder, []))
+    found = forked_searches(load(folder, [], with_cuda))
     monkeypatch.undo()
     expected = forked_searches(LLM.load(folder, dtype="bf16", num_blocks=64))
     # bfloat16 rounds a logit to a part in 256, where the kernel keeps float32: of nearly equal tokens another may win.

@@ -20,7 +20,8 @@ from ttc_kernels.step_score import reference as score_reference
 from ttc_kernels.step_score.cuda import step_score
 from ttc_kernels.testing import assert_within_budget, poisoned
 from ttc_kernels.tree_attention import cases, reference
-from ttc_kernels.tree_attention.cuda import AttentionWork, tree_attention
+from ttc_kernels.tree_attention.cuda import tree_attention
+from ttc_kernels.tree_attention.work import AttentionWork
 
 HALF, BF16 = torch.float16, torch.bfloat16
 

@@ -1,6 +1,8 @@
-"""tree_attention on a GPU, in two launches: partial results of work items, then their merge row by row.
+"""tree_attention on a GPU, in two launches: partial results of units of work, then their merge row by row.
 
-Partial results are float32, with the natural logarithm of the sum of exponentials that they stand for.
+The units are those of csrc/cuda/work.h; both launches read their number and places on the device, so that a captured
+CUDA graph serves whatever tree the list was made of. Partial results are float32, with the natural logarithm of the sum
+of exponentials that they stand for.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ttc_kernels.tree_attention.schedule import NARROW, NUM_FIELDS, WIDE, schedule_of
+from ttc_kernels.tree_attention.work import NARROW, NUM_WANTED, WIDE, work_of
 
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
+DIRECT = tl.constexpr(-1)  # the slot of a unit that is all its rows see: it writes `out` itself
 
 
 @triton.jit
@@ -20,9 +23,10 @@ def _attend(
     q_ptr,
     k_ptr,
     v_ptr,
+    out_ptr,
     partial_ptr,
     lse_ptr,
-    work_ptr,
+    unit_ptr,
     blocks_ptr,
     scale,
     kv_head,
@@ -42,21 +46,23 @@ def _attend(
     BLOCK_KEYS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """One work item: BLOCK_ROWS packed rows over a run of keys. k_ptr and v_ptr are at the KV head."""
-    row_lo = tl.load(work_ptr)
-    num_rows = tl.load(work_ptr + 1)
-    packed = tl.load(work_ptr + 2) + tl.arange(0, BLOCK_ROWS)
-    blocks_ptr += tl.load(work_ptr + 3)
-    key_lo = tl.load(work_ptr + 4)
-    row = packed // GROUP
+    """One unit: up to BLOCK_ROWS packed rows over a run of keys. k_ptr and v_ptr are at the KV head."""
+    row_lo = tl.load(unit_ptr)
+    at = tl.arange(0, BLOCK_ROWS)
+    packed = tl.load(unit_ptr + 1) + at
+    is_row = at < tl.load(unit_ptr + 2)
+    blocks_ptr += tl.load(unit_ptr + 3)
+    key_lo = tl.load(unit_ptr + 4)
+    key_hi = tl.load(unit_ptr + 5)
+    slot = tl.load(unit_ptr + 7)
+    row = row_lo + packed // GROUP
     head = kv_head * GROUP + packed % GROUP
-    is_row = row < num_rows
-    limit = tl.minimum(tl.load(work_ptr + 5), tl.load(work_ptr + 6) + tl.load(work_ptr + 7) * row)
-    key_hi = tl.max(tl.where(is_row, limit, 0), 0)
+    limit = tl.minimum(key_hi, row + tl.load(unit_ptr + 6))
     dim = tl.arange(0, BLOCK_DIM)
     is_dim = dim < HEAD_DIM
-    q_place = (row_lo + row).to(tl.int64) * q_row_stride + head * q_head_stride
-    q = tl.load(q_ptr + q_place[:, None] + dim[None, :], mask=is_row[:, None] & is_dim[None, :], other=0.0)
+    is_inside = is_row[:, None] & is_dim[None, :]
+    q_place = row.to(tl.int64) * q_row_stride + head * q_head_stride
+    q = tl.load(q_ptr + q_place[:, None] + dim[None, :], mask=is_inside, other=0.0)
 
     top = tl.full((BLOCK_ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -84,11 +90,16 @@ def _attend(
         acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         top = new_top
 
-    partial = (tl.load(work_ptr + 8) + row).to(tl.int64) * num_heads + head
-    is_visible = is_row & (limit > key_lo)
-    tl.store(lse_ptr + partial, (top + tl.log2(total)) * LN_2, mask=is_visible)
-    place = partial_ptr + partial[:, None] * HEAD_DIM + dim[None, :]
-    tl.store(place, acc / total[:, None], mask=is_visible[:, None] & is_dim[None, :])
+    result = acc / total[:, None]
+    if slot == DIRECT:
+        place = (row.to(tl.int64) * num_heads + head)[:, None] * HEAD_DIM + dim[None, :]
+        tl.store(out_ptr + place, result.to(out_ptr.dtype.element_ty), mask=is_inside)
+    else:
+        is_visible = is_row & (limit > key_lo)
+        partial = (slot + row - row_lo).to(tl.int64) * num_heads + head
+        tl.store(lse_ptr + partial, (top + tl.log2(total)) * LN_2, mask=is_visible)
+        place = partial[:, None] * HEAD_DIM + dim[None, :]
+        tl.store(partial_ptr + place, result, mask=is_visible[:, None] & is_dim[None, :])
 
 
 @triton.jit
@@ -96,12 +107,13 @@ def _partials(
     q_ptr,
     k_ptr,
     v_ptr,
+    out_ptr,
     partial_ptr,
     lse_ptr,
     work_ptr,
-    blocks_ptr,
     scale,
     num_heads,
+    num_kv_heads,
     q_row_stride,
     q_head_stride,
     k_block_stride,
@@ -112,7 +124,6 @@ def _partials(
     v_head_stride,
     v_token_stride,
     v_dim_stride,
-    NUM_FIELDS: tl.constexpr,
     NARROW: tl.constexpr,
     WIDE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -121,33 +132,37 @@ def _partials(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """A program for a work item and a KV head; few rows go in a narrow tile, many in a wide one."""
-    work_ptr += tl.program_id(0) * NUM_FIELDS
-    kv_head = tl.program_id(1)
-    k_ptr += kv_head.to(tl.int64) * k_head_stride
-    v_ptr += kv_head.to(tl.int64) * v_head_stride
-    if tl.load(work_ptr + 9) == 0:
-        _attend(
-            q_ptr, k_ptr, v_ptr, partial_ptr, lse_ptr, work_ptr, blocks_ptr, scale, kv_head, num_heads,
-            q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
-            v_block_stride, v_token_stride, v_dim_stride,
-            GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SIZE, BLOCK_KEYS, NARROW,
-        )  # fmt: skip
-    else:
-        _attend(
-            q_ptr, k_ptr, v_ptr, partial_ptr, lse_ptr, work_ptr, blocks_ptr, scale, kv_head, num_heads,
-            q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
-            v_block_stride, v_token_stride, v_dim_stride,
-            GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SIZE, BLOCK_KEYS, WIDE,
-        )  # fmt: skip
+    """Programs share out the units, the longest first, for each KV head; few rows go in a narrow tile, many in a wide
+    one."""
+    num_items = tl.load(work_ptr) * num_kv_heads
+    units_ptr = work_ptr + tl.load(work_ptr + 2)
+    blocks_ptr = work_ptr + tl.load(work_ptr + 3)
+    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
+        unit_ptr = units_ptr + 8 * (item // num_kv_heads)
+        kv_head = item % num_kv_heads
+        k_head_ptr = k_ptr + kv_head.to(tl.int64) * k_head_stride
+        v_head_ptr = v_ptr + kv_head.to(tl.int64) * v_head_stride
+        if tl.load(unit_ptr + 2) <= NARROW:
+            _attend(
+                q_ptr, k_head_ptr, v_head_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, blocks_ptr, scale, kv_head,
+                num_heads, q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
+                v_block_stride, v_token_stride, v_dim_stride,
+                GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SIZE, BLOCK_KEYS, NARROW,
+            )  # fmt: skip
+        else:
+            _attend(
+                q_ptr, k_head_ptr, v_head_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, blocks_ptr, scale, kv_head,
+                num_heads, q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
+                v_block_stride, v_token_stride, v_dim_stride,
+                GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SIZE, BLOCK_KEYS, WIDE,
+            )  # fmt: skip
 
 
 @triton.jit
 def _merge(
     partial_ptr,
     lse_ptr,
-    merge_start_ptr,
-    merge_from_ptr,
+    work_ptr,
     out_ptr,
     num_heads,
     HEAD_DIM: tl.constexpr,
@@ -160,11 +175,18 @@ def _merge(
     dim = tl.arange(0, BLOCK_DIM)
     is_head = head < num_heads
     is_inside = is_head[:, None] & (dim < HEAD_DIM)[None, :]
+    start_ptr = work_ptr + tl.load(work_ptr + 4) + row
+    slots_ptr = work_ptr + tl.load(work_ptr + 5)
+    first = tl.load(start_ptr)
+    end = tl.load(start_ptr + 1)
+    if tl.load(slots_ptr + first, mask=first < end, other=0) == DIRECT:
+        end = first  # the row is there already
+        is_inside = is_inside & (head < 0)[:, None]
     top = tl.full((BLOCK_HEADS,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_HEADS,), tl.float32)
     acc = tl.zeros((BLOCK_HEADS, BLOCK_DIM), tl.float32)
-    for i in range(tl.load(merge_start_ptr + row), tl.load(merge_start_ptr + row + 1)):
-        place = tl.load(merge_from_ptr + i).to(tl.int64) * num_heads + head
+    for i in range(first, end):
+        place = tl.load(slots_ptr + i).to(tl.int64) * num_heads + head
         lse = tl.load(lse_ptr + place, mask=is_head, other=0.0)
         partial = tl.load(partial_ptr + place[:, None] * HEAD_DIM + dim[None, :], mask=is_inside, other=0.0)
         new_top = tl.maximum(top, lse)
@@ -182,37 +204,35 @@ def tree_attention(
     q: torch.Tensor,  # (rows, num_heads, head_dim), adjacent elements
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim), any strides
     v_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim), any strides
-    plan,
+    plan,  # or an AttentionWork
     scale: float,
     out: torch.Tensor,  # (rows, num_heads, head_dim), contiguous
 ) -> torch.Tensor:
-    (rows, num_heads, head_dim), (num_blocks, num_kv_heads, block_size, _) = q.shape, k_cache.shape
+    (rows, num_heads, head_dim), (_, num_kv_heads, block_size, _) = q.shape, k_cache.shape
     if rows == 0:
         return out
-    group = num_heads // num_kv_heads
-    schedule = schedule_of(plan, rows, num_blocks, block_size, group, q.device)
+    work = work_of(plan, q, k_cache)
     block_dim = max(16, triton.next_power_of_2(head_dim))
     is_fp32 = q.dtype is torch.float32  # its products stay in registers, which must not spill
-    partial = torch.empty((schedule.num_partials, num_heads, head_dim), dtype=torch.float32, device=q.device)
-    lse = torch.empty((schedule.num_partials, num_heads), dtype=torch.float32, device=q.device)
-    if len(schedule.work):
-        _partials[(len(schedule.work), num_kv_heads)](
+    num_items = NUM_WANTED if work.num_units is None else work.num_units * num_kv_heads
+    if num_items:
+        _partials[(min(NUM_WANTED, num_items),)](
             q,
             k_cache,
             v_cache,
-            partial,
-            lse,
-            schedule.work,
-            schedule.blocks,
+            out,
+            work.partial,
+            work.partial_lse,
+            work.ints,
             scale,
             num_heads,
+            num_kv_heads,
             *q.stride()[:2],
             *k_cache.stride(),
             *v_cache.stride(),
-            NUM_FIELDS=NUM_FIELDS,
             NARROW=NARROW,
             WIDE=WIDE,
-            GROUP=group,
+            GROUP=num_heads // num_kv_heads,
             HEAD_DIM=head_dim,
             BLOCK_DIM=block_dim,
             BLOCK_SIZE=block_size,
@@ -222,10 +242,9 @@ def tree_attention(
         )
     block_heads = min(triton.next_power_of_2(num_heads), max(1, 1024 // block_dim))
     _merge[(rows, triton.cdiv(num_heads, block_heads))](
-        partial,
-        lse,
-        schedule.merge_start,
-        schedule.merge_from,
+        work.partial,
+        work.partial_lse,
+        work.ints,
         out,
         num_heads,
         HEAD_DIM=head_dim,
