@@ -11,15 +11,19 @@ The larger model answers once, greedily.
 Results are by difficulty: quintiles of the small policy's pass@1 over `--num-bin-samples` answers of their own, which
 no search uses; equal shares are not divided, so that there may be fewer bins. `gain` is (small - large) / large,
 as in the paper; the interval is that of the difference, a bootstrap over problems. `missing` says what did not run.
+
+What is finished is kept in `--work`, problem by problem: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +31,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.hardware import commit, hardware, versions
+from benchmarks.paper.runs import read_rows, run_rows
 from engine import Engine, Majority, Problem
 from engine.accounting import Exchange
+from engine.cli.digests import problems_digest
 from engine.cli.numbers import parse_numbers
 from engine.cli.strategies import calibration_file
 from engine.model import read_config, resolve_folder
+from engine.model.digest import checkpoint_digest
+from engine.reports.rows import Row
 from engine.reports.statistics import bootstrap_interval
 from engine.scheduler import Bins, CalibrationWarning, ComputeOptimal, Planner, Predictor, Sampled, parse_strategy
 from engine.search import Strategy
 from engine.tasks import take_problems
-from engine.types import GREEDY
+from engine.types import GREEDY, SearchResult
 
 LARGE = Path(__file__).resolve().parent / "checkpoints" / "large"  # what `make large` trains
 # R = D_inf / D_pre as in the paper, by its version.
@@ -60,6 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-problems", type=int, default=500, help="of the test split")
     parser.add_argument("--num-bin-samples", type=int, default=256)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--work", type=Path, default=Path("out/exchange"), help="folder of what is finished")
     parser.add_argument("--json", type=Path, help="where the report goes")
     args = parser.parse_args(arguments)
     for name in ("max_generations", "num_problems", "num_bin_samples"):
@@ -102,11 +111,13 @@ def measure(args: argparse.Namespace) -> dict:
     ]
     engine, large = Engine.load(args.policy, prm=args.prm), Engine.load(args.large)
     problems = take_problems(engine.task, "test", args.num_problems)
-    greedy = _rights(large.search(problems, Majority(), 1, sampling=GREEDY))
-    bins, members = difficulty(engine, problems, args.num_bin_samples)
+    greedy = _rights(Kept.of(args.work, large, problems).rows("large-greedy", Majority(), 1, sampling=GREEDY))
+    kept = Kept.of(args.work, engine, problems)
+    bins, members = difficulty(kept, args.num_bin_samples)
     budgets = sorted({min(trade.num_generations, args.max_generations) for trade in trades})
-    accuracies, missing = searched(engine, problems, args, budgets)
-    settings = {name: value for name, value in vars(args).items() if name not in ("json", "large", "policy", "prm")}
+    accuracies, missing = searched(kept, args, budgets)
+    paths = ("json", "work", "large", "policy", "prm")
+    settings = {name: value for name, value in vars(args).items() if name not in paths}
     report = {"hardware": hardware(), "versions": versions(), "commit": commit(), "settings": settings}
     report |= {"params_small": params[0], "params_large": params[1], "size_ratio": size_ratio}
     report |= {
@@ -128,18 +139,70 @@ def measure(args: argparse.Namespace) -> dict:
     return report | {"rows": rows, "missing": missing}
 
 
-def difficulty(engine: Engine, problems: Sequence[Problem], num_samples: int) -> tuple[Bins, list[np.ndarray]]:
+@dataclass(frozen=True)
+class Kept:
+    """Searches of the same problems by one engine, whose rows are kept in a folder as problems are finished."""
+
+    folder: Path
+    engine: Engine
+    problems: Sequence[Problem]
+    config: dict  # what every row depends on: models and problems
+
+    @classmethod
+    def of(cls, folder: Path, engine: Engine, problems: Sequence[Problem]) -> Kept:
+        parts = {name: getattr(engine, name) for name in ("policy", "prm", "reviser")}
+        config = {name: checkpoint_digest(llm.folder) for name, llm in parts.items() if llm is not None}
+        return cls(folder, engine, problems, config | {"problems": problems_digest(problems)})
+
+    def rows(
+        self,
+        name: str,
+        strategy: Strategy | Planner,
+        budget: int,
+        more: dict | None = None,
+        measure: Callable[[SearchResult], dict] = lambda result: {},
+        **options,
+    ) -> list[Row]:
+        """A row per problem: `correct`, and what `measure` says of a result; `more` is what else rows depend on.
+
+        Raises ValueError where another process is making them.
+        """
+        config = self.config | {"name": name, "budget": budget, **(more or {})}
+        config |= {key: str(value) for key, value in options.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name.replace(':', '_')}-{budget}-{_digest(config)[:12]}.ledger"
+
+        def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+            problems = [self.problems[index] for index in todo]
+            for position, result in self.engine.search_iter(problems, strategy, budget, **options):
+                named = {"id": result.problem.id, "seed": result.seed}
+                yield todo[position], named | {"correct": bool(result.correct)} | measure(result)
+
+        label = f"{name}, {budget} generations{''.join(f', {key} {options[key]}' for key in options if key == 'seed')}:"
+        run_rows(path, config, len(self.problems), make_rows, label)
+        rows, _ = read_rows(path, config, len(self.problems))
+        if len(rows) < len(self.problems):
+            raise ValueError(f"{path} is being made by another process: {len(rows)} of {len(self.problems)} are there")
+        return [rows[index] for index in range(len(self.problems))]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def difficulty(kept: Kept, num_samples: int) -> tuple[Bins, list[np.ndarray]]:
     """Quintiles of the policy's pass@1, easiest first, and the problems (positions) of each."""
-    oracle = Predictor("oracle", num_samples, is_reused=False)
-    samples = engine.search(problems, Sampled(oracle, is_judged=False), num_samples)
-    eases = [oracle.value(each, engine.task.grade) for each in samples]
+    oracle, grade = Predictor("oracle", num_samples, is_reused=False), kept.engine.task.grade
+    strategy = Sampled(oracle, is_judged=False)
+    rows = kept.rows("bins", strategy, num_samples, measure=lambda samples: {"ease": oracle.value(samples, grade)})
+    eases = [row["ease"] for row in rows]
     bins = Bins.quantiles(eases)
     indices = np.array([bins.index(ease) for ease in eases])
     return bins, [np.flatnonzero(indices == index) for index in range(bins.count)]
 
 
 def searched(
-    engine: Engine, problems: Sequence[Problem], args: argparse.Namespace, budgets: Sequence[int]
+    kept: Kept, args: argparse.Namespace, budgets: Sequence[int]
 ) -> tuple[dict[str, dict[int, tuple[int, np.ndarray]]], list[dict]]:
     """By strategy and budget: the generations given and each problem's share of right answers; and what is missing."""
     found: dict[str, dict[int, tuple[int, np.ndarray]]] = {}
@@ -147,17 +210,24 @@ def searched(
     for name in args.strategies:
         for budget in budgets:
             try:
-                strategy = ComputeOptimal(calibration_file(args.calibration)) if name == ComputeOptimal.name else None
-                strategy = strategy or parse_strategy(name)
+                strategy, more = strategy_of(name, args.calibration)
                 spent = spendable(strategy, budget)
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", CalibrationWarning)  # its fallback is another strategy
-                    runs = [_rights(engine.search(problems, strategy, spent, seed=seed)) for seed in args.seeds]
+                    runs = [_rights(kept.rows(name, strategy, spent, more, seed=seed)) for seed in args.seeds]
             except (ValueError, CalibrationWarning) as error:
                 missing.append({"strategy": name, "budget": budget, "reason": str(error)})
                 continue
             found.setdefault(name, {})[budget] = (spent, np.mean(runs, axis=0))
     return found, missing
+
+
+def strategy_of(name: str, calibration: str) -> tuple[Strategy | Planner, dict]:
+    """A strategy by its name, and what its rows depend on beside it: the calibration's contents."""
+    if name != ComputeOptimal.name:
+        return parse_strategy(name), {}
+    path = calibration_file(calibration)
+    return ComputeOptimal(path), {"calibration": _digest(Path(path).read_text())}
 
 
 def spendable(strategy: Strategy | Planner, budget: int) -> int:
@@ -185,8 +255,8 @@ def compared(small: np.ndarray, large: np.ndarray, members: Sequence[np.ndarray]
         }
 
 
-def _rights(results: Iterable) -> np.ndarray:
-    return np.array([float(bool(result.correct)) for result in results])
+def _rights(rows: Iterable[Row]) -> np.ndarray:
+    return np.array([float(row["correct"]) for row in rows])
 
 
 def show(report: dict, console: Console) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.exchange import compared, difficulty, spendable
+from benchmarks.exchange import Kept, compared, difficulty, spendable
 from benchmarks.flops_matched import main
-from engine import DVTS, BeamSearch, Engine
+from engine import DVTS, BeamSearch, BestOfN, Engine
 from engine.accounting import Exchange
 from engine.model import HOME, read_config
+from engine.reports import RunLedger
 from engine.tasks import take_problems
 from tests.tiny import tiny_family, tiny_policy, tiny_prm
 
@@ -21,7 +22,8 @@ QUICK = ["--num-problems", "20", "--num-bin-samples", "8", "--seeds", "0,1", "--
 
 def run(tmp_path: Path, *arguments: object) -> dict:
     path = tmp_path / "out" / "exchange.json"
-    assert main(["--exchange", *map(str, arguments), "--json", str(path)]) == 0
+    work = tmp_path / "work"
+    assert main(["--exchange", *map(str, arguments), "--work", str(work), "--json", str(path)]) == 0
     return json.loads(path.read_text())
 
 
@@ -118,14 +120,43 @@ def test_bad_input_is_one_sentence(capsys, arguments, parts):
         assert part in message
 
 
-def test_bins_are_those_of_the_share_of_right_answers():
+def test_bins_are_those_of_the_share_of_right_answers(tmp_path):
     engine = Engine.load("home")
     problems = take_problems(engine.task, "test", 20)
-    bins, members = difficulty(engine, problems, 8)
+    bins, members = difficulty(Kept.of(tmp_path, engine, problems), 8)
     assert sorted(np.concatenate(members).tolist()) == list(range(20))
     depths = [np.mean([problems[index].prompt.count(";") for index in found]) for found in members]
     assert bins.count > 1
     assert depths[0] < depths[-1], "what takes more operations is harder"
+
+
+def test_a_stopped_run_goes_on_at_the_problem_where_it_was_stopped(tmp_path, monkeypatch):
+    engine = Engine.load("home")
+    problems = take_problems(engine.task, "test", 12)
+    kept = Kept.of(tmp_path, engine, problems)
+    whole = Kept.of(tmp_path / "whole", engine, problems).rows("best-of-n", BestOfN(), 2, seed=1)
+    search_iter, asked = engine.search_iter, []
+
+    def stops_after_five(todo, *args, **options):
+        asked.append(len(todo))
+        for number, found in enumerate(search_iter(todo, *args, **options)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(engine, "search_iter", stops_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        kept.rows("best-of-n", BestOfN(), 2, seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        kept.rows("best-of-n", BestOfN(), 2, seed=1)
+    assert kept.rows("best-of-n", BestOfN(), 2, seed=1) == whole
+    assert kept.rows("best-of-n", BestOfN(), 2, seed=1) == whole
+    assert asked == [12, 7, 2]
+    path = next(tmp_path.glob("*.ledger"))
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    config = json.loads(path.read_text())["config"]
+    with RunLedger(path, config), pytest.raises(ValueError, match="another process: 0 of 12 are there"):
+        kept.rows("best-of-n", BestOfN(), 2, seed=1)
 
 
 def test_a_budget_is_rounded_down_to_what_a_strategy_can_spend():
