@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.hardware import Bystanders, commit, hardware, versions
-from benchmarks.sampling import sample_answers, take_prompts, without_end_of_text
 from benchmarks.timing import alternate, median_rate
 from engine import LLM, BestOfN, Engine
 from engine.model import resolve_folder
@@ -77,9 +76,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.labelling", description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="where the report goes")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes that share the rollouts")
-    parser.add_argument("--num-questions", type=int, default=192, help="whose answers' steps are rolled out")
+    parser.add_argument("--num-questions", type=int, default=768, help="whose answers' steps are rolled out")
     parser.add_argument("--num-samples", type=int, default=4, help="answers of a question")
     parser.add_argument("--num-rollouts", type=int, default=8, help="of a step")
     parser.add_argument("--num-problems", type=int, default=24, help="of best-of-N, and of the yardstick")
@@ -93,6 +92,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def make_sides(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], int]]:
     """By name, what is timed: from a seed to tokens. `folder` is for the yardstick's checkpoint."""
+    from benchmarks.sampling import sample_answers, take_prompts, without_end_of_text  # not in workers: transformers
+
     engine = Engine.load("home")
     endless = LLM.load(without_end_of_text(resolve_folder("home"), folder))
     bare = LLM.load(resolve_folder("home"))  # without a trunk head, as `ttc rollouts` loads it

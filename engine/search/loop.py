@@ -293,6 +293,8 @@ class _Search:
         if self.chains is not None:
             self.chains.advance(child, is_last=self.num_left == 0)
         else:
+            if self.num_left:
+                child.verifier = None  # stays open to the end: further answers may share its steps
             self.release(child)
         self.tree.nodes[child.node].status = "final"
         answer = self.extract(child.text) if child.finish in FINISHED else None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine import BestOfN, Engine
+from engine import Adaptive, BestOfN, Engine
 from engine.runtime import Batcher
 from engine.tasks import take_problems
 from engine.verifiers.prm import read_steps
@@ -140,3 +140,19 @@ def test_answers_of_the_home_models(verifier):
         assert 0 < shared.ledger.flops["verified"] <= apart.ledger.flops["verified"]
     spent = [sum(result.ledger.flops["verified"] for result in run) for run in runs]
     assert spent[0] < 0.9 * spent[1]
+
+
+def test_rounds_of_one_search_share_steps_with_those_before():
+    """Answers drawn two at a time until the budget is spent cost a verifier what they cost when drawn at once."""
+    bills = []
+    for strategy in (BestOfN(), Adaptive(batch=2)):
+        engine = Engine.load("home", num_blocks=2048)
+        problems = take_problems(engine.task, "test", 12)
+        results = engine.search(problems, strategy, 16, seed=2)
+        assert engine.prm.runner.tree.num_open == 0
+        bills.append({r.problem.id: (r.num_generations, r.answer, r.ledger.tokens["verified"]) for r in results})
+    at_once, in_rounds = bills
+    spent = [name for name, (num, _, _) in in_rounds.items() if num == 16]
+    assert len(spent) >= 3, "undecided to the end"
+    for name in spent:
+        assert in_rounds[name] == at_once[name]

@@ -1,0 +1,31 @@
+"""Python's garbage collector, which has little to find in searches and much to look through: trees of live objects."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+# New objects, less those that are gone, between two collections of the youngest; Python's default is 700. Best-of-N
+# with a verifier is 7 % faster with 20,000 than with that on one core, and not measurably faster with more.
+_NUM_OBJECTS = 50_000
+
+_num_inside = 0
+_before: tuple[int, int, int] = (0, 0, 0)
+
+
+@contextlib.contextmanager
+def fewer_collections() -> Iterator[None]:
+    """Collects garbage less often meanwhile; nothing changes where that was switched off, or is rarer already."""
+    global _num_inside, _before
+    if _num_inside == 0:
+        _before = gc.get_threshold()
+        if 0 < _before[0] < _NUM_OBJECTS:
+            gc.set_threshold(_NUM_OBJECTS, *_before[1:])
+    _num_inside += 1
+    try:
+        yield
+    finally:
+        _num_inside -= 1
+        if _num_inside == 0 and gc.get_threshold() == (_NUM_OBJECTS, *_before[1:]):
+            gc.set_threshold(*_before)
