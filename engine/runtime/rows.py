@@ -216,10 +216,13 @@ class Rows:
     def sampled(self, slots: Sequence[int]) -> list[tuple[list[int], list[float]]]:
         """Tokens of each row's extension so far, and their log-probabilities."""
         self.settle()
-        counts = self.count[slots].tolist()
-        width = max(counts)
-        tokens, logprobs = self.tokens[:width, slots].T.tolist(), self.logprobs[:width, slots].T.tolist()
-        return [(t[:count], p[:count]) for t, p, count in zip(tokens, logprobs, counts, strict=True)]
+        counts = self.count[slots]
+        ends = np.cumsum(counts)
+        starts = ends - counts
+        at = np.repeat(slots - starts * self.num_slots, counts) + self.num_slots * np.arange(ends[-1])
+        tokens, logprobs = self.tokens.reshape(-1)[at].tolist(), self.logprobs.reshape(-1)[at].tolist()
+        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+        return [(tokens[start:end], logprobs[start:end]) for start, end in pairs]
 
     def _reserve(self, capacity: int) -> None:
         while len(self.tokens) < capacity:
