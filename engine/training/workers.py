@@ -17,6 +17,8 @@ from engine.runtime import LLM
 from engine.training.rollouts import Labelled, RolloutRecipe, generate
 from engine.types import Problem
 
+Workers = dict[Connection, multiprocessing.process.BaseProcess]
+
 
 def generate_in_workers(
     num_workers: int,
@@ -25,19 +27,19 @@ def generate_in_workers(
     todo: Sequence[int],
     problems: Sequence[Problem],
 ) -> Iterator[tuple[int, Labelled]]:
-    """`generate` for the questions `todo` of `problems`, by processes that load `LLM.load(**model)`.
+    """`generate` for the questions `todo` of `problems`, by this process and others that load `LLM.load(**model)`.
 
     They divide this process's threads, and each takes the next question when its batch has room. What stops one stops
     all: its error is raised here, RuntimeError where it was killed. Python's `spawn` starts them, so a script that
     calls this needs the usual `if __name__ == "__main__"`.
     """
     context = multiprocessing.get_context("spawn")
-    num_workers = min(num_workers, len(todo))
-    num_threads = max(1, torch.get_num_threads() // max(1, num_workers))
+    num_workers, num_before = max(1, min(num_workers, len(todo))), torch.get_num_threads()
+    num_threads = max(1, num_before // num_workers)
     position = context.Value("q", 0)
-    workers = {}
+    workers: Workers = {}
     try:
-        for _ in range(num_workers):
+        for _ in range(num_workers - 1):
             receiver, sender = context.Pipe(duplex=False)
             arguments = sender, position, num_threads, dict(model), recipe, list(todo), list(problems)
             workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
@@ -48,23 +50,35 @@ def generate_in_workers(
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sender.close()
+        torch.set_num_threads(num_threads)
         running = list(workers)
+        for labelled in generate(LLM.load(**model), recipe, _next_ones(todo, position), problems):
+            yield labelled
+            yield from _received(workers, running, timeout=0)
         while running:
-            for receiver in wait(running):
-                try:
-                    message = receiver.recv()
-                except EOFError:
-                    running.remove(receiver)
-                    _check_ended(workers[receiver])
-                    continue
-                if isinstance(message, Exception):
-                    raise message
-                yield message
+            yield from _received(workers, running, timeout=None)
     finally:
+        torch.set_num_threads(num_before)
         for receiver, process in workers.items():
             receiver.close()
             process.kill()
             process.join()
+
+
+def _received(workers: Workers, running: list[Connection], timeout: float | None) -> Iterator[tuple[int, Labelled]]:
+    """What workers have sent, after waiting for some of it; takes those that have ended out of `running`."""
+    while ready := wait(running, timeout):
+        for receiver in ready:
+            try:
+                message = receiver.recv()
+            except EOFError:
+                running.remove(receiver)
+                _check_ended(workers[receiver])
+                continue
+            if isinstance(message, Exception):
+                raise message
+            yield message
+        timeout = 0
 
 
 def _check_ended(process: multiprocessing.process.BaseProcess) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 
 import pytest
+import torch
 
 from engine.runtime import LLM
 from engine.runtime.memory import PoolTooSmall
+from engine.training import workers
 from engine.training.rollouts import RolloutRecipe, generate, questions
 from engine.training.workers import generate_in_workers
 from tests.tiny import tiny_policy
@@ -29,7 +31,10 @@ def test_the_same_rows_as_of_one_process(model):
     assert not multiprocessing.active_children()
 
 
-def test_the_error_that_ends_a_worker_ends_all(model):
+@pytest.mark.parametrize("is_own", [True, False], ids=["of this process", "of another"])
+def test_the_error_that_ends_a_worker_ends_all(model, monkeypatch, is_own):
+    if not is_own:
+        monkeypatch.setattr(workers, "generate", lambda *args: iter(()))
     with pytest.raises(PoolTooSmall, match="the pool has 2"):
         list(generate_in_workers(2, {**model, "num_blocks": 2}, RECIPE, range(9), questions(RECIPE)))
     assert not multiprocessing.active_children()
@@ -38,7 +43,7 @@ def test_the_error_that_ends_a_worker_ends_all(model):
 def test_a_worker_that_is_killed(model):
     # More rows than it can have sent before it dies.
     recipe = RolloutRecipe(num_questions=400, num_samples=4, num_rollouts=4)
-    labels = generate_in_workers(1, model, recipe, range(400), questions(recipe))
+    labels = generate_in_workers(2, model, recipe, range(400), questions(recipe))
     next(labels)
     multiprocessing.active_children()[0].kill()
     with pytest.raises(RuntimeError, match="a worker process was killed by SIGKILL"):
@@ -46,8 +51,34 @@ def test_a_worker_that_is_killed(model):
 
 
 def test_closing_the_iterator_ends_the_workers(model):
-    labels = generate_in_workers(2, model, RECIPE, range(9), questions(RECIPE))
+    num_threads = torch.get_num_threads()
+    labels = generate_in_workers(3, model, RECIPE, range(9), questions(RECIPE))
     next(labels)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(multiprocessing.active_children()) == 2, "this process is the third"
     labels.close()
     assert not multiprocessing.active_children()
+    assert torch.get_num_threads() == num_threads
+
+
+def test_one_worker_is_this_process(model):
+    got = {}
+    for index, labelled in generate_in_workers(1, model, RECIPE, [5, 6], questions(RECIPE)):
+        got[index] = labelled
+        assert not multiprocessing.active_children()
+    assert got == dict(generate(LLM.load(**model), RECIPE, [5, 6]))
+
+
+def test_all_of_them_work(model, monkeypatch):
+    """The process that gathers the rows makes some; what it leaves, another one makes."""
+    own, made = [], workers.generate
+
+    def counted(*args):
+        for labelled in made(*args):
+            own.append(labelled[0])
+            yield labelled
+
+    monkeypatch.setattr(workers, "generate", counted)
+    recipe = RolloutRecipe(num_questions=300, num_samples=4, num_rollouts=4)
+    got = dict(generate_in_workers(2, model, recipe, range(300), questions(recipe)))
+    assert sorted(got) == list(range(300))
+    assert 0 < len(own) < 300
