@@ -41,8 +41,13 @@ class ScoreHead:
         """The scores of the rows `where` of `hidden`, (R, H); what else is scored does not change their bits."""
         return self.score(hidden, torch.tensor(where, dtype=torch.int32)).tolist()
 
-    def score(self, hidden: torch.Tensor, rows: torch.Tensor, impl: str = "auto") -> torch.Tensor:
-        """`scores` where the model is: (n,) float32 of rows (n,) int32; nothing waits for a GPU."""
+    def score(
+        self, hidden: torch.Tensor, rows: torch.Tensor, impl: str = "auto", mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`scores` where the model is: (n,) float32 of rows (n,) int32; nothing waits for a GPU.
+
+        NaN, and not computed, where `mask`, (n,) bool, is not set.
+        """
         num, device = len(rows), hidden.device
         order = torch.arange(num, dtype=torch.int32, device=device)
         if self.inner is not None:
@@ -51,7 +56,8 @@ class ScoreHead:
             rows = order
         state = torch.zeros(num, 4, device=device)
         counts = torch.zeros(num, dtype=torch.int32, device=device)
-        return step_score(hidden, rows, self.weight, self.bias, self.good_index, state, counts, order, impl=impl)
+        head = self.weight, self.bias, self.good_index
+        return step_score(hidden, rows, *head, state, counts, order, mask, impl=impl)
 
 
 class LMHead:
@@ -80,13 +86,19 @@ class LMHead:
         return linear(hidden, self.weight, rows)
 
     def draw(
-        self, hidden: torch.Tensor, sampling: Sequence[torch.Tensor], is_filtered: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        hidden: torch.Tensor,
+        sampling: Sequence[torch.Tensor],
+        is_filtered: bool,
+        marks: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
         """(tokens, logprobs) of every row of `hidden`, where the model is; `sampling` is `sample`'s, after the logits.
 
-        `is_filtered`: whether a row has top-k, top-p or min-p.
+        `is_filtered`: whether a row has top-k, top-p or min-p. With `marks`, (vocabulary + 1,) bool, whether each
+        token is one of those comes third.
         """
-        return sample_head(hidden, self.weight, *sampling, is_filtered=is_filtered, impl=self.placement.impl)
+        options = {"is_filtered": is_filtered, "marks": marks, "impl": self.placement.impl}
+        return sample_head(hidden, self.weight, *sampling, **options)
 
 
 def _lm_head_name(config: ModelConfig) -> str:

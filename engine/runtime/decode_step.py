@@ -59,11 +59,21 @@ class DecodeStep:
         self._blank[_TOP_P] = np.float32(1).view(np.int32)
         self.drawn = torch.empty(3, size, dtype=torch.int32, device=k.device)  # tokens, log-probabilities, scores
         self.all_drawn = torch.empty(MAX_AHEAD, 3, size, dtype=torch.int32, device=k.device)
+        # Tokens at which the trunk head is read; the last column is the error token's.
+        self.marks = torch.zeros(config.vocab_size + 1, dtype=torch.bool, device=k.device)
+        self._marks: np.ndarray | None = None  # what they were copied from
         self.every_row = torch.arange(size, dtype=torch.int32, device=k.device)
         self._place(_NUM_INTS if self.work is not None else 0)
 
+    def mark(self, marks: np.ndarray | None) -> None:
+        """Has the trunk head read at other tokens, (vocabulary + 1) bool; None: at none."""
+        if marks is not self._marks:
+            self._marks = marks
+            self.marks.copy_(torch.from_numpy(np.zeros(len(self.marks), bool) if marks is None else marks))
+
     def run(self, plan: Plan, sampling: Sequence[torch.Tensor], num_ahead: int = 0) -> None:
-        """Fills `all_drawn[num_ahead]`, (3, size) int32: tokens, and by their bits log-probabilities and scores.
+        """Fills `all_drawn[num_ahead]`, (3, size) int32: tokens, and by their bits log-probabilities and scores, which
+        are NaN at tokens that are not marked.
 
         `sampling` is on the CPU, in the plan's order. With `num_ahead` this is that many forwards after one whose
         results nobody has seen: the rows' tokens are those that the last run drew, not the plan's.
@@ -134,9 +144,10 @@ class DecodeStep:
         """All of the step, on what the buffers hold."""
         model, caches = self.model, (self.model.pool.k, self.model.pool.v)
         hidden = model.decoder.forward(self.tokens, attended, self.positions, self.slots, *caches)[: self.size]
-        tokens, logprobs = model.lm_head.draw(hidden, self.sampling, self.is_filtered)
+        marks = None if model.score_head is None else self.marks
+        tokens, logprobs, *is_marked = model.lm_head.draw(hidden, self.sampling, self.is_filtered, marks)
         self.drawn[0].copy_(tokens)
         self.drawn[1].view(torch.float32).copy_(logprobs)
         if model.score_head is not None:
-            scores = model.score_head.score(hidden, self.every_row, model.impl)
+            scores = model.score_head.score(hidden, self.every_row, model.impl, *is_marked)
             self.drawn[2].view(torch.float32).copy_(scores)

@@ -107,6 +107,7 @@ class DeviceModel:
             if key not in self._steps:
                 self._steps[key] = DecodeStep(self, *key)
             step = self._steps[key]
+            step.mark(stops.is_scored)
             step.run(plan, active.sampling)
             while num_forwards < most and (plan := self._plan_ahead(active)) is not None:
                 step.run(plan, drawn_later(active.sampling, num_forwards), num_forwards)
@@ -145,7 +146,7 @@ def as_drawn(
     tokens: np.ndarray, logprobs: np.ndarray, scores: np.ndarray, counts: np.ndarray, marks: np.ndarray | None
 ) -> Drawn:
     """What forwards have drawn, (forwards, rows) each, of which `counts` (rows,) are a row's; the trunk head was read
-    at all of them."""
+    at least where `marks` says."""
     if marks is None:
         return Drawn(tokens, logprobs, counts, np.zeros(0, np.int64), [])
     forward, row = np.nonzero(marks[tokens] & (np.arange(len(tokens))[:, None] < counts))

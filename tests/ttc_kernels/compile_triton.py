@@ -84,6 +84,8 @@ def launches(op: str, case) -> list[tuple[JITFunction, tuple, dict]]:
         inputs["k_cache"] = inputs["k_cache"].contiguous()  # as kv_cache.allocate lays it out on a GPU
     if op == "tree_attention":
         inputs["out"] = torch.empty_like(inputs["q"], memory_format=torch.contiguous_format)
+    if op == "step_score" and case.dtype is FP16:
+        inputs["mask"] = torch.ones(case.num_scores, dtype=torch.bool)
     if op == "rms_norm":
         inputs["out"] = torch.empty_like(inputs["x"])
     if op == "swiglu":

@@ -46,6 +46,26 @@ def test_cuda_has_no_filters_and_auto_goes_around_it(monkeypatch):
         sample_head(**inputs, is_filtered=True, impl="cuda")
 
 
+@pytest.mark.parametrize("impl", ["native", "reference", "triton", "cuda"])
+def test_marks_of_the_drawn_tokens(impl, monkeypatch):
+    monkeypatch.setattr(cuda, "library", emulated)
+    inputs = inputs_of(20, 40, torch.float16 if impl == "cuda" else torch.float32)
+    inputs["hidden"][3] = float("nan")
+    marks = torch.rand(41, generator=torch.Generator().manual_seed(1)) < 0.5
+    for is_error in (False, True):
+        marks[-1] = is_error
+        tokens, logprobs, is_marked = sample_head(**inputs, is_filtered=impl != "cuda", marks=marks, impl=impl)
+        assert tokens[3] == -1
+        assert is_marked.dtype is torch.bool
+        assert torch.equal(is_marked, marks[tokens.long()])
+        assert 0 < is_marked.sum() < 20
+        unmarked = sample_head(**inputs, is_filtered=impl != "cuda", impl=impl)
+        assert torch.equal(tokens, unmarked[0])
+        torch.testing.assert_close(logprobs, unmarked[1], equal_nan=True)
+    with pytest.raises(ValueError, match=r"marks must be \(41,\) bool, got \(40,\)"):
+        sample_head(**inputs, is_filtered=impl != "cuda", marks=marks[1:], impl=impl)
+
+
 def test_refuses_what_does_not_fit():
     inputs = inputs_of(5, 40)
     with pytest.raises(ValueError, match=r"got \(5, 24\) torch.float32, \(40, 24\) torch.float16"):

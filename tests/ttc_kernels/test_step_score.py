@@ -68,6 +68,28 @@ def test_several_scores_into_one_slot(impl):
     assert inputs["state"][1].isnan().all()  # not touched
 
 
+MASK_WAYS = [*WAYS, {"impl": "triton"}]
+
+
+@pytest.mark.parametrize("way", MASK_WAYS, ids=str)
+@pytest.mark.parametrize("num_set", [0, 5, 12])
+def test_what_the_mask_leaves_out_is_not_scored(num_set, way):
+    case = cases.Case(7, 12, 33, 2, torch.float32, True, 4)
+    inputs, chosen = case.inputs(seed=4), case.inputs(seed=4)
+    mask = torch.zeros(12, dtype=torch.bool)
+    mask[torch.randperm(12, generator=torch.Generator().manual_seed(5))[:num_set]] = True
+    chosen["rows"], chosen["slot"] = chosen["rows"][mask], chosen["slot"][mask]
+    expected = step_score(**chosen, impl="reference")
+    inputs["hidden"][[row for row in range(7) if row not in chosen["rows"].tolist()]] = math.nan
+    scores = step_score(**inputs, mask=mask, **way)
+    torch.testing.assert_close(scores[mask], expected)
+    assert scores[~mask].isnan().all()
+    assert torch.equal(inputs["counts"], chosen["counts"])
+    torch.testing.assert_close(inputs["state"], chosen["state"], atol=2e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"mask must be contiguous, \(12,\) torch.bool, got \(3,\)"):
+        step_score(**inputs, mask=mask[:3], **way)
+
+
 def test_fold_leaves_its_input_alone():
     row = torch.tensor([0.5, 0.5, 0.5, 0.5])
     after = fold(row, 1, 0.25)

@@ -20,6 +20,7 @@ def step_score(
     state: torch.Tensor,
     counts: torch.Tensor,
     slot: torch.Tensor,
+    mask: torch.Tensor | None = None,
     *,
     impl: str = "auto",
     isa: str = "auto",
@@ -30,7 +31,8 @@ def step_score(
     bfloat16, on a GPU also float16; rows and slot are (n,) int32. One label: its sigmoid. More: the softmax
     probability of label `good_index`. state (num_slots, 4) float32 holds the running last, min, product and
     mean, counts (num_slots,) int32 how many scores went into each; both are changed in place, scores of one slot
-    going in one after the other. A NaN score is NaN in `last`. `impl` is "auto" (see choice.py), "native" (CPU),
+    going in one after the other. A NaN score is NaN in `last`. Where `mask`, (n,) bool, is not set nothing is scored
+    and the score is NaN; no `mask` is one that is set throughout. `impl` is "auto" (see choice.py), "native" (CPU),
     "triton", "cuda" or "reference"; `isa` picks the native build. Raises ValueError for other shapes or types and for
     a row, slot or good_index out of range, with nothing changed; on a GPU, where an error would wait for the device,
     the score of such a row is NaN, and it and one for such a slot are not folded.
@@ -57,15 +59,22 @@ def step_score(
     _check("counts", counts, (num_slots,), torch.int32)
     if bias is not None:
         _check("bias", bias, (num_labels,), dtype)
+    if mask is not None:
+        _check("mask", mask, (n,), torch.bool)
     if impl == "reference":
         _check_range("rows", rows, len(hidden))
         _check_range("slot", slot, num_slots)
-        return reference.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
+        return reference.step_score(hidden, rows, weight, bias, good_index, state, counts, slot, mask)
     if impl == "triton":
         kernels = load_triton("step_score", hidden)
-        return kernels.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
+        return kernels.step_score(hidden, rows, weight, bias, good_index, state, counts, slot, mask)
     if impl == "cuda":
-        return cuda.step_score(hidden, rows, weight, bias, good_index, state, counts, slot)
+        return cuda.step_score(hidden, rows, weight, bias, good_index, state, counts, slot, mask=mask)
+    if mask is not None:
+        scores = torch.full((n,), torch.nan)
+        chosen = rows[mask], weight, bias, good_index, state, counts, slot[mask]
+        scores[mask] = step_score(hidden, *chosen, impl=impl, isa=isa)
+        return scores
     scores = torch.empty(n, dtype=torch.float32)
     _native.step_score(
         hidden.data_ptr(),

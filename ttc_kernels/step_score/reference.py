@@ -27,7 +27,12 @@ def step_score(
     state: torch.Tensor,  # (num_slots, 4) float32: last, min, product, mean of each slot
     counts: torch.Tensor,  # (num_slots,) int32: scores folded into each slot so far
     slot: torch.Tensor,  # (n,) int32: where each score goes, in this order
+    mask: torch.Tensor | None = None,  # (n,) bool: which of them are scored at all; None: all
 ) -> torch.Tensor:
+    if mask is not None:
+        scores = torch.full((len(rows),), torch.nan, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        scores[mask] = step_score(hidden, rows[mask], weight, bias, good_index, state, counts, slot[mask])
+        return scores
     wide = torch.promote_types(hidden.dtype, torch.float32)
     logits = hidden[rows.long()].to(wide) @ weight.to(wide).T
     if bias is not None:

@@ -26,6 +26,7 @@ def _logit(hidden_ptr, weight_ptr, bias_ptr, size, label, HAS_BIAS: tl.constexpr
 def _score(
     hidden_ptr,
     rows_ptr,
+    mask_ptr,
     weight_ptr,
     bias_ptr,
     scores_ptr,
@@ -36,12 +37,17 @@ def _score(
     good_index,
     HAS_BIAS: tl.constexpr,
     IS_BINARY: tl.constexpr,
+    HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A program a score: 1 / sum of exp(other - good), which cannot overflow to NaN."""
     i = tl.program_id(0)
     row = tl.load(rows_ptr + i)
     is_known = (row >= 0) & (row < num_hidden)
+    if HAS_MASK:
+        is_set = tl.load(mask_ptr + i) != 0
+        is_known = is_known & is_set
+        size = tl.where(is_set, size, 0)  # nothing is read
     hidden_ptr += tl.where(is_known, row, 0).to(tl.int64) * hidden_stride
     good = _logit(hidden_ptr, weight_ptr, bias_ptr, size, good_index, HAS_BIAS, BLOCK)
     if IS_BINARY:
@@ -66,7 +72,19 @@ def _next_in_slot(slot_ptr, n, slot, after, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n", "num_hidden"])
-def _fold(scores_ptr, rows_ptr, slot_ptr, state_ptr, counts_ptr, n, num_hidden, num_slots, BLOCK: tl.constexpr):
+def _fold(
+    scores_ptr,
+    rows_ptr,
+    mask_ptr,
+    slot_ptr,
+    state_ptr,
+    counts_ptr,
+    n,
+    num_hidden,
+    num_slots,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The program of a slot's first score folds them all: the float operations of reference.fold."""
     i = tl.program_id(0).to(tl.int32)
     slot = tl.load(slot_ptr + i)
@@ -80,7 +98,10 @@ def _fold(scores_ptr, rows_ptr, slot_ptr, state_ptr, counts_ptr, n, num_hidden, 
         mean = tl.load(place + 3)
         while i < n:
             row = tl.load(rows_ptr + i)
-            if (row >= 0) & (row < num_hidden):
+            is_scored = (row >= 0) & (row < num_hidden)
+            if HAS_MASK:
+                is_scored = is_scored & (tl.load(mask_ptr + i) != 0)
+            if is_scored:
                 last = tl.load(scores_ptr + i)
                 is_less = (last < least) | (last != last)
                 least = tl.where((count == 0) | is_less, last, least)
@@ -105,14 +126,18 @@ def step_score(
     state: torch.Tensor,  # (num_slots, 4) float32
     counts: torch.Tensor,  # (num_slots,) int32
     slot: torch.Tensor,  # (n,) int32; a score for one outside the state is not folded
+    mask: torch.Tensor | None = None,  # (n,) bool: which are scored at all; NaN, and not folded, where it is not set
 ) -> torch.Tensor:
     (num_labels, size), n = weight.shape, len(rows)
     scores = torch.empty(n, dtype=torch.float32, device=hidden.device)
     if n == 0:
         return scores
+    has_mask = mask is not None
+    is_set = mask.view(torch.uint8) if has_mask else rows
     _score[(n,)](
         hidden,
         rows,
+        is_set,
         weight,
         weight if bias is None else bias,
         scores,
@@ -123,17 +148,20 @@ def step_score(
         0 if num_labels == 1 else good_index,
         HAS_BIAS=bias is not None,
         IS_BINARY=num_labels == 1,
+        HAS_MASK=has_mask,
         BLOCK=min(1024, max(16, triton.next_power_of_2(size))),
     )
     _fold[(n,)](
         scores,
         rows,
+        is_set,
         slot,
         state,
         counts,
         n,
         len(hidden),
         len(state),
+        HAS_MASK=has_mask,
         BLOCK=min(1024, max(16, triton.next_power_of_2(n))),
         num_warps=1,
     )
