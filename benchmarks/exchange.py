@@ -39,6 +39,7 @@ from engine.cli.numbers import parse_numbers
 from engine.cli.strategies import calibration_file
 from engine.model import read_config, resolve_folder
 from engine.model.digest import checkpoint_digest
+from engine.reports import LedgerInUse
 from engine.reports.rows import Row
 from engine.reports.statistics import bootstrap_interval
 from engine.scheduler import Bins, CalibrationWarning, ComputeOptimal, Planner, Predictor, Sampled, parse_strategy
@@ -165,7 +166,7 @@ class Kept:
     ) -> list[Row]:
         """A row per problem: `correct`, and what `measure` says of a result; `more` is what else rows depend on.
 
-        Raises ValueError where another process is making them.
+        Raises LedgerInUse, a ValueError, where another process is making them.
         """
         config = self.config | {"name": name, "budget": budget, **(more or {})}
         config |= {key: str(value) for key, value in options.items()}
@@ -182,7 +183,7 @@ class Kept:
         run_rows(path, config, len(self.problems), make_rows, label)
         rows, _ = read_rows(path, config, len(self.problems))
         if len(rows) < len(self.problems):
-            raise ValueError(f"{path} is being made by another process: {len(rows)} of {len(self.problems)} are there")
+            raise LedgerInUse(f"{path} is being made by another process: {len(rows)} of {len(self.problems)} are there")
         return [rows[index] for index in range(len(self.problems))]
 
 
@@ -215,6 +216,8 @@ def searched(
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", CalibrationWarning)  # its fallback is another strategy
                     runs = [_rights(kept.rows(name, strategy, spent, more, seed=seed)) for seed in args.seeds]
+            except LedgerInUse:
+                raise
             except (ValueError, CalibrationWarning) as error:
                 missing.append({"strategy": name, "budget": budget, "reason": str(error)})
                 continue

@@ -59,7 +59,8 @@ class Decoding:
         rows = self.rows
         active = rows.active()
         rows.push_active(tokens, logprobs, counts)
-        is_end = self.stops.ends(active.rules, active.pending)
+        # What stood by all the time has been asked about its last token before.
+        is_end = self.stops.ends(active.rules, active.pending) & (counts > 0)
         if active.room > 0 and not np.count_nonzero(is_end | (active.left <= 0)):
             return
         rows.settle()

@@ -19,7 +19,7 @@ from engine.runtime.model import Drawn, planned
 from engine.runtime.rows import Active, Ready, Rows
 from engine.runtime.stops import StopRules
 from engine.runtime.transfers import Fetch, Transfers
-from ttc_kernels._native import OutOfBlocks, Plan
+from ttc_kernels._native import Plan
 
 
 class DeviceModel:
@@ -29,6 +29,8 @@ class DeviceModel:
     steps of padded size, which `make_graph` captures and replays (None: each is launched anew); what else is run,
     prompts and verifiers' steps, is launched op by op. On a CPU's tensors, as in the tests, there is no stream.
     """
+
+    refills = False  # rows that end leave their places free until the host has seen it
 
     def __init__(
         self,
@@ -47,8 +49,6 @@ class DeviceModel:
             self.stream = torch.cuda.Stream(device, priority=0 if lm_head is None else -1)
             torch.cuda.synchronize(device)  # weights and pool were written on another stream
         self._steps: dict[tuple[int, bool], DecodeStep] = {}
-
-    refills = False  # rows that end leave their places free until the host has seen it
 
     @property
     def is_asynchronous(self) -> bool:
@@ -102,7 +102,8 @@ class DeviceModel:
         plan, active = planned(self.pool, rows)
         num, num_forwards = len(active.slots), 1
         key = padded_size(num), is_filtered(active.sampling)
-        most = min(max_forwards, MAX_AHEAD, active.room, int(active.left.max()))
+        in_context = self.decoder.config.context - int(active.positions.max()) + 1
+        most = min(max_forwards, MAX_AHEAD, active.room, int(active.left.max()), in_context)
         with self._on_stream():
             if key not in self._steps:
                 self._steps[key] = DecodeStep(self, *key)
@@ -121,12 +122,12 @@ class DeviceModel:
         return as_drawn(tokens, logprobs, scores, counts, stops.is_scored)
 
     def _plan_ahead(self, active: Active) -> Plan | None:
-        """The plan of one token more for each row, not known yet; None where the pool is full."""
+        """The plan of one token more for each row, not known yet; None where no free block is left for one of them:
+        cached prefixes are not given up for tokens that may be taken back."""
         tree = self.pool.tree
-        try:
-            tree.extend(active.handles, active.ones, np.zeros_like(active.handles))
-        except OutOfBlocks:
+        if tree.blocks_needed(active.handles, active.ones) > tree.num_free_blocks:
             return None
+        tree.extend(active.handles, active.ones, np.zeros_like(active.handles))
         plan = tree.plan(active.handles, active.ones)
         assert np.array_equal(plan.order, active.indices), "branches that only grow stay in order"
         return plan

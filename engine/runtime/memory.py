@@ -20,15 +20,20 @@ def free_some(runner: Runner, busy: Set[Tip], may_suspend: bool) -> bool:
 
     (The tree has evicted closed prefixes before it raised.) Branches whose answer is finished go
     first: nobody samples from them again. Then the lowest-scored one, any other problem's before
-    the oldest problem's own, so that the oldest always ends. Only leaves are dropped, never an
-    ancestor that a resident branch shares.
+    the oldest problem's own, so that the oldest always ends; one that holds no KV itself, whose ancestors might
+    then be dropped, after those that do. Only leaves are dropped, never an ancestor that a resident branch shares.
     """
     jobs = {job.partial: job for job in runner.decoding.rows.decoding_jobs()}
     leaves = [tip for tip in runner.store.leaves() if tip not in busy and (may_suspend or tip not in jobs)]
     if not leaves:
         return False
     oldest = min(tip.age for tip in runner.store.resident)
-    victim = min(leaves, key=lambda tip: (not tip.is_finished, tip.age == oldest, tip.priority, -tip.age, -tip.start))
+
+    def turn(tip: Tip) -> tuple:
+        is_empty = runner.tree.num_tokens(tip.handle) <= tip.start
+        return not tip.is_finished, tip.age == oldest, is_empty, tip.priority, -tip.age, -tip.start
+
+    victim = min(leaves, key=turn)
     if victim in jobs:
         runner.suspend(jobs[victim])
     else:

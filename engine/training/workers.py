@@ -17,6 +17,8 @@ from engine.runtime import LLM
 from engine.training.rollouts import Labelled, RolloutRecipe, generate
 from engine.types import Problem
 
+_LOCK_SECONDS = 60.0  # nobody holds it for more than an instant
+
 Workers = dict[Connection, multiprocessing.process.BaseProcess]
 
 
@@ -33,8 +35,10 @@ def generate_in_workers(
     all: its error is raised here, RuntimeError where it was killed. Python's `spawn` starts them, so a script that
     calls this needs the usual `if __name__ == "__main__"`.
     """
+    if not len(todo):
+        return
     context = multiprocessing.get_context("spawn")
-    num_workers, num_before = max(1, min(num_workers, len(todo))), torch.get_num_threads()
+    num_workers, num_before = min(num_workers, len(todo)), torch.get_num_threads()
     num_threads = max(1, num_before // num_workers)
     position = context.Value("q", 0)
     workers: Workers = {}
@@ -114,9 +118,13 @@ def _work(
 def _next_ones(todo: Sequence[int], position: Synchronized) -> Iterator[int]:
     """Of `todo` what no other process takes."""
     while True:
-        with position.get_lock():
+        if not position.get_lock().acquire(timeout=_LOCK_SECONDS):
+            raise RuntimeError("a worker process was killed while it took a question")
+        try:
             at = position.value
             position.value += 1
+        finally:
+            position.get_lock().release()
         if at >= len(todo):
             return
         yield todo[at]

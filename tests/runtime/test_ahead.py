@@ -6,7 +6,7 @@ import torch
 
 from engine.model import Placement, load_trunk_head, read_config
 from engine.runtime import decode_step, device_model
-from engine.runtime.device_model import counts_until_end
+from engine.runtime.device_model import DeviceModel, counts_until_end
 from engine.types import Sampling
 
 from .builders import NAN, assert_idle, load_llm
@@ -87,3 +87,47 @@ def test_rows_count_until_their_end_or_limit():
     is_end = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]], bool)
     assert counts_until_end(is_end, np.array([9, 9, 1, 2], np.int32)).tolist() == [3, 1, 1, 2]
     assert counts_until_end(is_end, np.array([9, 9, 9, 3], np.int32)).dtype == np.int32
+
+
+def test_no_forward_runs_past_the_context(folders):
+    """A branch at the context's end beside one that goes on: rope has no angles behind it."""
+    llm = load(folders)
+    context = llm.config.context
+    long, short = (llm.open([5 + i % 9 for i in range(length)]) for length in (context - 3, 3))
+    branches = [branch for root in (long, short) for branch in root.fork(1)]
+    request = llm.sample(branches, [1, 2], Sampling(temperature=1.2), (), [3, 20])
+    llm.run(request)
+    lengths = [len(sampled.token_ids) for sampled in request.results]
+    assert lengths[0] <= 3
+    assert branches[0].num_tokens <= context
+    for branch in (*branches, long, short):
+        branch.close()
+    assert_idle(llm.runner)
+
+
+def test_prefixes_stay_cached_for_tokens_that_may_be_taken_back(folders, monkeypatch):
+    """One forward at a time where only blocks of closed prompts are left."""
+    llm = load(folders, num_blocks=14)
+    llm.runner.stops.is_eos[:-1] = False
+    tree, plan_ahead, found = llm.runner.tree, DeviceModel._plan_ahead, []
+    closed = llm.open([5 + i % 9 for i in range(96)])
+    llm.next_logits([closed])
+    closed.close()
+    num_cached = tree.num_cached_blocks
+
+    def watched(self, active):
+        before = tree.num_cached_blocks
+        plan = plan_ahead(self, active)
+        found.append(plan is not None)
+        assert tree.num_cached_blocks == before
+        return plan
+
+    monkeypatch.setattr(DeviceModel, "_plan_ahead", watched)
+    branches = llm.open([5, 6, 7]).fork(3)
+    request = llm.sample(branches, range(3), Sampling(temperature=1.2), (), 44)
+    for _ in range(3):  # so that a block is full in the middle of a run of four
+        llm.runner.tick()
+    while not request.is_done:
+        llm.runner.tick(64)
+    assert {True, False} == set(found)
+    assert tree.num_cached_blocks < num_cached, "they are given up for what has to be kept"

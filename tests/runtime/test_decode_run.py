@@ -29,7 +29,7 @@ def sample_all(llm, max_forwards: int, **options):
 
 
 @pytest.mark.parametrize("stop", [(), ("\n",)])
-@pytest.mark.parametrize(("max_batch", "num_blocks"), [(64, 512), (5, 512), (64, 14), (5, 10)])
+@pytest.mark.parametrize(("max_batch", "num_blocks"), [(64, 512), (5, 512), (64, 14), (5, 8)])
 def test_any_number_of_forwards_at_once(folders, stop, max_batch, num_blocks):
     options = {"stop": stop, "max_tokens": [20 + 3 * i for i in range(7 * len(PROMPTS))]}
     one = load_llm(folders.policy, max_batch=max_batch, num_blocks=num_blocks)
@@ -74,6 +74,43 @@ def test_as_many_stand_by_as_are_decoded(folders):
     for branch in [*branches, root]:
         branch.close()
     assert_idle(runner)
+
+
+def test_a_branch_that_stands_by_is_asked_about_once(folders):
+    """Whether a branch goes on behind a stop token is asked when it has drawn one, not as long as that is its last."""
+    llm = load_llm(folders.policy, max_batch=2)
+    asked = []
+    request = llm.sample(
+        llm.open(PROMPTS[0]).fork(8),
+        range(8),
+        Sampling(temperature=1.2),
+        [str(digit) for digit in range(10)],
+        40,
+        confirm=lambda branch, drawn: asked.append((branch.address, len(drawn))),
+    )
+    while not request.is_done:
+        llm.runner.tick(MAX_FORWARDS)
+    assert len(asked) > 20
+    assert len(set(asked)) == len(asked)
+
+
+def test_who_gives_way_gives_blocks_back(folders, monkeypatch):
+    """Not those that stand by, which hold none, while there are others."""
+    llm = load_llm(folders.policy, max_batch=6, num_blocks=12)
+    llm.runner.stops.is_eos[:-1] = False
+    runner, freed = llm.runner, []
+    suspend = runner.suspend
+
+    def watched(job):
+        before = runner.tree.num_free_blocks
+        suspend(job)
+        freed.append(runner.tree.num_free_blocks - before)
+
+    monkeypatch.setattr(runner, "suspend", watched)
+    branches = llm.open(PROMPTS[0]).fork(14)
+    llm.extend(branches, max_tokens=40, sampling=Sampling(temperature=1.2), seed=1)
+    assert len(freed) > 3
+    assert min(freed) > 0
 
 
 def test_what_decoding_waits_for(folders):

@@ -25,13 +25,13 @@ def tree_attention(
 ) -> torch.Tensor:
     """Softmax attention of every query row over its path in the KV tree.
 
-    q is (rows, num_heads, head_dim), rows and heads may be strided (a slice of the fused QKV output); k_cache
-    and v_cache are one layer of `kv_cache.allocate`, (num_blocks, num_kv_heads, block_size, head_dim); all
-    float32 or all bfloat16, on a GPU also float16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items`
-    and `blocks` are read, and its rows are q's; "cuda" also takes a `cuda.AttentionWork` that holds one. `out` is
-    (rows, num_heads, head_dim), contiguous, written and returned. head_dim is even and at most 256. In the native
-    kernel the bits of a row depend on its own query and path alone, not on the batch or the threads; on a GPU also on
-    how many rows share its nodes.
+    q is (rows, num_heads, head_dim), rows and heads may be strided (a slice of the fused QKV output); k_cache and
+    v_cache are one layer of `kv_cache.allocate`, (num_blocks, num_kv_heads, block_size, head_dim); all float32 or all
+    bfloat16, on a GPU also float16 (summed in float32). `plan` is `KVTree.plan(...)`; of it `items` and `blocks` are
+    read, and its rows are q's; "cuda" and "triton" also take a `work.AttentionWork` that holds one. `out` is (rows,
+    num_heads, head_dim), contiguous, written and returned. head_dim is even and at most 256. In the native kernel the
+    bits of a row depend on its own query and path alone, not on the batch or the threads; on a GPU also on how many
+    rows share its nodes.
 
     `impl` is "auto" (see choice.py; on a GPU long runs of one branch's rows go through flash-attn or SDPA, see
     prefill.py), "native" (CPU), "triton" (any strides of the caches), "cuda" (float16 and bfloat16, head_dim 64 and

@@ -122,14 +122,16 @@ def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: fl
     """(rows, heads, head_dim) of queries that are the last ones of (tokens, KV heads, head_dim) keys and values."""
     num_rows, num_heads, _ = query.shape
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    # For grouped heads in float32 torch has nothing but a product that stores all scores.
+    is_grouped, is_half = num_heads != key.shape[1], query.dtype in (torch.bfloat16, torch.float16)
+    if is_grouped and not (is_half and num_rows == key.shape[2]):
+        key, value = (x.repeat_interleave(num_heads // x.shape[1], 1) for x in (key, value))
+        is_grouped = False
     if num_rows == key.shape[2]:
-        attended = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=num_heads != key.shape[1]
-        )
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=is_grouped)
     else:
         from torch.nn.attention.bias import causal_lower_right  # brings Triton with it
 
-        key, value = (x.repeat_interleave(num_heads // x.shape[1], 1) for x in (key, value))
         mask = causal_lower_right(num_rows, key.shape[2])
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return attended[0].transpose(0, 1)

@@ -215,31 +215,30 @@ def tree_attention(
     block_dim = max(16, triton.next_power_of_2(head_dim))
     is_fp32 = q.dtype is torch.float32  # its products stay in registers, which must not spill
     num_items = NUM_WANTED if work.num_units is None else work.num_units * num_kv_heads
-    if num_items:
-        _partials[(min(NUM_WANTED, num_items),)](
-            q,
-            k_cache,
-            v_cache,
-            out,
-            work.partial,
-            work.partial_lse,
-            work.ints,
-            scale,
-            num_heads,
-            num_kv_heads,
-            *q.stride()[:2],
-            *k_cache.stride(),
-            *v_cache.stride(),
-            NARROW=NARROW,
-            WIDE=WIDE,
-            GROUP=num_heads // num_kv_heads,
-            HEAD_DIM=head_dim,
-            BLOCK_DIM=block_dim,
-            BLOCK_SIZE=block_size,
-            BLOCK_KEYS=min(64, max(16, (8192 if is_fp32 else 16384) // (block_dim * q.element_size()))),
-            num_warps=8 if is_fp32 else 4,
-            num_stages=1 if block_dim * q.element_size() > 512 else 2,  # 99 KiB are the least that a GPU has
-        )
+    _partials[(max(1, min(NUM_WANTED, num_items)),)](
+        q,
+        k_cache,
+        v_cache,
+        out,
+        work.partial,
+        work.partial_lse,
+        work.ints,
+        scale,
+        num_heads,
+        num_kv_heads,
+        *q.stride()[:2],
+        *k_cache.stride(),
+        *v_cache.stride(),
+        NARROW=NARROW,
+        WIDE=WIDE,
+        GROUP=num_heads // num_kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_DIM=block_dim,
+        BLOCK_SIZE=block_size,
+        BLOCK_KEYS=min(64, max(16, (8192 if is_fp32 else 16384) // (block_dim * q.element_size()))),
+        num_warps=8 if is_fp32 else 4,
+        num_stages=1 if block_dim * q.element_size() > 512 else 2,  # 99 KiB are the least that a GPU has
+    )
     block_heads = min(triton.next_power_of_2(num_heads), max(1, 1024 // block_dim))
     _merge[(rows, triton.cdiv(num_heads, block_heads))](
         work.partial,
