@@ -222,6 +222,7 @@ def flops_share(
         (float(np.average(point.flops, weights=weights)), float(np.average(point.rights, weights=weights)))
         for point in points
     ]
+    accuracy -= 1e-9  # equal shares of right answers, as means of means, differ by less
     if curve[0][1] >= accuracy:
         return flops / curve[0][0], True
     for (cost, value), (next_cost, next_value) in pairwise(curve):

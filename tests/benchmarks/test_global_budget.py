@@ -26,12 +26,14 @@ def test_a_uniform_split_of_any_flops_mixes_its_neighbours():
 
 
 def test_the_share_is_of_the_least_flops_that_are_as_accurate():
-    assert flops_share(0.75, 12.5, [LOW, HIGH], None) == (0.5, True)
-    assert flops_share(0.4, 5.0, [LOW, HIGH], None) == (0.5, True)
+    assert flops_share(0.75, 12.5, [LOW, HIGH], None) == (pytest.approx(0.5), True)
+    assert flops_share(0.4, 5.0, [LOW, HIGH], None) == (pytest.approx(0.5), True)
     dip = point(2, [1, 0, 0, 0], 20.0)
-    assert flops_share(0.625, 15.0, [LOW, dip, HIGH], None) == (0.5, True), "30 FLOPs, beyond the dip"
+    assert flops_share(0.625, 15.0, [LOW, dip, HIGH], None) == (pytest.approx(0.5), True), "30 FLOPs, beyond the dip"
     few = point(4, [1, 1, 1, 0], 40.0)
-    assert flops_share(1.0, 20.0, [LOW, few], None) == (0.5, False)
+    assert flops_share(1.0, 20.0, [LOW, few], None) == (pytest.approx(0.5), False)
+    rounded = flops_share(np.nextafter(1.0, 2.0), 20.0, [LOW, HIGH], None)
+    assert rounded == (pytest.approx(0.5), True), "the same accuracy, otherwise added up"
     weighted = flops_share(0.75, 12.5, [LOW, HIGH], np.array([0, 0, 1, 1]))
     assert weighted == (12.5 / 32.5, True)
 
