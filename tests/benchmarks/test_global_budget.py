@@ -35,7 +35,7 @@ def test_the_share_is_of_the_least_flops_that_are_as_accurate():
     rounded = flops_share(np.nextafter(1.0, 2.0), 20.0, [LOW, HIGH], None)
     assert rounded == (pytest.approx(0.5), True), "the same accuracy, otherwise added up"
     weighted = flops_share(0.75, 12.5, [LOW, HIGH], np.array([0, 0, 1, 1]))
-    assert weighted == (12.5 / 32.5, True)
+    assert weighted == (pytest.approx(12.5 / 32.5), True)
 
 
 def test_equal_flops_and_equal_accuracy():
