@@ -23,6 +23,7 @@ from engine.types import Problem, Sampling, SearchResult
 from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
 from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.detect import find_spec, trunk_architecture
+from engine.verifiers.kept import KeptSteps
 from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec, load_spec
@@ -176,9 +177,20 @@ class Engine:
         checked = strategy.checked(self.conditions(strategy, **options))
         if not isinstance(checked, ComputeOptimal):
             return self.search(problems, checked, total // max(1, len(problems)), **options)
-        return search_batch(
-            lambda chosen, planner, budget: self.search(chosen, planner, budget, **options), problems, checked, total
-        )
+        judge = self.resolve_verifier(options.pop("verifier", "prm")) if checked.is_scored else None
+        kept = None
+        if isinstance(judge, PRMVerifier | SpecVerifier) and judge.shares_steps:
+            judge = kept = KeptSteps(judge)  # a round reads nothing that one before it has read
+        options |= {} if judge is None else {"verifier": judge}
+
+        def search(chosen: Sequence[Problem], planner: Planner, budget: int) -> list[SearchResult]:
+            return self.search(chosen, planner, budget, **options)
+
+        try:
+            return search_batch(search, problems, checked, total)
+        finally:
+            if kept is not None:
+                kept.close()
 
     def search_iter(
         self,
@@ -247,7 +259,7 @@ class Engine:
         samplers = [self.policy]
         if strategy.revises:
             samplers = [*samplers, self.reviser] if isinstance(strategy, Planner) else [self.reviser]
-        judges = [judge.llm] if isinstance(judge, PRMVerifier | SpecVerifier) else []
+        judges = [judge.llm] if isinstance(judge, PRMVerifier | SpecVerifier | KeptSteps) else []
         return list(dict.fromkeys(llm.runner for llm in (*samplers, *judges)))
 
     def conditions(

@@ -127,8 +127,18 @@ class LLM:
 
     # -- branches --------------------------------------------------------------------------
 
-    def open(self, prompt: str | Sequence[int], *, ledger: Ledger | None = None, purpose: str = "prefilled") -> Branch:
+    def open(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        ledger: Ledger | None = None,
+        purpose: str = "prefilled",
+        is_shared: bool = False,
+    ) -> Branch:
         """A branch that holds the prompt; its longest cached prefix is not computed again.
+
+        With `is_shared` it stands where other such branches stand that were opened with the same prompt and are
+        open: of a verifier, what they append with `append_steps` is read once.
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, or more tokens than
         the context holds.
@@ -142,7 +152,9 @@ class LLM:
             )
         self._check_tokens(tokens)
         ledger = Ledger() if ledger is None else ledger
-        tip = self.runner.store.new(None, tokens, ledger=ledger, purpose=purpose, age=next(self._ages))
+        fields = {"ledger": ledger, "purpose": purpose, "age": next(self._ages)}
+        store = self.runner.store
+        tip = store.root(tokens, **fields) if is_shared else store.new(None, tokens, **fields)
         return Branch(self, tip, ledger)
 
     def extend(

@@ -85,6 +85,7 @@ class TipStore:
         self.tree = tree
         self.block_size = tree.block_size
         self.resident: set[Tip] = set()
+        self.roots: dict[tuple[int, ...], Tip] = {}  # of prompts that branches opened later may start from too
 
     def num_blocks(self, num_tokens: int) -> int:
         """KV blocks of a run of tokens."""
@@ -102,12 +103,24 @@ class TipStore:
         num_blocks = origin.num_blocks_before + self.num_blocks(len(origin.tokens))
         return Tip(origin, tokens, origin.end, num_blocks, num_users=1, **fields)
 
-    def step(self, origin: Tip, tokens: list[int], **fields) -> Tip:
-        """The tip of a step to be scored, one for all that say it after `origin`; the caller is a user of it."""
+    def root(self, tokens: list[int], ledger: Ledger, **fields) -> Tip:
+        """The tip of a prompt, one for all that are opened with it here; the caller is a user of it, and pays from
+        now on for what has to be fed."""
+        tip = self.roots.get(tuple(tokens))
+        if tip is None:
+            tip = self.roots[tuple(tokens)] = self.new(None, tokens, ledger=ledger, **fields)
+            return tip
+        tip.ledger = ledger
+        return self.acquire(tip)
+
+    def step(self, origin: Tip, tokens: list[int], ledger: Ledger, **fields) -> Tip:
+        """The tip of a step to be scored, one for all that say it after `origin`; the caller is a user of it, and pays
+        from now on for what has to be fed."""
         tip = origin.steps.get(tuple(tokens))
         if tip is not None:
+            tip.ledger = ledger
             return self.acquire(tip)
-        tip = origin.steps[tuple(tokens)] = self.new(origin, tokens, **fields)
+        tip = origin.steps[tuple(tokens)] = self.new(origin, tokens, ledger=ledger, **fields)
         tip.score = [None]
         return tip
 
@@ -120,6 +133,8 @@ class TipStore:
                 return
             if tip.score is not None:
                 del tip.origin.steps[tuple(tip.tokens)]
+            elif tip.origin is None and self.roots.get(tuple(tip.tokens)) is tip:
+                del self.roots[tuple(tip.tokens)]
             if tip.is_resident:
                 self._close(tip, keep=tip.origin is None)
             tip = tip.origin

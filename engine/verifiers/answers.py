@@ -75,7 +75,8 @@ class AnswerVerifier(PRMVerifier):
                 break
             count += 1
         held = held[len(held) - count :]
-        live = self.llm.open(after_attempts(prompt, held), ledger=ledger, purpose="verified")
+        ids = after_attempts(prompt, held)
+        live = self.llm.open(ids, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
         return AnswerBranch(prompt, live, held, is_answered=False)
 
     def _attempt_ids(self, steps: Sequence[Step]) -> list[int]:

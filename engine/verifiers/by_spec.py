@@ -43,6 +43,7 @@ class SpecVerifier:
 
     def __init__(self, llm: LLM, layout: Layout, shares_steps: bool = True):
         self.llm, self.layout, self.spec, self.shares_steps = llm, layout, layout.spec, shares_steps
+        self.shares_roots = False  # between branches of the same problem that were opened apart
         self.judges = layout.spec.judges
         context = llm.config.context
         self.max_tokens = min(layout.spec.max_tokens or context, context)
@@ -103,7 +104,7 @@ class SpecVerifier:
         return kept
 
     def _open(self, ids: list[int], ledger: Ledger) -> Branch:
-        return self.llm.open(ids, ledger=ledger, purpose="verified")
+        return self.llm.open(ids, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
 
     def _filled(self, branch: SpecBranch, scores: list[float], num_steps: int) -> list[float]:
         """The scores, and what the policy for overlong texts gives in the place of those that did not fit."""

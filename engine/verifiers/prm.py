@@ -23,6 +23,7 @@ class PRMVerifier:
             raise ValueError(f"the model at {llm.folder} is not a step verifier (a *ForTokenClassification)")
         self.llm = llm
         self.shares_steps = shares_steps
+        self.shares_roots = False  # between branches of the same problem that were opened apart
         self.shares_tokens = llm.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
 
     def opening(self, problem: Problem) -> list[int]:
@@ -30,7 +31,7 @@ class PRMVerifier:
         return self.llm.encode(problem.prompt)
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> Branch:
-        return self.llm.open(problem.prompt, ledger=ledger, purpose="verified")
+        return self.llm.open(problem.prompt, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
 
     async def score(self, branches: Sequence[Branch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per step, in one forward for all branches. Raises ValueError for a text over the context."""

@@ -2,7 +2,8 @@
 
 import pytest
 
-from engine import Adaptive, BestOfN, Engine
+from engine import Adaptive, BestOfN, ComputeOptimal, Engine
+from engine.model import HOME
 from engine.runtime import Batcher
 from engine.tasks import take_problems
 from engine.verifiers.prm import read_steps
@@ -156,3 +157,59 @@ def test_rounds_of_one_search_share_steps_with_those_before():
     assert len(spent) >= 3, "undecided to the end"
     for name in spent:
         assert in_rounds[name] == at_once[name]
+
+
+def test_branches_of_one_prompt_that_were_opened_apart(prm):
+    """They stand at one place while one of them is open; who comes last pays for what is still to be fed."""
+    first = prm.open(PROMPT, is_shared=True)
+    other = prm.open(PROMPT)
+    assert other.tip is not first.tip
+    prm.run(prm.append_steps([first], [STEPS[:2]]))
+    later = prm.open(PROMPT, is_shared=True)
+    assert later.tip is not first.tip, "it stands at the prompt's end"
+    assert later.tip is first.tip.origin.origin
+    prm.run(prm.append_steps([later], [STEPS]))
+    assert later.ledger.tokens["verified"] == len(STEPS[2])
+    assert first.ledger.tokens["verified"] == len(STEPS[0]) + len(STEPS[1])
+    for branch in (first, other, later):
+        branch.close()
+    assert not prm.runner.store.roots
+    again = prm.open(PROMPT, is_shared=True)
+    again.close()
+    assert_idle(prm.runner)
+
+
+@pytest.mark.parametrize("num_blocks", [None, 40])
+def test_rounds_of_a_batch_read_nothing_twice(num_blocks):
+    """The pilot's steps are known to the rounds that go on from it; in a small pool they are forgotten."""
+    found = []
+    for shares_steps in (True, False):
+        engine = Engine.load("home", num_blocks=num_blocks, shares_steps=shares_steps)
+        problems = take_problems(engine.task, "validation", 12)
+        strategy = ComputeOptimal(HOME / "calibration.json")
+        results = engine.search_batch(problems, strategy, 12 * 8, seed=1)
+        for llm in (engine.policy, engine.prm):
+            assert_idle(llm.runner)
+        assert not engine.prm.runner.store.roots
+        assert not engine.resolve_verifier("prm").shares_roots
+        found.append(results)
+    shared, apart = found
+    assert [(r.answer, r.num_generations) for r in shared] == [(r.answer, r.num_generations) for r in apart]
+    for one, other in zip(shared, apart, strict=True):
+        assert [c.agg_score for c in one.candidates] == pytest.approx([c.agg_score for c in other.candidates], abs=1e-5)
+    for result in shared if num_blocks is None else ():
+        # What the pilot has cost stands in one figure: both models' reading of the prompt, its answers, their steps.
+        num_prompt = len(engine.policy.encode(result.problem.prompt))
+        pilot = 2 * num_prompt + sum(candidate.num_tokens for candidate in result.candidates[:2])
+        num_read = result.ledger.tokens["verified"] + result.ledger.tokens["estimation"] - pilot
+        assert num_read == num_distinct_steps(result), "each step's tokens once, in whichever round"
+
+
+def num_distinct_steps(result) -> int:
+    """Tokens of the tree's steps, of those with the same texts up to their end one."""
+    paths = {}
+    nodes = result.tree.nodes
+    for index in range(1, len(nodes)):
+        texts = tuple(nodes[i].step_text for i in result.tree.path(index))
+        paths[texts] = nodes[index].num_tokens
+    return sum(paths.values())
