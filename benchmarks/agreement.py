@@ -6,6 +6,7 @@ import torch
 
 from benchmarks import plain
 from engine import LLM
+from engine.errors import UserError
 
 MAX_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of logits: relative to the largest one
 
@@ -13,7 +14,7 @@ MAX_DIFFERENCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of logits: relative to t
 def check_logits(llm: LLM, policy: torch.nn.Module, prompt: list[int], dtype: str) -> float:
     """The largest difference of both sides' next-token logits, relative to the largest logit.
 
-    Raises ValueError if it is over the limit of `dtype`.
+    Raises UserError if it is over the limit of `dtype`.
     """
     branch = llm.open(prompt)
     ours = llm.next_logits([branch])[0]
@@ -25,7 +26,7 @@ def check_logits(llm: LLM, policy: torch.nn.Module, prompt: list[int], dtype: st
 
 
 def check_score(prm: LLM, search: plain.PlainBeamSearch, prompt: list[int]) -> float:
-    """The difference of both sides' PRM scores of one text, float32. Raises ValueError if it is too large."""
+    """The difference of both sides' PRM scores of one text, float32. Raises UserError if it is too large."""
     root = prm.open(prompt[:-1])
     request = prm.append([root], [prompt[-1:]], [[0]])
     prm.run(request)
@@ -38,5 +39,5 @@ def check_score(prm: LLM, search: plain.PlainBeamSearch, prompt: list[int]) -> f
 
 def _checked(name: str, difference: float, most: float) -> float:
     if not difference <= most:
-        raise ValueError(f"{name} of both sides differ by {difference:.2g}, at most {most:g} is allowed")
+        raise UserError(f"{name} of both sides differ by {difference:.2g}, at most {most:g} is allowed")
     return difference

@@ -82,7 +82,7 @@ def matmul_rate(clock: Clock, dtype: torch.dtype, size: int | None = None) -> fl
 def machine(device: str) -> dict[str, object]:
     """What a figure was measured on; on a GPU its name, its memory and what drives it too.
 
-    Raises ValueError where torch finds no GPU.
+    Raises UserError where torch finds no GPU.
     """
     facts = hardware()
     if device != "cuda":
@@ -98,7 +98,7 @@ def machine(device: str) -> dict[str, object]:
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError for a device that is none of ours, or that torch does not find."""
+    """Raises UserError for a device that is none of ours, or that torch does not find."""
     resolve_device(device)
 
 

@@ -27,8 +27,8 @@ from benchmarks.hardware import Bystanders, commit
 from benchmarks.random_models import save_random
 from engine.model import HOME, ScoreHead
 from engine.runtime import LLM
-from engine.runtime.decode_step import MAX_AHEAD
-from engine.runtime.device_model import DeviceModel
+from engine.runtime.executors.gpu import DeviceModel
+from engine.runtime.executors.gpu_step import MAX_AHEAD
 from engine.types import Sampling
 
 BATCHES = (1, 16, 64, 256)

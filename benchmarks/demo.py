@@ -22,10 +22,11 @@ from engine.cli.errors import run_app
 from engine.cli.numbers import parse_numbers
 from engine.cli.progress import RunProgress
 from engine.engine import Engine
+from engine.errors import UserError
 from engine.reports import compare, result_row, row_line, summarize, terminal_table, write_report
-from engine.reports.files import write_atomically
 from engine.reports.pools import sample_accuracy
-from engine.reports.rows import Row
+from engine.results.files import write_atomically
+from engine.results.rows import Row
 from engine.search import BeamSearch, BestOfN, Lookahead, Majority, Strategy
 from engine.tasks import take_problems
 from engine.types import Problem
@@ -62,10 +63,10 @@ def demo(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Distinct integers from `0,1,2`. Raises ValueError for anything else."""
+    """Distinct integers from `0,1,2`. Raises UserError for anything else."""
     seeds = parse_numbers("seeds", text, int)
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be distinct, got {text!r}")
+        raise UserError(f"seeds must be distinct, got {text!r}")
     return seeds
 
 

@@ -39,9 +39,9 @@ from engine.cli.numbers import parse_numbers
 from engine.cli.strategies import calibration_file
 from engine.model import read_config, resolve_folder
 from engine.model.digest import checkpoint_digest
-from engine.reports import LedgerInUse
-from engine.reports.rows import Row
+from engine.reports import JournalInUse
 from engine.reports.statistics import bootstrap_interval
+from engine.results.rows import Row
 from engine.scheduler import Bins, CalibrationWarning, ComputeOptimal, Planner, Predictor, Sampled, parse_strategy
 from engine.search import Strategy
 from engine.tasks import take_problems
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """The whole report. Raises ValueError for models, ratios or problems that cannot be compared."""
+    """The whole report. Raises UserError for models, ratios or problems that cannot be compared."""
     folders = [resolve_folder(args.policy), resolve_folder(args.large)]
     params = [read_config(folder).shape().num_matmul_params for folder in folders]
     size_ratio = params[1] / params[0] if args.size_ratio is None else args.size_ratio
@@ -166,7 +166,7 @@ class Kept:
     ) -> list[Row]:
         """A row per problem: `correct`, and what `measure` says of a result; `more` is what else rows depend on.
 
-        Raises LedgerInUse, a ValueError, where another process is making them.
+        Raises JournalInUse, a ValueError, where another process is making them.
         """
         config = self.config | {"name": name, "budget": budget, **(more or {})}
         config |= {key: str(value) for key, value in options.items()}
@@ -183,7 +183,9 @@ class Kept:
         run_rows(path, config, len(self.problems), make_rows, label)
         rows, _ = read_rows(path, config, len(self.problems))
         if len(rows) < len(self.problems):
-            raise LedgerInUse(f"{path} is being made by another process: {len(rows)} of {len(self.problems)} are there")
+            raise JournalInUse(
+                f"{path} is being made by another process: {len(rows)} of {len(self.problems)} are there"
+            )
         return [rows[index] for index in range(len(self.problems))]
 
 
@@ -216,7 +218,7 @@ def searched(
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", CalibrationWarning)  # its fallback is another strategy
                     runs = [_rights(kept.rows(name, strategy, spent, more, seed=seed)) for seed in args.seeds]
-            except LedgerInUse:
+            except JournalInUse:
                 raise
             except (ValueError, CalibrationWarning) as error:
                 missing.append({"strategy": name, "budget": budget, "reason": str(error)})

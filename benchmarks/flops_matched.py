@@ -199,7 +199,7 @@ def measure(models: Models, rates: Rates, report: dict, save: Callable[[], None]
 
 
 def transformers_sides(llm: LLM, models: Models) -> dict[str, Side]:
-    """`generate` and `generate_batch` over the same models. Raises ValueError if their logits are not ours."""
+    """`generate` and `generate_batch` over the same models. Raises UserError if their logits are not ours."""
     args, dtype = models.args, resolve_dtype(models.args.dtype, models.args.device)
     policy = plain.load(models.policy, dtype, "sdpa").to(args.device)
     prm = plain.load(models.prm, dtype, "sdpa", is_verifier=True).to(args.device)

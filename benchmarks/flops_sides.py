@@ -21,6 +21,7 @@ from benchmarks.timing import Run, timed
 from engine import BeamSearch, BestOfN, Engine, Lookahead, Majority, Problem, Sampling
 from engine.accounting import ModelShape
 from engine.accounting.flops import forward_flops
+from engine.errors import UserError
 from engine.search.protocols import Strategy
 
 WIDTH = 4
@@ -124,7 +125,7 @@ class CountedSearch(PlainBeamSearch):
     def complete_batch(
         self, prompts: list[list[int]], num_new: int, stops: list[int], *, is_greedy: bool
     ) -> list[list[int]]:
-        """As `complete`, by continuous batching over a paged cache. Raises ValueError where requests are lost."""
+        """As `complete`, by continuous batching over a paged cache. Raises UserError where requests are lost."""
         config = GenerationConfig(
             do_sample=not is_greedy,
             temperature=1.0,
@@ -143,7 +144,7 @@ class CountedSearch(PlainBeamSearch):
             outputs = list(self.policy.generate_batch(prompts, config, **options).values())
         errors = [output.error for output in outputs if output.error is not None]
         if len(outputs) < len(prompts) or errors:
-            raise ValueError(f"generate_batch gave {len(outputs)} of {len(prompts)} answers, errors {errors[:1]}")
+            raise UserError(f"generate_batch gave {len(outputs)} of {len(prompts)} answers, errors {errors[:1]}")
         return [list(output.generated_tokens) for output in outputs]
 
     def score(self, beams: list[Beam]) -> None:

@@ -34,6 +34,7 @@ from engine import ComputeOptimal, Engine, Majority, Problem, SearchResult
 from engine.cli.numbers import parse_numbers
 from engine.cli.strategies import calibration_file
 from engine.engine import DEFAULT_SAMPLING
+from engine.errors import UserError
 from engine.reports.statistics import bootstrap_interval
 from engine.scheduler import CalibrationWarning, parse_strategy
 from engine.tasks import take_problems
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """The whole report. Raises ValueError for what cannot be searched, CalibrationWarning for other models."""
+    """The whole report. Raises UserError for what cannot be searched, CalibrationWarning for other models."""
     planner = ComputeOptimal(calibration_file(args.calibration))
     engine = Engine.load(args.policy, prm=args.prm)
     problems = take_problems(engine.task, args.split, args.num_problems)
@@ -152,7 +153,7 @@ def allocate_all(
 
 
 def uniform_points(engine: Engine, problems: Sequence[Problem], name: str, args: argparse.Namespace) -> list[Point]:
-    """A strategy at all budgets that it can spend. Raises ValueError where these are fewer than two."""
+    """A strategy at all budgets that it can spend. Raises UserError where these are fewer than two."""
     strategy = parse_strategy(name)
     points = []
     for budget in args.budgets:
@@ -167,7 +168,7 @@ def uniform_points(engine: Engine, problems: Sequence[Problem], name: str, args:
             runs.append(engine.search(problems, chosen, budget, seed=seed, sampling=sampling))
         points.append(Point.of(budget, runs))
     if len(points) < 2:
-        raise ValueError(f"{name} can spend {len(points)} of the budgets {args.budgets}, two are needed to compare")
+        raise UserError(f"{name} can spend {len(points)} of the budgets {args.budgets}, two are needed to compare")
     return points
 
 

@@ -1,7 +1,7 @@
 """Hashes what twelve searches write, so that two commits can be compared: `python -m benchmarks.row_hashes`.
 
-Each search is `ttc search` in a process of its own: the first 20 test problems, budget 8, seed 0, in float32. Scores are
-hashed to the last bit, so two machines need not agree; two commits on one machine must.
+Each search is `ttc search` in a process of its own: the first 20 test problems, budget 8, seed 0, in float32. Scores
+are hashed to the last bit, so two machines need not agree; two commits on one machine must.
 """
 
 from __future__ import annotations

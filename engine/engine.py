@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from engine.accounting import Ledger
+from engine.errors import UserError
 from engine.model import HOME, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
@@ -21,12 +22,12 @@ from engine.search.protocols import Strategy, Verifier
 from engine.tasks import Task, get_task
 from engine.types import Problem, Sampling, SearchResult
 from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
-from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.detect import find_spec, trunk_architecture
-from engine.verifiers.kept import KeptSteps
 from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec, load_spec
+from engine.verifiers.spec_verifier import SpecVerifier
+from engine.verifiers.step_cache import StepCache
 
 VERIFIERS = ("prm", "trunk", "orm", "oracle")
 DEFAULT_SAMPLING = Sampling(temperature=1.0)
@@ -98,12 +99,12 @@ class Engine:
         `num_blocks` the KV pool of each model (blocks of 16 tokens; by default 1 GiB on a CPU, and as many blocks for
         each as fit the free memory of a GPU). `device` is "cpu" or "cuda", `dtype` "float32", "bfloat16", on a GPU also
         "float16". With `shares_steps` a PRM or ORM reads a step (an ORM an answer) that several branches of a
-        problem say at the same place once for all. Raises ValueError for a folder that is missing,
+        problem say at the same place once for all. Raises UserError for a folder that is missing,
         damaged or not supported, and without a GPU.
         """
         place, torch_dtype = resolve_device(device).device, resolve_dtype(dtype, device)
         if max_batch is not None and max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+            raise UserError(f"max_batch must be at least 1, got {max_batch}")
         if str(policy) == "home":
             prm, trunk_head = prm or "home", trunk_head or "home"
             orm, reviser = orm or home_part("orm"), reviser or home_part("reviser")
@@ -128,7 +129,7 @@ class Engine:
         judges: dict = {}
         for part, name, chosen, judged in (("prm", prm, prm_spec, "steps"), ("orm", orm, orm_spec, "answers")):
             if name is None and chosen is not None:
-                raise ValueError(f"{part}_spec {str(chosen)!r} has no effect without {part}")
+                raise UserError(f"{part}_spec {str(chosen)!r} has no effect without {part}")
             if name is not None:
                 judge = resolve_folder(name, part)
                 spec = judges[f"{part}_spec"] = find_spec(judge, chosen, judges=judged)
@@ -170,7 +171,7 @@ class Engine:
         """Divides `total` generations over all problems by expected gain, and searches them; results in order.
 
         Options as for `search_iter`. Where the strategy's calibration holds for other models its
-        fallback gets an equal share for every problem. Raises ValueError as `search_iter` does, and
+        fallback gets an equal share for every problem. Raises UserError as `search_iter` does, and
         for a total that is too small.
         """
         problems = [self.as_problem(problem, index) for index, problem in enumerate(problems)]
@@ -180,7 +181,7 @@ class Engine:
         judge = self.resolve_verifier(options.pop("verifier", "prm")) if checked.is_scored else None
         kept = None
         if isinstance(judge, PRMVerifier | SpecVerifier) and judge.shares_steps:
-            judge = kept = KeptSteps(judge)  # a round reads nothing that one before it has read
+            judge = kept = StepCache(judge)  # a round reads nothing that one before it has read
         options |= {} if judge is None else {"verifier": judge}
 
         def search(chosen: Sequence[Problem], planner: Planner, budget: int) -> list[SearchResult]:
@@ -212,7 +213,7 @@ class Engine:
         shipped ORM's format alone judges a revision knowing the attempts before it.
         `max_tokens` bounds a completion.
 
-        Raises ValueError for a bad argument or a prompt over the context, PoolTooSmall (a
+        Raises UserError for a bad argument or a prompt over the context, PoolTooSmall (a
         ValueError) for a problem that cannot fit the KV pool; the engine can be used again after it.
         """
         problems = [self.as_problem(problem, index) for index, problem in enumerate(problems)]
@@ -250,7 +251,7 @@ class Engine:
     def _check_reviser(self, strategy: Strategy | Planner, judge: Verifier | None) -> None:
         sampler(strategy, self._policy, self._reviser)
         if strategy.revises and isinstance(judge, TrunkVerifier) and self.reviser.runner.score_head is None:
-            raise ValueError(
+            raise UserError(
                 f"verifier 'trunk' is a head on the policy's trunk, not on that of the reviser at {self.reviser.folder}"
             )
 
@@ -259,7 +260,7 @@ class Engine:
         samplers = [self.policy]
         if strategy.revises:
             samplers = [*samplers, self.reviser] if isinstance(strategy, Planner) else [self.reviser]
-        judges = [judge.llm] if isinstance(judge, PRMVerifier | SpecVerifier | KeptSteps) else []
+        judges = [judge.llm] if isinstance(judge, PRMVerifier | SpecVerifier | StepCache) else []
         return list(dict.fromkeys(llm.runner for llm in (*samplers, *judges)))
 
     def conditions(
@@ -303,17 +304,17 @@ class Engine:
         if verifier in ("prm", "orm"):
             model = self.prm if verifier == "prm" else self.orm
             if model is None:
-                raise ValueError(f"verifier {verifier!r} was asked for, but no {verifier.upper()} is loaded")
+                raise UserError(f"verifier {verifier!r} was asked for, but no {verifier.upper()} is loaded")
             if verifier not in self._judges:
                 self._judges[verifier] = build_verifier(model, self.specs[verifier], self.policy, self.shares_steps)
             return self._judges[verifier]
         if verifier == "trunk":
             if self.policy.runner.score_head is None:
-                raise ValueError("verifier 'trunk' was asked for, but no trunk head is loaded")
+                raise UserError("verifier 'trunk' was asked for, but no trunk head is loaded")
             return TrunkVerifier()
         if verifier == "oracle":
             return OracleVerifier.from_first_wrong_step(self.task.first_wrong_step)
-        raise ValueError(f"verifier must be one of {', '.join(VERIFIERS)}, got {verifier!r}")
+        raise UserError(f"verifier must be one of {', '.join(VERIFIERS)}, got {verifier!r}")
 
     def as_problem(self, problem: str | dict | Problem, index: int) -> Problem:
         """A Problem from a text, or from a dict with `problem` and perhaps `answer` and `id`."""
@@ -322,7 +323,7 @@ class Engine:
         row = {"problem": problem} if isinstance(problem, str) else problem
         text = row.get("problem") if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
+            raise UserError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
         answer = None if row.get("answer") is None else self.task.gold(str(row["answer"]))
         return Problem(str(row.get("id", index)), self.task.prompt(text), answer)
 
@@ -333,11 +334,11 @@ def home_part(part: str) -> str | None:
 
 
 def _load_reviser(name: str | Path, policy: LLM, **limits) -> LLM:
-    """The policy itself where its own folder is named. Raises ValueError for a model with other tokens."""
+    """The policy itself where its own folder is named. Raises UserError for a model with other tokens."""
     folder = resolve_folder(name, "reviser")
     if folder.resolve() == policy.folder.resolve():
         return policy
     reviser = LLM.load(folder, **limits)
     if reviser.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-        raise ValueError(f"the reviser at {folder} must have the vocabulary of the policy at {policy.folder}")
+        raise UserError(f"the reviser at {folder} must have the vocabulary of the policy at {policy.folder}")
     return reviser

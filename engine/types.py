@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engine.accounting.ledger import Ledger
+from engine.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+            raise UserError(f"temperature must be >= 0, got {self.temperature}")
         if self.top_k < 0:
-            raise ValueError(f"top_k must be >= 0, got {self.top_k}")
+            raise UserError(f"top_k must be >= 0, got {self.top_k}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be within (0, 1], got {self.top_p}")
+            raise UserError(f"top_p must be within (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be within [0, 1], got {self.min_p}")
+            raise UserError(f"min_p must be within [0, 1], got {self.min_p}")
 
 
 GREEDY = Sampling(temperature=0.0)

@@ -20,7 +20,7 @@ from engine import (
     Sampling,
 )
 from engine.runtime import LLM
-from engine.scheduler import Bins, Calibration, CalibrationWarning, Cell, Plan, Planned, Predictor, Sampled
+from engine.scheduler import Assigned, Bins, Calibration, CalibrationWarning, Cell, Plan, Predictor, Sampled
 from engine.search import MAX_BUDGET
 from engine.tasks import get_task, take_problems
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, fingerprint, folders, runners
@@ -284,7 +284,7 @@ def test_a_search_goes_on_to_the_same_answers(engine):
     plain = engine.search(PROBLEMS, BestOfN(), 7, **OPTIONS)
     pilots = engine.search(PROBLEMS, BestOfN(), 3, **OPTIONS)
     plans = {pilot.problem.id: Plan(BestOfN(), 7, pilot) for pilot in pilots}
-    longer = engine.search(PROBLEMS, Planned(plans), 7, **OPTIONS)
+    longer = engine.search(PROBLEMS, Assigned(plans), 7, **OPTIONS)
     assert [result.candidates for result in longer] == [result.candidates for result in plain]
     early = engine.search(PROBLEMS, Adaptive(batch=2), 7, **OPTIONS)
     assert [r.candidates for r in early] == [

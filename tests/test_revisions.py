@@ -16,7 +16,7 @@ from engine.engine import home_part
 from engine.runtime import Batcher
 from engine.scheduler import Bins, Calibration, Cell, Predictor
 from engine.types import GREEDY, Step
-from engine.verifiers.answers import AnswerVerifier
+from engine.verifiers.orm import ORMVerifier
 from engine.verifiers.prm import PRMVerifier
 from tests.runtime.builders import PROBLEMS, assert_idle, fingerprint
 from tests.tiny import tiny_policy, tiny_prm, tiny_trunk_head
@@ -180,7 +180,7 @@ def test_the_orm_reads_an_answer_after_its_history(parts, first):
     """Opened with some attempts and scored on the way over others, against transformers on the whole text."""
     engine = load(parts, "orm")
     judge = engine.resolve_verifier("orm")
-    assert isinstance(judge, AnswerVerifier)
+    assert isinstance(judge, ORMVerifier)
     attempts = [step(text, engine) for text in ("12+3=15\n15*4=60", "12+3=16", "9=9\n", "7")]
     problem = Problem("p", "12;+3;*4\n")
 
@@ -227,7 +227,7 @@ def test_the_orm_leaves_old_attempts_out_where_its_context_ends(parts):
 def test_the_orm_is_told_from_the_prm_by_what_it_is_loaded_as(parts):
     engine = load(parts, prm=parts["orm"], orm=parts["orm"])
     assert type(engine.resolve_verifier("prm")) is PRMVerifier
-    assert type(engine.resolve_verifier("orm")) is AnswerVerifier
+    assert type(engine.resolve_verifier("orm")) is ORMVerifier
     results = engine.search(PROBLEMS[:2], BestOfN(), 4, verifier="orm", **OPTIONS)
     assert all(math.isfinite(each.agg_score) for result in results for each in result.candidates)
 

@@ -31,7 +31,8 @@ from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import STAGES, Study, sample
 from engine.cli.errors import run_app
 from engine.cli.numbers import parse_numbers
-from engine.reports.files import write_atomically
+from engine.errors import UserError
+from engine.results.files import write_atomically
 
 app = typer.Typer(add_completion=False)
 
@@ -53,7 +54,7 @@ def paper(
 ) -> None:
     """Samples, searches, and writes tables, plots and findings."""
     if only is not None and only not in STAGES:
-        raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
+        raise UserError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
     settings = Settings(
         work=Path(work),
         num_problems=num_problems,

@@ -19,7 +19,8 @@ from benchmarks.paper.runs import read_rows
 from benchmarks.paper.settings import BINS_STREAM, PILOT
 from benchmarks.paper.stages import Study
 from engine.accounting import Ledger
-from engine.reports.rows import Row
+from engine.errors import UserError
+from engine.results.rows import Row
 
 Tables = dict[str, dict[int, Measured]]
 CHOICES = ("majority", "best-of-n", *SEARCHES)  # what compute-optimal chooses from
@@ -70,14 +71,14 @@ class Evidence:
 
 
 def gather(study: Study) -> Evidence:
-    """Raises ValueError where a pool that everything needs is not whole yet."""
+    """Raises UserError where a pool that everything needs is not whole yet."""
     reader = _Reader(study)
     bin_pools = reader.pools(study.settings.seeds[0], BINS_STREAM)
     found = {seed: reader.pools(seed) for seed in study.settings.seeds}
     pools = {seed: each for seed, each in found.items() if each}
     if not pools or not bin_pools:
         reasons = [f"{each['what']}: {each['reason']}" for each in reader.missing if each["what"].startswith("pool")]
-        raise ValueError(f"tables need the pools in {study.settings.work}; {reasons[0]}")
+        raise UserError(f"tables need the pools in {study.settings.work}; {reasons[0]}")
     judged = [name for name in ORMS if all(name in pool.judged for seed in pools.values() for pool in seed)]
     engine = study.models.engine
     bills = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.paper.settings import Settings
 from engine import LLM, Engine, search
+from engine.errors import UserError
 from engine.model import HOME
 from engine.model.digest import checkpoint_digest
 
@@ -54,7 +55,7 @@ _APART = {"shares_steps": False}
 
 
 def load_models(settings: Settings) -> Models:
-    """Raises ValueError for a folder that is named and cannot be loaded."""
+    """Raises UserError for a folder that is named and cannot be loaded."""
     missing = {}
     can_revise = hasattr(search, "Revisions") and "reviser" in inspect.signature(Engine.load).parameters
     named = {"reviser": settings.reviser} if settings.reviser and can_revise else {}
@@ -76,7 +77,7 @@ def load_models(settings: Settings) -> Models:
         baseline = Engine.load("home", reviser=HOME / "policy", **_APART)
     large = None if settings.large is None else Engine.load(settings.large)
     if large is not None and num_params(large) <= num_params(loaded):
-        raise ValueError(
+        raise UserError(
             f"the larger policy must have more than the {num_params(loaded):,} parameters of the shipped one, "
             f"got {num_params(large):,} in {settings.large}"
         )

@@ -14,9 +14,9 @@ from functools import cached_property
 import numpy as np
 
 from engine.search import merge_equal
+from engine.search.aggregate import aggregate
 from engine.tasks import Task
 from engine.types import Candidate, SearchResult
-from engine.verifiers import aggregate
 
 Row = dict[str, object]
 # What makes two samples the same one, and the columns of a row that hold it.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from engine.cli.progress import RunProgress
-from engine.reports import LedgerInUse, RunLedger
-from engine.reports.rows import Row
+from engine.reports import Journal, JournalInUse
+from engine.results.rows import Row
 
 MakeRows = Callable[[list[int]], Iterable[tuple[int, Row]]]  # from positions to do, to (position, row)
 
@@ -16,12 +16,12 @@ MakeRows = Callable[[list[int]], Iterable[tuple[int, Row]]]  # from positions to
 def run_rows(path: Path, config: dict, num_total: int, make_rows: MakeRows, label: str) -> None:
     """Makes the rows that `path` lacks; killed, the same call goes on at the problem where it stopped.
 
-    What another process is making is left to it, so that several can share the work. Raises ValueError where the
+    What another process is making is left to it, so that several can share the work. Raises UserError where the
     file was made by other models or settings.
     """
     try:
-        opened = RunLedger(path, config)
-    except LedgerInUse:
+        opened = Journal(path, config)
+    except JournalInUse:
         print(f"{label} left to another process", file=sys.stderr)
         return
     with opened as ledger:
@@ -38,10 +38,10 @@ def run_rows(path: Path, config: dict, num_total: int, make_rows: MakeRows, labe
 def read_rows(path: Path, config: dict, num_total: int) -> tuple[dict[int, Row], float]:
     """Rows of the first `num_total` problems by position, and the seconds they took; none where there is no file.
 
-    A run may be writing: its torn last line is left out. Raises ValueError as `run_rows` does.
+    A run may be writing: its torn last line is left out. Raises UserError as `run_rows` does.
     """
     if not path.is_file():
         return {}, 0.0
-    ledger = RunLedger(path, config, is_read_only=True)
+    ledger = Journal(path, config, is_read_only=True)
     rows = {index: row for index, row in ledger.done.items() if index < num_total}
     return rows, sum(ledger.seconds[index] for index in rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.errors import UserError
+
 PILOT = 4  # samples of the cheap difficulty predictor, re-used in the vote
 WIDTH = 4  # M of the beams, as in the paper
 CONTEXT = 2  # attempts before a revision: the paper has 4; chosen on validation, see engine/home/reviser
@@ -13,7 +15,7 @@ BINS_STREAM = "bins"  # the pool that sets the difficulty bins; the other one is
 
 @dataclass(frozen=True)
 class Settings:
-    """Raises ValueError for what cannot be run, with the value received."""
+    """Raises UserError for what cannot be run, with the value received."""
 
     work: Path
     num_problems: int = 500  # the first of the test split
@@ -28,14 +30,14 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("num_problems", "seeds_at_largest", "num_bin_samples"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.budgets or list(self.budgets) != sorted(set(self.budgets)) or self.budgets[0] != 1:
-            raise ValueError(f"budgets must rise from 1, got {list(self.budgets)}")
+            raise UserError(f"budgets must rise from 1, got {list(self.budgets)}")
         for small in self.budgets:
             if self.budgets[-1] % small:
-                raise ValueError(f"every budget must divide the largest, {self.budgets[-1]}, got {small}")
+                raise UserError(f"every budget must divide the largest, {self.budgets[-1]}, got {small}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be distinct, got {list(self.seeds)}")
+            raise UserError(f"seeds must be distinct, got {list(self.seeds)}")
 
     @property
     def pool_size(self) -> int:

@@ -14,7 +14,7 @@ from benchmarks.paper.settings import BINS_STREAM, Settings
 from engine import Engine
 from engine.accounting import Ledger
 from engine.model.digest import checkpoint_digest
-from engine.reports.rows import Row
+from engine.results.rows import Row
 from engine.runtime import Batcher
 from engine.search import BestOfN, Majority
 from engine.tasks import take_problems

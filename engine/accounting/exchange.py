@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from engine.errors import UserError
+
 PRETRAIN_FLOPS = 6  # per parameter and token
 INFERENCE_FLOPS = {"arxiv": 2, "iclr": 4}  # per parameter and token, by version of the paper
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A small model against one that is larger. Raises ValueError for what cannot be compared."""
+    """A small model against one that is larger. Raises UserError for what cannot be compared."""
 
     params_small: float
     params_large: float
@@ -29,21 +31,21 @@ class Exchange:
         for name in ("params_small", "params_large", "tokens_pretrain", "tokens_inference"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value:g}")
+                raise UserError(f"{name} must be above 0 and finite, got {value:g}")
         if self.params_large <= self.params_small:
-            raise ValueError(
+            raise UserError(
                 f"params_large must be above the params_small of {self.params_small:g}, got {self.params_large:g}"
             )
         if self.version not in INFERENCE_FLOPS:
-            raise ValueError(f"version must be one of {', '.join(INFERENCE_FLOPS)}, got {self.version!r}")
+            raise UserError(f"version must be one of {', '.join(INFERENCE_FLOPS)}, got {self.version!r}")
 
     @classmethod
     def from_ratios(cls, size_ratio: float, token_ratio: float, version: str = "arxiv") -> Exchange:
         """From M (how many times larger) and R = D_inf / D_pre alone; ValueError for R <= 0 or M <= 1."""
         if not 0 < token_ratio < math.inf:
-            raise ValueError(f"R, inference over pretraining tokens, must be above 0 and finite, got {token_ratio:g}")
+            raise UserError(f"R, inference over pretraining tokens, must be above 0 and finite, got {token_ratio:g}")
         if not 1 < size_ratio < math.inf:
-            raise ValueError(f"M, large over small parameters, must be above 1 and finite, got {size_ratio:g}")
+            raise UserError(f"M, large over small parameters, must be above 1 and finite, got {size_ratio:g}")
         return cls(1.0, size_ratio, 1.0, token_ratio, version)
 
     @property

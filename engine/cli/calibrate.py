@@ -12,11 +12,12 @@ import typer
 from engine.cli.inputs import check_prompts, find_limits, find_problems, load_engine
 from engine.cli.numbers import parse_numbers
 from engine.cli.options import option
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
-    from engine.reports import RunLedger
-    from engine.reports.rows import Row
+    from engine.reports import Journal
+    from engine.results.rows import Row
     from engine.scheduler import Bins, Outcome, Predictor
     from engine.search import Strategy
     from engine.types import Problem, SearchResult
@@ -115,7 +116,7 @@ def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
     from engine.cli.runs import check_out, run_rows
     from engine.cli.strategies import check_verifier_used
     from engine.cli.tables import calibration_table
-    from engine.reports.files import write_atomically
+    from engine.results.files import write_atomically
     from engine.scheduler import Sampled, measure, read_calibration
 
     check_out(options.out)
@@ -142,7 +143,7 @@ def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         yield from measure_rows(engine, problems, grid, todo, {**settings, "seed": options.seed})
 
-    def write(ledger: RunLedger) -> None:
+    def write(ledger: Journal) -> None:
         outcomes = [_outcome(grid, index, row, len(problems)) for index, row in sorted(ledger.done.items())]
         eases = {outcome.problem: outcome.ease for outcome in outcomes}
         calibration = measure(
@@ -168,7 +169,7 @@ def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
 
 
 def build_grid(options: SimpleNamespace) -> Grid:
-    """The cells that can be spent. Raises ValueError for a strategy that none of the budgets suits."""
+    """The cells that can be spent. Raises UserError for a strategy that none of the budgets suits."""
     from engine.scheduler import Predictor, can_spend, parse_strategy, strategy_label
 
     is_reused = options.predictor != "oracle" if options.reuse is None else options.reuse
@@ -176,11 +177,11 @@ def build_grid(options: SimpleNamespace) -> Grid:
     strategies = dict.fromkeys(map(parse_strategy, options.strategies.split(",")))
     for strategy in strategies:
         if options.verifier == "orm" and strategy.is_scored and strategy.stop_at_step:
-            raise ValueError(f"--verifier orm judges whole answers, and {strategy_label(strategy)} scores steps")
+            raise UserError(f"--verifier orm judges whole answers, and {strategy_label(strategy)} scores steps")
     budgets = parse_numbers("budgets", options.budgets, int)
     if min(budgets) < max(1, predictor.num_spent):
         least = f"at least {predictor.num_spent}, the samples of the pilot" if is_reused else "at least 1"
-        raise ValueError(f"budgets must be {least}, got {options.budgets!r}")
+        raise UserError(f"budgets must be {least}, got {options.budgets!r}")
     if is_reused:
         budgets.append(predictor.num_samples)  # where every problem's curve starts
     cells = [
@@ -192,22 +193,20 @@ def build_grid(options: SimpleNamespace) -> Grid:
     for strategy in strategies:
         if not any(strategy == each for each, _ in cells):
             after = f" after the {predictor.num_spent} of the pilot" if is_reused else ""
-            raise ValueError(
-                f"{strategy_label(strategy)} can spend none of the budgets{after}, got {options.budgets!r}"
-            )
+            raise UserError(f"{strategy_label(strategy)} can spend none of the budgets{after}, got {options.budgets!r}")
     grid = Grid(predictor, options.bins, options.min_per_bin, tuple(cells))
     make_bins(grid, [0.0])  # refuses edges that are no edges before anything is searched
     return grid
 
 
 def make_bins(grid: Grid, eases: list[float]) -> Bins:
-    """The bins that the grid names. Raises ValueError for edges that do not rise, or no number of quantiles."""
+    """The bins that the grid names. Raises UserError for edges that do not rise, or no number of quantiles."""
     from engine.scheduler import ABSOLUTE_EDGES, Bins
 
     name, is_counted, count = grid.bins.partition(":")
     if name == "quantiles" and is_counted:
         if not count.isdecimal():
-            raise ValueError(f"bins must be quantiles:N with a whole number N, got {grid.bins!r}")
+            raise UserError(f"bins must be quantiles:N with a whole number N, got {grid.bins!r}")
         return Bins.quantiles(eases, int(count), least=grid.min_per_bin)
     if grid.bins == "quintiles":
         return Bins.quantiles(eases, least=grid.min_per_bin)
@@ -222,7 +221,7 @@ def measure_rows(
 
     All samples are drawn first, so that bins with too few problems are refused before the long part.
     """
-    from engine.scheduler import Plan, Planned, Sampled, members_of
+    from engine.scheduler import Assigned, Plan, Sampled, members_of
 
     predictor = grid.predictor
     samples = engine.search(problems, Sampled(predictor, grid.is_scored), predictor.num_samples, **settings)
@@ -234,7 +233,7 @@ def measure_rows(
         plans = {problems[index].id: Plan(strategy, budget, starts[index]) for index in chosen}
         for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
             llm.runner.tree.clear_cache()  # a strategy must not live on what the one before it has paid for
-        found = engine.search_iter([problems[index] for index in chosen], Planned(plans), budget, **settings)
+        found = engine.search_iter([problems[index] for index in chosen], Assigned(plans), budget, **settings)
         for position, result in found:
             index = chosen[position]
             row = _row(result, strategy, eases[index])
@@ -277,7 +276,7 @@ def _outcome(grid: Grid, index: int, row: Row, num_problems: int) -> Outcome:
 def _check_answers(problems: list[Problem], origins: list[str]) -> None:
     for problem, origin in zip(problems, origins, strict=True):
         if problem.answer is None:
-            raise ValueError(f"{origin}: a calibration needs the answer of every problem, got None")
+            raise UserError(f"{origin}: a calibration needs the answer of every problem, got None")
 
 
 def _config(options: SimpleNamespace, grid: Grid, problems: list[Problem], conditions: dict) -> dict:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import typer
 
+from engine.errors import UserError
+
 
 def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> int:
     """Runs a command line and returns its exit status.
@@ -24,7 +26,7 @@ def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> int:
     except BrokenPipeError:  # who reads our output has left, as in `ttc env | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         return _refuse(_sentence(error))
     except Exception as error:
         if not hasattr(error, "format_message"):
@@ -32,7 +34,7 @@ def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> int:
         return _refuse(_usage(error, argv))  # the parser's: an unknown option, a value of another type
 
 
-def _sentence(error: ValueError | OSError) -> str:
+def _sentence(error: UserError | OSError) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.cli.numbers import parse_numbers
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.accounting import Exchange
@@ -41,14 +42,14 @@ def exchange(
 
 
 def _accuracies(text: str | None, calibration: Calibration) -> list[float]:
-    """None, one for all, or one for every bin. Raises ValueError for anything else."""
+    """None, one for all, or one for every bin. Raises UserError for anything else."""
     if text is None:
         return []
     values = parse_numbers("accuracy_large", text, float)
     if not all(0 <= value <= 1 for value in values):
-        raise ValueError(f"accuracy_large must be within 0..1, got {text}")
+        raise UserError(f"accuracy_large must be within 0..1, got {text}")
     if len(values) not in (1, calibration.bins.count):
-        raise ValueError(
+        raise UserError(
             f"accuracy_large must be one value, or one for each of {calibration.bins.count} bins, got {text}"
         )
     return values
@@ -60,7 +61,7 @@ def answer(trade: Exchange, calibration: Calibration, accuracy_large: Sequence[f
     The small model's accuracy is the cross-validated one at the largest measured budget that its
     FLOPs pay for, samples of a difficulty predictor that does not re-use them included. Of a bin it is that of
     the strategy that was best there, on the same problems. `accuracy_large` is none, one for all, or one for
-    every bin. Raises ValueError where the FLOPs pay for less than the smallest budget.
+    every bin. Raises UserError where the FLOPs pay for less than the smallest budget.
     """
     from engine.scheduler import strategy_label
 
@@ -70,7 +71,7 @@ def answer(trade: Exchange, calibration: Calibration, accuracy_large: Sequence[f
     if not affordable:
         least = min((verdict.budget for verdict in calibration.verdicts), default=None)
         beside = f", and predicts difficulty from {extra} more" if extra else ""
-        raise ValueError(
+        raise UserError(
             f"the small model may spend {trade.num_generations} answers per question, "
             f"the calibration measured none below {least}{beside}"
         )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine.errors import UserError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -32,7 +34,7 @@ def grade(
     """
     from rich.console import Console
 
-    from engine.reports.files import write_atomically
+    from engine.results.files import write_atomically
     from engine.tasks import get_task
     from engine.verifiers import check_agg_strategy
 
@@ -64,7 +66,7 @@ class Pool:
 def read_pools(source: str, task: Task, agg_strategy: str, answer_column: str | None) -> tuple[list[Pool], int]:
     """The rows that have a gold answer, graded, and how many have none.
 
-    Raises ValueError that names the line and what is wrong with it, or for a source without a gold answer.
+    Raises UserError that names the line and what is wrong with it, or for a source without a gold answer.
     """
     from engine.tasks.data import gold_answer
     from engine.tasks.sources import read_rows
@@ -77,17 +79,17 @@ def read_pools(source: str, task: Task, agg_strategy: str, answer_column: str | 
         try:
             pool = _pool(row, origin, task, agg_strategy)
             if not any(name in row for name in columns):
-                raise ValueError(f"no field {' or '.join(map(repr, columns))}")
+                raise UserError(f"no field {' or '.join(map(repr, columns))}")
             gold = gold_answer(row, columns)
         except ValueError as error:
-            raise ValueError(f"{origin}: {error}") from None
+            raise UserError(f"{origin}: {error}") from None
         if gold is None:
             num_without_gold += 1
         else:
             golds.append(task.gold(gold))
             pools.append(pool)
     if not pools:
-        raise ValueError(f"{source} holds no row with a gold answer")
+        raise UserError(f"{source} holds no row with a gold answer")
     distinct = [(index, answer) for index, pool in enumerate(pools) for answer in dict.fromkeys(pool.answers) if answer]
     rights = task.are_right([(answer, golds[index]) for index, answer in distinct])
     for (index, answer), is_right in zip(distinct, rights, strict=True):
@@ -99,20 +101,20 @@ def _pool(row: object, origin: str, task: Task, agg_strategy: str) -> Pool:
     from engine.tasks.sources import shown
 
     if not isinstance(row, dict):
-        raise ValueError(f"not a JSON object: {shown(row)}")
+        raise UserError(f"not a JSON object: {shown(row)}")
     completions = row.get("completions")
     is_texts = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
     if not is_texts or not completions:
-        raise ValueError(f"'completions' must be a list of one text or more, got {shown(completions)}")
+        raise UserError(f"'completions' must be a list of one text or more, got {shown(completions)}")
     for name in ("scores", "answers"):
         value = row.get(name)
         if value is not None and (not isinstance(value, list) or len(value) != len(completions)):
-            raise ValueError(f"{name!r} must have one entry for each of the {len(completions)} completions")
+            raise UserError(f"{name!r} must have one entry for each of the {len(completions)} completions")
     answers = row.get("answers")  # ours: null for an answer that was cut off, which may not vote
     if answers is None:
         answers = [task.extract(text) for text in completions]
     elif not all(answer is None or isinstance(answer, str) for answer in answers):
-        raise ValueError(f"'answers' must be texts or nulls, got {shown(answers)}")
+        raise UserError(f"'answers' must be texts or nulls, got {shown(answers)}")
     scores = row.get("scores")
     if scores is not None:
         scores = [_score(entry, agg_strategy) for entry in scores]
@@ -130,12 +132,12 @@ def _merged(answers: Sequence[str | None], task: Task) -> list[str | None]:
 
 def _score(entry: object, agg_strategy: str) -> float | None:
     """The score of a completion from its steps' scores, or from the one that it has."""
+    from engine.search.aggregate import aggregate
     from engine.tasks.sources import shown
-    from engine.verifiers import aggregate
 
     steps = entry if isinstance(entry, list) else [entry]
     if not all(step is None or (isinstance(step, int | float) and not isinstance(step, bool)) for step in steps):
-        raise ValueError(f"'scores' must hold numbers, nulls or lists of them, got {shown(entry)}")
+        raise UserError(f"'scores' must hold numbers, nulls or lists of them, got {shown(entry)}")
     if not all(step is not None and math.isfinite(step) for step in steps):
         return None
     return aggregate(steps, agg_strategy)

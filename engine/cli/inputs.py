@@ -6,6 +6,8 @@ from collections.abc import Collection
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from engine.errors import UserError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,14 +27,14 @@ def find_problems(options: SimpleNamespace, given: Collection[str]) -> tuple[lis
 
     task = get_task(options.task)
     if options.limit is not None and options.limit < 1:
-        raise ValueError(f"limit must be at least 1, got {options.limit}")
+        raise UserError(f"limit must be at least 1, got {options.limit}")
     if options.problems is not None:
         rows = read_problems(options, task, given)
         return [row.as_dict() for row in rows], [row.origin for row in rows]
     for name in ("problem_column", "answer_column"):
         if name in given:
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} has no effect without a problem file, got {getattr(options, name)!r}")
+            raise UserError(f"{flag} has no effect without a problem file, got {getattr(options, name)!r}")
     problems = take_problems(task, options.split, options.limit or (DEFAULT_LIMIT if task.is_endless else None))
     return problems, [f"problem {problem.id}" for problem in problems]
 
@@ -71,7 +73,7 @@ def load_engine(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple
             continue
         name = getattr(options, part) or (home_part(part) if options.policy == "home" else None)
         if name is None:
-            raise ValueError(f"{who} with --policy {options.policy} needs --{part.replace('_', '-')}")
+            raise UserError(f"{who} with --policy {options.policy} needs --{part.replace('_', '-')}")
         folders[part] = resolve_folder(name, part)
     engine = Engine.load(
         folders["policy"],
@@ -100,7 +102,7 @@ def _unescaped(delimiter: str | None) -> str | None:
 
 
 def check_prompts(engine: Engine, problems: list[Problem], origins: list[str], judge: Verifier | None = None) -> None:
-    """Raises ValueError for a prompt that a model cannot hold, before any problem is searched."""
+    """Raises UserError for a prompt that a model cannot hold, before any problem is searched."""
     for problem, origin in zip(problems, origins, strict=True):
         ids = engine.prompt_ids(problem.prompt)
         held = [(llm, ids) for llm in (engine.policy, engine.reviser) if llm is not None]
@@ -108,7 +110,7 @@ def check_prompts(engine: Engine, problems: list[Problem], origins: list[str], j
             held.append((judge.llm, judge.opening(problem)))
         for llm, ids in held:
             if len(ids) >= llm.config.context:
-                raise ValueError(
+                raise UserError(
                     f"{origin}: the prompt has {len(ids)} tokens, "
                     f"the context of {llm.folder} holds {llm.config.context}"
                 )

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engine.reports.rows import Row
 from engine.reports.tables import accuracy_of
+from engine.results.rows import Row
 
 _NUM_LINES = 10
 

@@ -15,11 +15,12 @@ from typer.core import TyperCommand
 
 from engine.cli.digests import problems_digest
 from engine.cli.runs import run_rows
+from engine.errors import UserError
 from engine.model import HOME, resolve_device, resolve_folder
 from engine.model.digest import checkpoint_digest
-from engine.reports import RunLedger, row_line
-from engine.reports.files import write_atomically
-from engine.reports.rows import Row
+from engine.reports import Journal, row_line
+from engine.results.files import write_atomically
+from engine.results.rows import Row
 from engine.runtime import LLM
 from engine.tasks import get_task
 from engine.tasks.chain import ChainConfig, config_from_options
@@ -142,9 +143,9 @@ def run_rollouts(
     """Labels the steps of sampled answers by how often rollouts from there end right."""
     check_threshold(trl_threshold)
     if trl_threshold is not None and trl is None:
-        raise ValueError(f"--trl-threshold has no effect without --trl, got {trl_threshold}")
+        raise UserError(f"--trl-threshold has no effect without --trl, got {trl_threshold}")
     if workers < 1 or (workers > 1 and device != "cpu"):
-        raise ValueError(f"workers must be at least 1, and 1 but on a CPU, got {workers} with device {device!r}")
+        raise UserError(f"workers must be at least 1, and 1 but on a CPU, got {workers} with device {device!r}")
     problems = questions(recipe)
     folder = resolve_folder(policy)
     model = {"device": device, "dtype": dtype, "max_batch": max_batch, "num_blocks": num_blocks}
@@ -159,7 +160,7 @@ def run_rollouts(
             row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
             yield index, row | {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
 
-    def write_answers(ledger: RunLedger) -> str:
+    def write_answers(ledger: Journal) -> str:
         done = ledger.done
         answers = [answer for index in sorted(done) for answer in done[index]["rows"]]
         write_atomically(out, b"".join(map(row_line, answers)))
@@ -233,12 +234,12 @@ def _parameter(field: Field, annotation: object) -> inspect.Parameter:
 
 
 def _changed(data: ChainConfig, pairs: list[str] | None) -> ChainConfig:
-    """`data` with some knobs set. Raises ValueError for what is no name=value pair of it."""
+    """`data` with some knobs set. Raises UserError for what is no name=value pair of it."""
     options = {}
     for pair in pairs or ():
         name, sign, value = pair.partition("=")
         if not sign:
-            raise ValueError(f"--data needs name=value, got {pair!r}")
+            raise UserError(f"--data needs name=value, got {pair!r}")
         options[name] = value
     typed = config_from_options(options)
     return replace(data, **{name: getattr(typed, name) for name in options})

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from engine.errors import UserError
+
 
 def report(
     results: Annotated[list[str], typer.Argument(help="Files that `ttc search` wrote.", show_default=False)],
@@ -21,7 +23,7 @@ def report(
 
     rows = read_rows(*results)
     if not rows:
-        raise ValueError(f"no result row in {', '.join(results)}")
+        raise UserError(f"no result row in {', '.join(results)}")
     seconds = seconds_of(results)
     write_report(rows, out, title=title, seconds=seconds)
     Console(width=None).print(terminal_table(summarize(rows, seconds=seconds), compare(rows)))
@@ -33,13 +35,13 @@ def seconds_of(results: Sequence[str]) -> dict[str, float]:
 
     A strategy of a file without a ledger is left out: its time is not known.
     """
-    from engine.reports import ledger_path, read_rows
+    from engine.reports import journal_path, read_rows
 
     totals: dict[str, float] = {}
     unknown: set[str] = set()
     for path in results:
         try:
-            lines = ledger_path(path).read_bytes().split(b"\n")[1:-1]
+            lines = journal_path(path).read_bytes().split(b"\n")[1:-1]
         except OSError:
             unknown.update(row["strategy"] for row in read_rows(path))
             continue

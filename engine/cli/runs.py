@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.cli.progress import RunProgress
+from engine.errors import UserError
 from engine.interrupts import Uninterrupted
-from engine.reports import RunLedger, open_run
-from engine.reports.rows import Row
+from engine.reports import Journal, open_run
+from engine.results.rows import Row
 
 # From the positions that are still to be done, to (position, row) in any order.
 MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
@@ -23,12 +24,12 @@ def run_rows(
     num_total: int,
     label: str,
     overwrite: bool,
-    write: Callable[[RunLedger], str] | None = None,
+    write: Callable[[Journal], str] | None = None,
 ) -> str:
     """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
 
     `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went.
-    Raises ValueError where `out` holds another run.
+    Raises UserError where `out` holds another run.
     """
     check_out(out)
     with _open(out, config, overwrite) as ledger:
@@ -64,15 +65,15 @@ def run_rows(
 
 
 def check_out(out: str) -> None:
-    """Raises ValueError for a path that results cannot be written to."""
+    """Raises UserError for a path that results cannot be written to."""
     if Path(out).is_dir():
-        raise ValueError(f"results go to a file, {out!r} is a folder")
+        raise UserError(f"results go to a file, {out!r} is a folder")
 
 
-def _open(out: str, config: dict, overwrite: bool) -> RunLedger:
+def _open(out: str, config: dict, overwrite: bool) -> Journal:
     try:
         return open_run(out, config, overwrite=overwrite)
     except ValueError as error:
         if "another configuration" not in str(error):
             raise
-        raise ValueError(f"{error} (choose another --out, or --overwrite)") from None
+        raise UserError(f"{error} (choose another --out, or --overwrite)") from None

@@ -10,12 +10,13 @@ import typer
 
 from engine.cli.inputs import DEFAULT_LIMIT, check_prompts, find_limits, find_problems, load_engine
 from engine.cli.options import option as _option
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.engine import Engine
-    from engine.reports.rows import Row
+    from engine.results.rows import Row
     from engine.scheduler import Planner
     from engine.search import Strategy
     from engine.types import Problem, Sampling
@@ -168,10 +169,10 @@ def _check_total(
     if options.total_budget is None:
         return
     if "budget" in given:
-        raise ValueError(f"--budget has no effect with --total-budget, got {options.budget}")
+        raise UserError(f"--budget has no effect with --total-budget, got {options.budget}")
     least = max(1, strategy.calibration.predictor.num_spent)
     if options.total_budget < least * num_problems:
-        raise ValueError(
+        raise UserError(
             f"total_budget must be at least {least} for each of {num_problems} problems, got {options.total_budget}"
         )
     options.budget = options.total_budget // num_problems

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 
+from engine.errors import UserError
 from engine.scheduler import ComputeOptimal, Planner
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
 
@@ -54,7 +55,7 @@ _ONLY_SCORED = ("verifier", "agg_strategy", *_USED_BY_VERIFIER)
 def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy | Planner:
     """The strategy that the options describe; `given` are the names of those that the user typed.
 
-    Raises ValueError for an unknown name, a value out of range, or an option without effect.
+    Raises UserError for an unknown name, a value out of range, or an option without effect.
     """
     _check_choice("strategy", options.strategy, STRATEGIES)
     _check_used(given, _USED_BY_STRATEGY, "strategy", options.strategy)
@@ -63,13 +64,13 @@ def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy
     check_verifier_used(options.verifier, given)
     if options.verifier == "orm" and options.strategy not in _OF_ANSWERS:
         wanted = " or ".join(_OF_ANSWERS)
-        raise ValueError(f"--verifier orm judges whole answers, with --strategy {wanted}, got {options.strategy!r}")
+        raise UserError(f"--verifier orm judges whole answers, with --strategy {wanted}, got {options.strategy!r}")
     strategy = _build(options, given)
     if not strategy.is_scored:  # by its vote or its calibration, where the name alone does not say so
         for option in _ONLY_SCORED:
             if option in given:
                 flag = "--" + option.replace("_", "-")
-                raise ValueError(f"{flag} has no effect with this {options.strategy}, which scores nothing")
+                raise UserError(f"{flag} has no effect with this {options.strategy}, which scores nothing")
     return strategy
 
 
@@ -95,28 +96,28 @@ def _build(options: SimpleNamespace, given: Collection[str]) -> Strategy | Plann
 
 
 def check_verifier_used(verifier: str, given: Collection[str]) -> None:
-    """Raises ValueError for an unknown verifier, and for an option that was typed for another one."""
+    """Raises UserError for an unknown verifier, and for an option that was typed for another one."""
     _check_choice("verifier", verifier, VERIFIERS)
     _check_used(given, _USED_BY_VERIFIER, "verifier", verifier)
 
 
 def calibration_file(name: str) -> Path:
-    """The file of a calibration; "home" is the shipped one. Raises ValueError where that is missing."""
+    """The file of a calibration; "home" is the shipped one. Raises UserError where that is missing."""
     from engine.model import HOME
 
     path = HOME / "calibration.json" if name == "home" else Path(name)
     if not path.is_file():
-        raise ValueError(f"no calibration file at {name!r}: `ttc calibrate --out FILE` measures one")
+        raise UserError(f"no calibration file at {name!r}: `ttc calibrate --out FILE` measures one")
     return path
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _check_used(given: Collection[str], used_by: dict[str, tuple[str, ...]], name: str, value: str) -> None:
     for option, values in used_by.items():
         if option in given and value not in values:
             flag = "--" + option.replace("_", "-")
-            raise ValueError(f"{flag} has no effect with --{name} {value}, only with {', '.join(values)}")
+            raise UserError(f"{flag} has no effect with --{name} {value}, only with {', '.join(values)}")

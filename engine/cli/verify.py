@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.cli.options import option
+from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -44,15 +45,15 @@ def verify(
     from rich.console import Console
 
     from engine.engine import Engine
-    from engine.reports.files import write_atomically
     from engine.reports.verifier import first_wrong_line, verifier_figures, verifier_table, write_verifier_report
+    from engine.results.files import write_atomically
     from engine.search.protocols import judges_answers
     from engine.training.stepwise import read_stepwise
 
     if verifier not in _NAMES:
-        raise ValueError(f"verifier must be one of {', '.join(_NAMES)}, got {verifier!r}")
+        raise UserError(f"verifier must be one of {', '.join(_NAMES)}, got {verifier!r}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+        raise UserError(f"limit must be at least 1, got {limit}")
     found = read_stepwise(Path(rows))[:limit]
     models = {"prm": prm, "prm_spec": prm_spec, "orm": orm, "orm_spec": orm_spec, "trunk_head": trunk_head}
     engine = Engine.load(policy, task=task, **models)
@@ -72,7 +73,7 @@ def verify(
 def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list[ScoredAnswer]:
     """Every row as the verifier scores it, its tokens fed, many answers in one forward.
 
-    Raises ValueError for an answer over the context of a model.
+    Raises UserError for an answer over the context of a model.
     """
     from engine.reports.verifier import ScoredAnswer
     from engine.runtime import Batcher

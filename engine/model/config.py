@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.accounting import ModelShape
+from engine.errors import UserError
 from engine.model.families import Family, check_fields, family_of, layer_windows
 from engine.model.rope import Rope, read_rope
 from engine.model.window import NUM_SCRATCH_BLOCKS
@@ -64,10 +65,10 @@ class ModelConfig:
 
 
 def read_raw_config(folder: Path) -> dict:
-    """`folder/config.json` as it stands. Raises ValueError for a missing or damaged file."""
+    """`folder/config.json` as it stands. Raises UserError for a missing or damaged file."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"no checkpoint at {folder}: config.json is missing")
+        raise UserError(f"no checkpoint at {folder}: config.json is missing")
     return read_json(path)
 
 
@@ -80,7 +81,7 @@ def named_architecture(raw: dict) -> object:
 def read_config(folder: Path, architecture: str | None = None) -> ModelConfig:
     """Reads `folder/config.json`, by default as the architecture that it names.
 
-    Raises ValueError for a missing file or anything unsupported.
+    Raises UserError for a missing file or anything unsupported.
     """
     path, raw = folder / "config.json", read_raw_config(folder)
     architecture = architecture or named_architecture(raw)
@@ -89,20 +90,20 @@ def read_config(folder: Path, architecture: str | None = None) -> ModelConfig:
     try:
         return _from_raw(raw, architecture, family, path)
     except KeyError as missing:
-        raise ValueError(f"{path}: field {missing} is missing") from None
+        raise UserError(f"{path}: field {missing} is missing") from None
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file of at most 64 MiB. Raises ValueError for anything else."""
+    """A JSON object from a file of at most 64 MiB. Raises UserError for anything else."""
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is damaged: it has {size} bytes, at most {MAX_JSON_BYTES} are read")
+        raise UserError(f"{path} is damaged: it has {size} bytes, at most {MAX_JSON_BYTES} are read")
     try:
         raw = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # bad JSON, bytes that are no text, a bomb of brackets
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {str(raw)[:40]!r}")
+        raise UserError(f"{path} must hold a JSON object, got {str(raw)[:40]!r}")
     return raw
 
 
@@ -111,7 +112,7 @@ def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> Model
         value = raw[name] if default is None else raw.get(name)
         value = default if value is None else value
         if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {name} must be a whole number of at least 1, got {value!r}")
+            raise UserError(f"{path}: {name} must be a whole number of at least 1, got {value!r}")
         return value
 
     heads, hidden, vocab_size = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
@@ -121,9 +122,9 @@ def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> Model
     known_dim = None if "head_dim" in raw else family.default_head_dim
     head_dim = size("head_dim", known_dim or max(hidden // heads, 1))
     if heads % kv_heads:
-        raise ValueError(f"{path}: num_attention_heads = {heads} is not a multiple of {kv_heads} KV heads")
+        raise UserError(f"{path}: num_attention_heads = {heads} is not a multiple of {kv_heads} KV heads")
     if head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"{path}: head_dim must be even and at most {MAX_HEAD_DIM}, got {head_dim}")
+        raise UserError(f"{path}: head_dim must be even and at most {MAX_HEAD_DIM}, got {head_dim}")
     num_layers, max_positions = size("num_hidden_layers"), size("max_position_embeddings")
     theta, rope = read_rope(raw, max_positions, path)
     context = rope.context(max_positions)
@@ -155,7 +156,7 @@ def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> Model
 
 def _number(name: str, value: object, path: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{path}: {name} must be a number over 0, got {value!r}")
+        raise UserError(f"{path}: {name} must be a number over 0, got {value!r}")
     return float(value)
 
 
@@ -163,5 +164,5 @@ def _eos_token_ids(given: object, vocab_size: int, path: Path) -> tuple[int, ...
     ids = [] if given is None else given if isinstance(given, list) else [given]
     for token in ids:
         if type(token) is not int or not 0 <= token < vocab_size:
-            raise ValueError(f"{path}: eos_token_id must be within 0..{vocab_size - 1}, got {given!r}")
+            raise UserError(f"{path}: eos_token_id must be within 0..{vocab_size - 1}, got {given!r}")
     return tuple(ids)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import UserError
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 KINDS = ("ForCausalLM", "ForTokenClassification")
 
@@ -93,20 +95,20 @@ _QK_NORM = ("qk_norm", "use_qk_norm", "qk_layernorm")
 
 
 def family_of(architecture: object, raw: dict, path: Path) -> Family:
-    """The family of an architecture. Raises ValueError for one that is not read, or is of another model type."""
+    """The family of an architecture. Raises UserError for one that is not read, or is of another model type."""
     family = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
     if family is None:
         remote = "wants remote code (auto_map), which is never run, and " if raw.get("auto_map") else ""
-        raise ValueError(
+        raise UserError(
             f"{path}: architecture {architecture!r} {remote}is not supported ({', '.join(ARCHITECTURES)} are)"
         )
     if raw.get("model_type", family.model_type) != family.model_type:
-        raise ValueError(f"{path}: model_type {raw['model_type']!r} does not go with architecture {architecture!r}")
+        raise UserError(f"{path}: model_type {raw['model_type']!r} does not go with architecture {architecture!r}")
     return family
 
 
 def check_fields(raw: dict, family: Family, path: Path) -> None:
-    """Raises ValueError, by name, for a field that would make another model of the family."""
+    """Raises UserError, by name, for a field that would make another model of the family."""
     allowed = dict(_ALLOWED)
     allowed["attention_bias"] = (family.has_qkv_bias,)  # elsewhere it means a bias on the output projection too
     allowed["qkv_bias"] = (family.has_qkv_bias,)
@@ -124,7 +126,7 @@ def check_fields(raw: dict, family: Family, path: Path) -> None:
             values = next((off for part, off in _SUSPECT.items() if part in name), None)
         if values is not None and not any(value == each and type(value) in _alike(each) for each in values):
             only = ", ".join(map(repr, values)) or "null"
-            raise ValueError(f"{path}: {name} = {str(value)[:80]!r} is not supported, only {only}")
+            raise UserError(f"{path}: {name} = {str(value)[:80]!r} is not supported, only {only}")
 
 
 def _alike(value: object) -> tuple[type, ...]:
@@ -138,18 +140,18 @@ def layer_windows(raw: dict, family: Family, num_layers: int, path: Path) -> tup
     if family.window_rule == "none" or (family.window_rule == "chosen" and not raw.get("use_sliding_window")):
         window = None
     if window is not None and (type(window) is not int or window < 1):
-        raise ValueError(f"{path}: sliding_window must be a whole number of at least 1, got {window!r}")
+        raise UserError(f"{path}: sliding_window must be a whole number of at least 1, got {window!r}")
     types = raw.get("layer_types")
     if family.window_rule == "chosen" and types is None:
         first = raw.get("max_window_layers", 28)
         if type(first) is not int:
-            raise ValueError(f"{path}: max_window_layers must be a whole number, got {first!r}")
+            raise UserError(f"{path}: max_window_layers must be a whole number, got {first!r}")
         return tuple(window if i >= first else None for i in range(num_layers))
     if types is None:
         return (window,) * num_layers
     possible = {FULL} if window is None else {SLIDING} if family.window_rule == "all" else {FULL, SLIDING}
     if not isinstance(types, list) or len(types) != num_layers or not all(kind in possible for kind in types):
-        raise ValueError(
+        raise UserError(
             f"{path}: layer_types must be {num_layers} of {', '.join(sorted(possible))} with a sliding window of "
             f"{window}, got {str(types)[:120]}"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from engine.errors import UserError
 from engine.model.config import ModelConfig
 from engine.model.loader import read_tensors
 from engine.model.placement import CPU, Placement
@@ -108,7 +109,7 @@ def _lm_head_name(config: ModelConfig) -> str:
 def classification_head(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> ScoreHead:
     """The `score` layer of a `*ForTokenClassification` checkpoint; the last label is the good one."""
     if config.num_labels not in (1, 2):
-        raise ValueError(f"a step verifier has 1 or 2 labels, the checkpoint has {config.num_labels}")
+        raise UserError(f"a step verifier has 1 or 2 labels, the checkpoint has {config.num_labels}")
     return linear_head(config, tensors, "score", config.num_labels, config.num_labels - 1)
 
 
@@ -136,7 +137,7 @@ def lm_rows_head(
 ) -> ScoreHead:
     """The rows of the LM head that belong to some tokens, as labels."""
     if not all(0 <= token < config.vocab_size for token in token_ids):
-        raise ValueError(f"tokens of a score must be within 0..{config.vocab_size - 1}, got {list(token_ids)}")
+        raise UserError(f"tokens of a score must be within 0..{config.vocab_size - 1}, got {list(token_ids)}")
     weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
     return ScoreHead(weight[list(token_ids)].contiguous(), None, good_index)
 
@@ -147,7 +148,7 @@ def load_trunk_head(
     """A head trained on the frozen trunk of a policy: a folder with `score.weight` (1, H) and `score.bias`."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise ValueError(f"no trunk head at {folder}: model.safetensors is missing")
+        raise UserError(f"no trunk head at {folder}: model.safetensors is missing")
     tensors = read_tensors(path, dtype, device)
     weight = take(tensors, "score.weight", (1, config.hidden_size))
     return ScoreHead(weight, take(tensors, "score.bias", (1,)), good_index=0)

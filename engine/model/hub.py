@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from engine.errors import UserError
+
 # No pickle and no Python: what is not read is not fetched.
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -18,7 +20,7 @@ def is_hub_id(name: str) -> bool:
 def fetch(name: str) -> Path:
     """The folder of "owner/model" in the Hub's cache, fetched if it is not there (never with HF_HUB_OFFLINE=1).
 
-    Raises ValueError, in one sentence, if it is neither there nor can be fetched.
+    Raises UserError, in one sentence, if it is neither there nor can be fetched.
     """
     # Loaded when asked for: most folders are local, and these take a third of a second.
     from huggingface_hub import snapshot_download
@@ -32,4 +34,4 @@ def fetch(name: str) -> Path:
         why = "the Hub has no such repository, or it is private"
     except Exception as error:  # what else a download raises depends on the HTTP library beneath it
         why = " ".join(str(error).split())[:200]
-    raise ValueError(f"no checkpoint folder at {name!r}, and it cannot be had from the Hub: {why}") from None
+    raise UserError(f"no checkpoint folder at {name!r}, and it cannot be had from the Hub: {why}") from None

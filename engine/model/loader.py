@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from engine.errors import UserError
 from engine.model.config import ModelConfig, read_config, read_json
 from engine.model.hub import fetch, is_hub_id
 from engine.model.tensor_files import TensorFiles
@@ -34,7 +35,7 @@ def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
     known = DTYPES if device == "cpu" else GPU_DTYPES
     if name not in known:
         more = " (on a GPU also float16, fp16)" if known is DTYPES else ""
-        raise ValueError(
+        raise UserError(
             f"dtype must be one of {', '.join(known)}{more}; checkpoints in float16 load in any, got {name!r}"
         )
     return known[name]
@@ -47,7 +48,7 @@ def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
         return folder
     if isinstance(name, str) and is_hub_id(name):
         return fetch(name)
-    raise ValueError(f"no checkpoint folder at {str(name)!r}")
+    raise UserError(f"no checkpoint folder at {str(name)!r}")
 
 
 def load_checkpoint(
@@ -55,7 +56,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Reads the configuration, the tokenizer and what tensors there are; each tensor is read when it is taken.
 
-    It is read as the architecture that config.json names, unless another is given. Raises ValueError for a folder
+    It is read as the architecture that config.json names, unless another is given. Raises UserError for a folder
     that is incomplete, damaged or not supported.
     """
     config = read_config(folder, architecture)
@@ -66,28 +67,28 @@ def load_checkpoint(
 
 
 def tensor_names(folder: Path) -> set[str]:
-    """The names of a checkpoint's tensors, without reading any. Raises ValueError for a damaged file."""
+    """The names of a checkpoint's tensors, without reading any. Raises UserError for a damaged file."""
     return set(_open_weights(folder, torch.float32))
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """What a checkpoint's tensors take in `dtype`, without reading any. Raises ValueError for a damaged file."""
+    """What a checkpoint's tensors take in `dtype`, without reading any. Raises UserError for a damaged file."""
     return _open_weights(folder, dtype).num_bytes
 
 
 def read_tensors(path: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Mapping[str, torch.Tensor]:
-    """The tensors of one safetensors file, in `dtype`. Raises ValueError for a damaged one."""
+    """The tensors of one safetensors file, in `dtype`. Raises UserError for a damaged one."""
     return TensorFiles([path], dtype, device)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder, from tokenizer.json alone."""
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"no tokenizer at {folder}: tokenizer.json is missing")
+        raise UserError(f"no tokenizer at {folder}: tokenizer.json is missing")
     try:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception on a damaged file
-        raise ValueError(f"the tokenizer at {folder} cannot be read: {error}") from None
+        raise UserError(f"the tokenizer at {folder} cannot be read: {error}") from None
 
 
 def _weight_map(path: Path) -> dict[str, str]:
@@ -96,7 +97,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         return {}
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise ValueError(f"{path} is damaged: weight_map must map tensors to files, got {str(found)[:40]!r}")
+        raise UserError(f"{path} is damaged: weight_map must map tensors to files, got {str(found)[:40]!r}")
     return found
 
 
@@ -107,11 +108,11 @@ def _open_weights(folder: Path, dtype: torch.dtype, device: torch.device | str =
     names = sorted(set(weight_map.values())) or ["model.safetensors"]
     for name in names:
         if Path(name).name != name:
-            raise ValueError(f"{path} names a file outside its folder: {name!r}")
+            raise UserError(f"{path} names a file outside its folder: {name!r}")
         if not (folder / name).is_file():
-            raise ValueError(f"no weights at {folder}: {name} is missing (pickled .bin files are not read)")
+            raise UserError(f"no weights at {folder}: {name} is missing (pickled .bin files are not read)")
     tensors = TensorFiles([folder / name for name in names], dtype, device)
     for name, file in weight_map.items():
         if name not in tensors or tensors.file(name).name != file:
-            raise ValueError(f"{path} says that tensor {name!r} is in {file}, it is not there")
+            raise UserError(f"{path} says that tensor {name!r} is in {file}, it is not there")
     return tensors

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.errors import UserError
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -27,11 +29,11 @@ CPU = Placement(torch.device("cpu"))
 
 
 def resolve_device(name: str) -> Placement:
-    """The placement of "cpu" or "cuda", the current GPU. Raises ValueError for another name, or without a GPU."""
+    """The placement of "cpu" or "cuda", the current GPU. Raises UserError for another name, or without a GPU."""
     if name == "cpu":
         return CPU
     if name != "cuda":
-        raise ValueError(f"device must be 'cpu' or 'cuda', got {name!r}")
+        raise UserError(f"device must be 'cpu' or 'cuda', got {name!r}")
     if not torch.cuda.is_available():
-        raise ValueError(f"device 'cuda' was asked for, but torch {torch.__version__} sees no GPU")
+        raise UserError(f"device 'cuda' was asked for, but torch {torch.__version__} sees no GPU")
     return Placement(torch.device("cuda", torch.cuda.current_device()))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from engine.errors import UserError
+
 DEFAULT_THETA = 10000.0
 # The numbers that each type of scaling reads; all types read rope_theta.
 _NUMBERS = {
@@ -55,26 +57,26 @@ class Rope:
 
 
 def read_rope(raw: dict, max_positions: int, path: Path) -> tuple[float, Rope]:
-    """The base and the scaling, from either spelling. Raises ValueError, by name, for what is not supported."""
+    """The base and the scaling, from either spelling. Raises UserError, by name, for what is not supported."""
     given = [raw[name] for name in ("rope_scaling", "rope_parameters") if raw.get(name)]
     for rope in given:
         if not isinstance(rope, dict):
-            raise ValueError(f"{path}: rope_parameters must be an object, got {rope!r}")
+            raise UserError(f"{path}: rope_parameters must be an object, got {rope!r}")
     if len(given) == 2 and given[0] != given[1]:
-        raise ValueError(f"{path}: rope_scaling {given[0]} and rope_parameters {given[1]} are not the same")
+        raise UserError(f"{path}: rope_scaling {given[0]} and rope_parameters {given[1]} are not the same")
     rope = given[0] if given else {}
     unknown = [name for name in rope if name not in _KNOWN]
     if unknown:
-        raise ValueError(f"{path}: rope field {unknown[0]!r} = {str(rope[unknown[0]])[:60]} is not supported")
+        raise UserError(f"{path}: rope field {unknown[0]!r} = {str(rope[unknown[0]])[:60]} is not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _NUMBERS:
-        raise ValueError(f"{path}: rope type {kind!r} is not supported, only {', '.join(map(repr, _NUMBERS))}")
+        raise UserError(f"{path}: rope type {kind!r} is not supported, only {', '.join(map(repr, _NUMBERS))}")
     if rope.get("partial_rotary_factor") not in (None, 1):
-        raise ValueError(f"{path}: partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported, only 1")
+        raise UserError(f"{path}: partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported, only 1")
 
     def number(name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"{path}: {name} of rope type {kind!r} must be a number over 0, got {value!r}")
+            raise UserError(f"{path}: {name} of rope type {kind!r} must be a number over 0, got {value!r}")
         return float(value)
 
     theta = rope.get("rope_theta")
@@ -89,7 +91,7 @@ def read_rope(raw: dict, max_positions: int, path: Path) -> tuple[float, Rope]:
     fields |= {name: rope[name] for name in _OPTIONAL.get(kind, ()) if rope.get(name)}
     numbers = {name: number(name, value) for name, value in fields.items()}
     if kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
-        raise ValueError(
+        raise UserError(
             f"{path}: high_freq_factor {numbers['high_freq_factor']} must be over low_freq_factor "
             f"{numbers['low_freq_factor']}"
         )

@@ -19,6 +19,8 @@ from weakref import WeakValueDictionary
 import torch
 from safetensors import SafetensorError, safe_open
 
+from engine.errors import UserError
+
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_HEADER_BYTES = 16 << 20  # the headers of the largest models have one or two
 CHUNK_BYTES = 256 << 10  # of a file, converted while it is in the cache
@@ -40,7 +42,7 @@ class Place:
 class TensorFiles(Mapping[str, torch.Tensor]):
     """The tensors of some safetensors files by name, in `dtype` and on `device`.
 
-    A tensor that is in use is not read again. Raises ValueError for a damaged file, for a tensor of another type
+    A tensor that is in use is not read again. Raises UserError for a damaged file, for a tensor of another type
     than float32, float16 and bfloat16, and for one that is in two files.
     """
 
@@ -53,7 +55,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         for path in paths:
             for name, place in _read_header(path).items():
                 if name in self._places:
-                    raise ValueError(f"tensor {name!r} is in both {self._places[name].path} and {path}")
+                    raise UserError(f"tensor {name!r} is in both {self._places[name].path} and {path}")
                 self._places[name] = place
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -105,7 +107,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
                 with ThreadPoolExecutor(num_threads) as pool:
                     list(pool.map(lambda job: _read_part(*job), jobs))
         except OSError as error:
-            raise ValueError(f"{place.path} cannot be read: {error}") from None
+            raise UserError(f"{place.path} cannot be read: {error}") from None
 
     def runs(self, name: str) -> Iterator[torch.Tensor]:
         """A tensor's rows in order, some at a time; each run lives in a buffer that the next one overwrites."""
@@ -122,7 +124,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
             try:
                 _read_part(place, rows.view(-1), first * width, self._chunks[0])
             except OSError as error:
-                raise ValueError(f"{place.path} cannot be read: {error}") from None
+                raise UserError(f"{place.path} cannot be read: {error}") from None
             yield rows
 
     def is_equal(self, first: str, second: str) -> bool:
@@ -143,17 +145,17 @@ class TensorFiles(Mapping[str, torch.Tensor]):
 
 
 def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
-    """A tensor's shape, without reading it where it is in a file. Raises ValueError for one that is not there."""
+    """A tensor's shape, without reading it where it is in a file. Raises UserError for one that is not there."""
     if name not in tensors:
-        raise ValueError(f"{origin(tensors)}the checkpoint lacks tensor {name!r}")
+        raise UserError(f"{origin(tensors)}the checkpoint lacks tensor {name!r}")
     return tensors.shape(name) if isinstance(tensors, TensorFiles) else tuple(tensors[name].shape)
 
 
 def check_shape(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for a tensor that is missing, or of another shape than the configuration says."""
+    """Raises UserError for a tensor that is missing, or of another shape than the configuration says."""
     found = shape_of(tensors, name)
     if found != shape:
-        raise ValueError(f"{origin(tensors)}tensor {name!r} has shape {found}, the config says {shape}")
+        raise UserError(f"{origin(tensors)}tensor {name!r} has shape {found}, the config says {shape}")
 
 
 def origin(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -215,7 +217,7 @@ def _read_header(path: Path) -> dict[str, Place]:
             length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
             most = min(MAX_HEADER_BYTES, size - 8)
             if not 0 < length <= most:
-                raise ValueError(
+                raise UserError(
                     f"{path} cannot be read as safetensors: a file of {size} bytes may have a header of up to "
                     f"{max(most, 0)}, it says {length}"
                 )
@@ -223,13 +225,13 @@ def _read_header(path: Path) -> dict[str, Place]:
                 pass
             header = json.loads(file.read(length))
     except (SafetensorError, OSError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from None
     places = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if entry["dtype"] not in DTYPES:
-            raise ValueError(
+            raise UserError(
                 f"{path}: tensor {name!r} is of type {entry['dtype']}, only {', '.join(DTYPES)} are read "
                 "(no quantized weights)"
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.errors import UserError
 from engine.model.config import ModelConfig
 from engine.model.rope import rope_tables
 from engine.model.tensor_files import fill, origin, runs, take
@@ -101,7 +102,7 @@ def is_plain(config: ModelConfig) -> bool:
 def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_streamed: bool = False) -> Trunk:
     """The trunk of a checkpoint; no tensor is in memory twice.
 
-    With `is_streamed` the parts of its layers are runs of rows, which a `PackedDecoder` copies. Raises ValueError for
+    With `is_streamed` the parts of its layers are runs of rows, which a `PackedDecoder` copies. Raises UserError for
     a tensor that is missing, of another shape, or that this architecture does not have.
     """
     _check_names(config, tensors)
@@ -125,7 +126,7 @@ def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_stre
 
 
 def _check_names(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError for a tensor of the trunk that nothing will ask for: the result would lack it."""
+    """Raises UserError for a tensor of the trunk that nothing will ask for: the result would lack it."""
     known = [f"{name}.weight" for name in _PARTS]
     known += [f"self_attn.{part}_proj.bias" for part in "qkv"] if config.has_qkv_bias else []
     known += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] if config.has_qk_norm else []
@@ -133,7 +134,7 @@ def _check_names(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> No
     expected |= {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     for name in tensors:
         if name.startswith(("model.", "lm_head.")) and name not in expected and not name.endswith(_DERIVED):
-            raise ValueError(
+            raise UserError(
                 f"{origin(tensors)}tensor {name!r} has no place in {config.architecture} "
                 f"with {config.num_layers} layers as the config describes it"
             )

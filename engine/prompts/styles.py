@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import UserError
 from engine.prompts.template import ChatTemplate
 
 # That of the "## Step k:" format, which the known step verifiers were trained beside.
@@ -70,7 +71,7 @@ class PromptFormat:
     stops_at_box: bool
 
     def render(self, prompt: str) -> str:
-        """The whole text. Raises ValueError for a chat template that makes none."""
+        """The whole text. Raises UserError for a chat template that makes none."""
         if self.template is None:
             parts = [f"{self.system}\n\n"] if self.system else []
             parts += [f"{example}{solution.strip()}\n\n" for example, solution in self.examples]
@@ -95,14 +96,14 @@ def build_prompt(
     """The format of a style for the model in `folder`; what is given goes before the style's own.
 
     `few_shot` is a file, see `read_few_shot`; `as_prompt` makes a prompt of an example's problem.
-    Raises ValueError for an unknown style, a style "chat" without a template, or a bad file.
+    Raises UserError for an unknown style, a style "chat" without a template, or a bad file.
     """
     if style not in _STYLES:
-        raise ValueError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
+        raise UserError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
     chosen = _STYLES[style]
     template = None if chosen.is_chat is False else ChatTemplate.load(folder)
     if chosen.is_chat and template is None:
-        raise ValueError(f"prompt_style {style!r} needs a chat template, the model at {folder} has none")
+        raise UserError(f"prompt_style {style!r} needs a chat template, the model at {folder} has none")
     examples, preface = read_few_shot(few_shot) if few_shot is not None else ((), "")
     return PromptFormat(
         template=template,
@@ -126,11 +127,11 @@ def read_system_prompt(text_or_file: str) -> str:
 def read_few_shot(path: str | Path) -> tuple[Sequence[tuple[str, str]], str]:
     """Worked examples: (problem, solution) pairs of a .jsonl file, or the whole text of any other file.
 
-    Raises ValueError that names the file and the line.
+    Raises UserError that names the file and the line.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no few-shot file at {str(path)!r}")
+        raise UserError(f"no few-shot file at {str(path)!r}")
     text = _read_text(path)
     if path.suffix != ".jsonl":
         return (), text
@@ -142,14 +143,12 @@ def read_few_shot(path: str | Path) -> tuple[Sequence[tuple[str, str]], str]:
             row = json.loads(line)
             pair = (row["problem"], row["solution"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: needs 'problem' and 'solution' ({error}): {line[:60]!r}"
-            ) from None
+            raise UserError(f"{path}, line {number}: needs 'problem' and 'solution' ({error}): {line[:60]!r}") from None
         if not all(isinstance(each, str) and each.strip() for each in pair):
-            raise ValueError(f"{path}, line {number}: 'problem' and 'solution' must be texts, got {line[:60]!r}")
+            raise UserError(f"{path}, line {number}: 'problem' and 'solution' must be texts, got {line[:60]!r}")
         examples.append(pair)
     if not examples:
-        raise ValueError(f"{path} holds no example")
+        raise UserError(f"{path} holds no example")
     return examples, ""
 
 
@@ -157,4 +156,4 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except ValueError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
+        raise UserError(f"{path} is not UTF-8 text") from None

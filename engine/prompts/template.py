@@ -12,6 +12,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.errors import UserError
+
 MAX_SOURCE = 1 << 18  # characters of a template
 _WORKER = Path(__file__).with_name("worker.py")
 _START_SECONDS, _WALL_SECONDS = 120.0, 60.0  # far over what the worker allows itself; a loaded machine is slow
@@ -25,7 +27,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: Mapping[str, str] | None = None, *, origin: str = "the chat template"):
         if len(source) > MAX_SOURCE:
-            raise ValueError(f"{origin} has {len(source)} characters, at most {MAX_SOURCE} are read")
+            raise UserError(f"{origin} has {len(source)} characters, at most {MAX_SOURCE} are read")
         self.source, self.tokens, self.origin = source, dict(tokens or {}), origin
         self._worker: _Worker | None = None
 
@@ -33,17 +35,17 @@ class ChatTemplate:
     def load(cls, folder: Path) -> ChatTemplate | None:
         """The template of a checkpoint: `chat_template.jinja`, else in tokenizer_config.json; None without one.
 
-        Raises ValueError for a file that is damaged.
+        Raises UserError for a file that is damaged.
         """
         config = read_tokenizer_config(folder)
         path = folder / "chat_template.jinja"
         if path.is_file():
             if path.stat().st_size > 4 * MAX_SOURCE:
-                raise ValueError(f"{path} has {path.stat().st_size} bytes, a chat template has {MAX_SOURCE} at most")
+                raise UserError(f"{path} has {path.stat().st_size} bytes, a chat template has {MAX_SOURCE} at most")
             try:
                 source = path.read_text(encoding="utf-8")
             except ValueError:
-                raise ValueError(f"{path} is not UTF-8 text") from None
+                raise UserError(f"{path} is not UTF-8 text") from None
         else:
             path, source = folder / "tokenizer_config.json", config.get("chat_template")
         if isinstance(source, list):  # several with names
@@ -52,11 +54,11 @@ class ChatTemplate:
         if source is None:
             return None
         if not isinstance(source, str):
-            raise ValueError(f"{path}: chat_template must be a text, got {str(source)[:60]!r}")
+            raise UserError(f"{path}: chat_template must be a text, got {str(source)[:60]!r}")
         return cls(source, special_tokens(config), origin=f"the chat template of {path}")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The text of a conversation. Raises ValueError for a template that does not make one."""
+        """The text of a conversation. Raises UserError for a template that does not make one."""
         if self._worker is None:
             self._worker = _Worker()
         variables = {
@@ -69,23 +71,23 @@ class ChatTemplate:
         answer = self._worker.ask({"source": self.source, "variables": variables})
         if answer is None:
             self._worker = None
-            raise ValueError(f"{self.origin} was stopped: it takes more time or memory than a template may")
+            raise UserError(f"{self.origin} was stopped: it takes more time or memory than a template may")
         if "error" in answer:
-            raise ValueError(f"{self.origin} cannot be rendered: {answer['error']}")
+            raise UserError(f"{self.origin} cannot be rendered: {answer['error']}")
         return answer["text"]
 
 
 def read_tokenizer_config(folder: Path) -> dict:
-    """`tokenizer_config.json`, empty where there is none. Raises ValueError for a damaged file."""
+    """`tokenizer_config.json`, empty where there is none. Raises UserError for a damaged file."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad JSON, or bytes that are no text
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {str(config)[:40]!r}")
+        raise UserError(f"{path} must hold a JSON object, got {str(config)[:40]!r}")
     return config
 
 

@@ -1,8 +1,6 @@
 """What a run leaves behind: result rows, the ledger that resumes it, tables and one HTML page."""
 
 from engine.reports.html import report_html, write_report
-from engine.reports.rows import FIELDS, read_rows, result_row, row_line
-from engine.reports.run_ledger import LedgerInUse, RunLedger, ledger_path, open_run
 from engine.reports.tables import (
     Comparison,
     StrategySummary,
@@ -11,15 +9,17 @@ from engine.reports.tables import (
     summarize,
     terminal_table,
 )
+from engine.results.journal import Journal, JournalInUse, journal_path, open_run
+from engine.results.rows import FIELDS, read_rows, result_row, row_line
 
 __all__ = [
     "FIELDS",
     "Comparison",
-    "LedgerInUse",
-    "RunLedger",
+    "Journal",
+    "JournalInUse",
     "StrategySummary",
     "compare",
-    "ledger_path",
+    "journal_path",
     "markdown_table",
     "open_run",
     "read_rows",

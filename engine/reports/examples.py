@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.reports.pools import sample_accuracy
-from engine.reports.rows import Row
 from engine.reports.tables import accuracy_of, strategy_key
 from engine.reports.tree import best_path
+from engine.results.rows import Row
 
 
 @dataclass(frozen=True)

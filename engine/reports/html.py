@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from engine.accounting import PURPOSES
+from engine.errors import UserError
 from engine.reports import charts, svg
 from engine.reports.examples import Example, choose_examples
-from engine.reports.files import write_atomically
-from engine.reports.rows import Row
 from engine.reports.tables import StrategySummary, compare, quantity, summarize
 from engine.reports.tree import tree_svg
+from engine.results.files import write_atomically
+from engine.results.rows import Row
 
 _MEANINGS = {
     "generated": "sampled tokens that belong to an answer",
@@ -38,7 +39,7 @@ def write_report(
     """Writes the page of a run atomically.
 
     `seconds` is the wall clock by strategy (see `summarize`); `facts` (hardware, commit, models ...)
-    are shown under the title as they are. Raises ValueError where there is no row, OSError as the
+    are shown under the title as they are. Raises UserError where there is no row, OSError as the
     file system does.
     """
     page = report_html(rows, title=title, seconds=seconds, facts=facts, max_examples=max_examples)
@@ -55,7 +56,7 @@ def report_html(
 ) -> str:
     """The page itself; parameters as for `write_report`."""
     if not rows:
-        raise ValueError("a report needs at least one result row, got none")
+        raise UserError("a report needs at least one result row, got none")
     summaries = summarize(rows, seconds=seconds)
     curves = charts.accuracy_curves(rows)
     examples = choose_examples(rows, max_examples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.reports.rows import Row
+from engine.results.rows import Row
 from engine.search.vote import vote
 from engine.types import Candidate
 

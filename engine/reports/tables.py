@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.accounting import PURPOSES
-from engine.reports.rows import Row
 from engine.reports.statistics import bootstrap_interval, mean_interval
+from engine.results.rows import Row
 
 STRATEGY_ORDER = (
     "single",

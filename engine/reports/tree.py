@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from engine.reports import svg
-from engine.reports.rows import Row
+from engine.results.rows import Row
 from engine.types import FINISHED
 
 MAX_ROWS = 64

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from engine.reports.files import write_atomically
+from engine.errors import UserError
 from engine.reports.verifier_charts import reliability_chart, roc_chart
+from engine.results.files import write_atomically
 from engine.verifiers.figures import Bin, auc, auc_within, best_threshold, first_errors, reliability, roc_points
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ def verifier_figures(answers: Sequence[ScoredAnswer], *, judges: str, seed: int 
 
     `answers`: the last score of each against its own end. `steps`, of a verifier that `judges` "steps": all scores
     against all labels. `first_wrong`: with the threshold that is best on one half of the questions, drawn by the
-    seed, exact matches on the other half; null where either half lacks wrong or right answers. Raises ValueError
+    seed, exact matches on the other half; null where either half lacks wrong or right answers. Raises UserError
     where all answers are right or all are wrong: nothing could be told apart.
     """
     rights = [answer.is_right for answer in answers]
     if all(rights) or not any(rights):
-        raise ValueError(f"figures need right and wrong answers, got {sum(rights)} right ones of {len(rights)}")
+        raise UserError(f"figures need right and wrong answers, got {sum(rights)} right ones of {len(rights)}")
     questions = [answer.question for answer in answers]
     ends = [answer.scores[-1] for answer in answers]
     figures: dict = {

@@ -4,8 +4,8 @@ from engine.runtime.batcher import Batcher
 from engine.runtime.branch import Branch
 from engine.runtime.kv import shared_blocks
 from engine.runtime.llm import LLM
-from engine.runtime.memory import PoolTooSmall
 from engine.runtime.policy import ModelPolicy
+from engine.runtime.preemption import PoolTooSmall
 from engine.runtime.requests import Sampled
 
 __all__ = ["LLM", "Batcher", "Branch", "ModelPolicy", "PoolTooSmall", "Sampled", "shared_blocks"]

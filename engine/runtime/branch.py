@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.accounting import Ledger
+from engine.errors import UserError
 from engine.runtime.requests import FeedJob, SampleJob
-from engine.runtime.tips import Tip
+from engine.runtime.segments import Segment
 
 if TYPE_CHECKING:
     from engine.runtime.llm import LLM
@@ -16,11 +17,16 @@ class Branch:
     """A live sequence. Its KV is shared with every branch that was forked from the same prefix."""
 
     def __init__(
-        self, llm: LLM, tip: Tip, ledger: Ledger, address: tuple[int, ...] = (), num_prompt_tokens: int | None = None
+        self,
+        llm: LLM,
+        segment: Segment,
+        ledger: Ledger,
+        address: tuple[int, ...] = (),
+        num_prompt_tokens: int | None = None,
     ):
-        self.num_prompt_tokens = tip.end if num_prompt_tokens is None else num_prompt_tokens
+        self.num_prompt_tokens = segment.end if num_prompt_tokens is None else num_prompt_tokens
         self.llm = llm
-        self.tip = tip
+        self.segment = segment
         self.ledger = ledger
         self.address = address  # which child of which child of the opened branch
         self.job: SampleJob | FeedJob | None = None  # what is being done to it
@@ -30,12 +36,12 @@ class Branch:
     @property
     def token_ids(self) -> list[int]:
         """The prompt and everything after it."""
-        return self.tip.token_ids()
+        return self.segment.token_ids()
 
     @property
     def num_tokens(self) -> int:
-        tip = self.tip
-        return tip.start + len(tip.tokens)
+        segment = self.segment
+        return segment.start + len(segment.tokens)
 
     @property
     def text(self) -> str:
@@ -45,11 +51,13 @@ class Branch:
         """O(1) each: the children stand where this branch stands, and it stays open."""
         self.check_free()
         if num_branches < 1:
-            raise ValueError(f"a branch is forked into at least 1, got {num_branches}")
+            raise UserError(f"a branch is forked into at least 1, got {num_branches}")
         first, self.num_forks = self.num_forks, self.num_forks + num_branches
         store = self.llm.runner.store
         return [
-            Branch(self.llm, store.acquire(self.tip), self.ledger, (*self.address, first + i), self.num_prompt_tokens)
+            Branch(
+                self.llm, store.acquire(self.segment), self.ledger, (*self.address, first + i), self.num_prompt_tokens
+            )
             for i in range(num_branches)
         ]
 
@@ -60,31 +68,31 @@ class Branch:
         falls within the prompt: then nothing is taken back.
         """
         self.check_free()
-        tip: Tip | None = self.tip
-        while tip is not None and tip.end > num_tokens:
-            tip = tip.origin
-        if tip is None:
+        segment: Segment | None = self.segment
+        while segment is not None and segment.end > num_tokens:
+            segment = segment.origin
+        if segment is None:
             return 0
-        if tip is not self.tip:
+        if segment is not self.segment:
             store = self.llm.runner.store
-            old, self.tip = self.tip, store.acquire(tip)
+            old, self.segment = self.segment, store.acquire(segment)
             store.release(old)
-        return tip.end
+        return segment.end
 
     def close(self) -> None:
-        """Frees what only this branch holds. Raises ValueError the second time."""
+        """Frees what only this branch holds. Raises UserError the second time."""
         if not self.is_open:
-            raise ValueError(f"branch {self.address} is closed already")
+            raise UserError(f"branch {self.address} is closed already")
         self.is_open = False
         if isinstance(self.job, SampleJob):
             self.llm.runner.cancel(self.job)
         elif isinstance(self.job, FeedJob):
             self.llm.runner.cancel_feed(self.job)
-        self.llm.runner.store.release(self.tip)
+        self.llm.runner.store.release(self.segment)
 
     def check_free(self) -> None:
-        """Raises ValueError for a branch that is closed or busy."""
+        """Raises UserError for a branch that is closed or busy."""
         if not self.is_open:
-            raise ValueError(f"branch {self.address} is closed")
+            raise UserError(f"branch {self.address} is closed")
         if self.job is not None:
-            raise ValueError(f"branch {self.address} is being extended")
+            raise UserError(f"branch {self.address} is being extended")

@@ -1,4 +1,4 @@
-"""The branches that are being sampled: from a source tip's logits to finished extensions."""
+"""The branches that are being sampled: from a source segment's logits to finished extensions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.accounting import ModelShape, forward_flops
+from engine.runtime.decode_table import Ready, Rows
 from engine.runtime.requests import Request, Sampled, SampleJob
-from engine.runtime.rows import Ready, Rows
+from engine.runtime.segments import SegmentStore
 from engine.runtime.stops import StopRules
-from engine.runtime.tips import TipStore
 from engine.types import FINISHED
 
 # Decoding returns once one in so many of its rows is missed: for fewer, a tick would cost more than idle places do.
@@ -18,9 +18,9 @@ _READY_SHARE = 6
 
 
 class Decoding:
-    """The decode table with its stop rules. A row's job makes its `partial` tip."""
+    """The decode table with its stop rules. A row's job makes its `partial` segment."""
 
-    def __init__(self, store: TipStore, shape: ModelShape, max_rows: int, num_standby: int, vocab_size: int):
+    def __init__(self, store: SegmentStore, shape: ModelShape, max_rows: int, num_standby: int, vocab_size: int):
         self.store, self.shape = store, shape
         self.rows = Rows(max_rows, num_standby)
         self.stops = StopRules(vocab_size)
@@ -91,36 +91,36 @@ class Decoding:
         return job.request.confirm(job.branch, drawn) or ("length" if is_full else None)
 
     def _finish(self, slots: list[int], finish: Sequence[str]) -> None:
-        """Hands finished extensions to their requests; the branches now stand at the new tips."""
+        """Hands finished extensions to their requests; the branches now stand at the new segments."""
         rows, store = self.rows, self.store
         self._bill(slots)
         sampled = rows.sampled(slots)
         jobs = [rows.jobs[slot] for slot in slots]
         rows.remove(slots)
         for job, (tokens, logprobs), how in zip(jobs, sampled, finish, strict=True):
-            tip, branch, request = job.partial, job.branch, job.request
-            tip.set_fed(len(tokens) - 1)
+            segment, branch, request = job.partial, job.branch, job.request
+            segment.set_fed(len(tokens) - 1)
             if how == "error":
                 del tokens[-1], logprobs[-1]
-            tip.ledger.add(tip.purpose, len(tokens))
-            tip.tokens, tip.is_finished = tokens, how in (*FINISHED, "error")
+            segment.ledger.add(segment.purpose, len(tokens))
+            segment.tokens, segment.is_finished = tokens, how in (*FINISHED, "error")
             if tokens:
-                store.release(branch.tip)
-                branch.tip = tip
+                store.release(branch.segment)
+                branch.segment = segment
             else:  # the first token failed: the branch stays where it stood
-                store.release(tip)
+                store.release(segment)
             branch.job = None
             request.results[job.index] = Sampled(tuple(tokens), tuple(logprobs), how, tuple(job.trunk_scores))
             request.num_left -= 1
 
     def suspend(self, job: SampleJob) -> None:
         """Gives up a decoding row's KV; its job is to be queued again and re-computed."""
-        tip = job.partial
+        segment = job.partial
         self._bill([job.row])
-        ((tip.tokens, job.logprobs),) = self.rows.sampled([job.row])
-        tip.set_fed(len(tip.tokens) - 1)
-        job.source = tip
-        self.store.drop(tip)
+        ((segment.tokens, job.logprobs),) = self.rows.sampled([job.row])
+        segment.set_fed(len(segment.tokens) - 1)
+        job.source = segment
+        self.store.drop(segment)
         self.rows.remove([job.row])
 
     def _bill(self, slots: list[int]) -> None:
@@ -130,6 +130,6 @@ class Decoding:
         fed = rows.count[slots] - 1
         for slot, until, since in zip(slots, fed.tolist(), rows.billed[slots].tolist(), strict=True):
             if until > since:
-                tip = rows.jobs[slot].partial
-                tip.ledger.add(tip.purpose, 0, forward_flops(self.shape, tip.start + since, until - since))
+                segment = rows.jobs[slot].partial
+                segment.ledger.add(segment.purpose, 0, forward_flops(self.shape, segment.start + since, until - since))
         rows.billed[slots] = np.maximum(rows.billed[slots], fed)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from engine.errors import UserError
 from engine.model import ModelConfig, read_config, weight_bytes
 from ttc_kernels import _native, kv_cache
 
@@ -41,7 +42,7 @@ class KVPool:
         if num_blocks is None:
             num_blocks = max(64, DEFAULT_KV_BYTES // per_block)
         if num_blocks < 1:
-            raise ValueError(f"a KV pool needs at least one block, got {num_blocks}")
+            raise UserError(f"a KV pool needs at least one block, got {num_blocks}")
         num_all = num_blocks + config.num_scratch_blocks  # the tree gives out the first ones
         k, v = kv_cache.allocate(
             config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype, device
@@ -57,7 +58,7 @@ def bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:
 def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, device: torch.device) -> int:
     """KV blocks for each of the models that are to be loaded onto a GPU; `folders` gives their architectures.
 
-    An architecture of None is read from config.json. Raises ValueError where nothing is left beside the weights.
+    An architecture of None is read from config.json. Raises UserError where nothing is left beside the weights.
     """
     weights = sum(weight_bytes(folder, dtype) for folder in folders)
     configs = [read_config(folder, architecture) for folder, architecture in folders.items()]
@@ -67,12 +68,12 @@ def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, device
 def blocks_within(num_bytes: int, configs: Sequence[ModelConfig], dtype: torch.dtype) -> int:
     """As many blocks for each model as GPU_SHARE of the memory holds of all of them: they hold the same branches.
 
-    Raises ValueError where that is less than one.
+    Raises UserError where that is less than one.
     """
     per_block = sum(bytes_per_block(config, dtype) for config in configs)
     num_blocks = int(GPU_SHARE * num_bytes) // per_block
     if num_blocks < 1:
-        raise ValueError(
+        raise UserError(
             f"the models leave {num_bytes / 2**20:,.0f} MiB of the GPU's memory for KV blocks, of which one for each "
             f"model takes {per_block / 2**20:,.1f} MiB"
         )

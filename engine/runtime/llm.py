@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.accounting import Ledger
+from engine.errors import UserError
 from engine.keys import branch_key
 from engine.model import (
     Checkpoint,
@@ -108,13 +109,13 @@ class LLM:
     def token_mask(self, texts: Sequence[str]) -> np.ndarray:
         """(vocabulary,) bool: the tokens whose own text contains one of `texts`.
 
-        Raises ValueError for a text that no single token contains.
+        Raises UserError for a text that no single token contains.
         """
         mask = np.zeros(self.config.vocab_size, bool)
         for text in texts:
             found = [i for i, token in enumerate(self.token_texts) if text and text in token]
             if not found:
-                raise ValueError(f"no token of the vocabulary contains the stop text {text!r}")
+                raise UserError(f"no token of the vocabulary contains the stop text {text!r}")
             mask[found] = True
         return mask
 
@@ -140,22 +141,22 @@ class LLM:
         With `is_shared` it stands where other such branches stand that were opened with the same prompt and are
         open: of a verifier, what they append with `append_steps` is read once.
 
-        Raises ValueError for an empty prompt, a token outside the vocabulary, or more tokens than
+        Raises UserError for an empty prompt, a token outside the vocabulary, or more tokens than
         the context holds.
         """
         tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
-            raise ValueError(f"the prompt is empty: {prompt!r}")
+            raise UserError(f"the prompt is empty: {prompt!r}")
         if len(tokens) >= self.config.context:
-            raise ValueError(
+            raise UserError(
                 f"the prompt has {len(tokens)} tokens, the context of the model holds {self.config.context}"
             )
         self._check_tokens(tokens)
         ledger = Ledger() if ledger is None else ledger
         fields = {"ledger": ledger, "purpose": purpose, "age": next(self._ages)}
         store = self.runner.store
-        tip = store.root(tokens, **fields) if is_shared else store.new(None, tokens, **fields)
-        return Branch(self, tip, ledger)
+        segment = store.root(tokens, **fields) if is_shared else store.new(None, tokens, **fields)
+        return Branch(self, segment, ledger)
 
     def extend(
         self,
@@ -170,26 +171,26 @@ class LLM:
 
         The draws depend on `seed`, the branch's prompt and its address alone.
         """
-        prompts = {tip: self.decode(tip.token_ids()) for tip in {branch.tip for branch in branches}}
-        keys = [branch_key(seed, prompts[branch.tip], branch.address) for branch in branches]
+        prompts = {segment: self.decode(segment.token_ids()) for segment in {branch.segment for branch in branches}}
+        keys = [branch_key(seed, prompts[branch.segment], branch.address) for branch in branches]
         request = self.sample(branches, keys, sampling or Sampling(), stop, max_tokens)
         self.run(request)
         return request.results
 
     def feed(self, branches: Sequence[Branch], tokens: Sequence[Sequence[int]]) -> None:
-        """Appends given tokens to each branch. Raises ValueError as `open` does, with nothing changed."""
+        """Appends given tokens to each branch. Raises UserError as `open` does, with nothing changed."""
         self.run(self.append(branches, tokens))
 
     def next_logits(self, branches: Sequence[Branch]) -> torch.Tensor:
         """(branches, vocabulary) float32: the logits after each branch's last token. Changes nothing."""
         if self.runner.lm_head is None:
-            raise ValueError(f"the model at {self.folder} has no LM head")
+            raise UserError(f"the model at {self.folder} has no LM head")
         self._check_branches(branches)
         for branch in branches:
-            self.runner.check_fit(branch.tip, 0)
+            self.runner.check_fit(branch.segment, 0)
         request = FeedRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
         for index, branch in enumerate(branches):
-            self.runner.submit_feed(FeedJob(request, index, branch, branch.tip))
+            self.runner.submit_feed(FeedJob(request, index, branch, branch.segment))
         self.run(request)
         if not request.logits:
             return torch.empty(0, self.config.vocab_size)
@@ -220,10 +221,10 @@ class LLM:
         """Queues an extension of each branch; `results` are there once the request is done.
 
         `rule` is a rule of the runner's in the place of `stop`; `confirm` decides whether a token of it stops.
-        Raises ValueError (PoolTooSmall is one) with nothing queued.
+        Raises UserError (PoolTooSmall is one) with nothing queued.
         """
         if self.runner.lm_head is None:
-            raise ValueError(f"the model at {self.folder} has no LM head to sample from")
+            raise UserError(f"the model at {self.folder} has no LM head to sample from")
         self._check_branches(branches)
         limits = self._limits(branches, max_tokens)
         request = SampleRequest(
@@ -241,22 +242,24 @@ class LLM:
                 request.results[index] = Sampled((), (), "length", ())
                 request.num_left -= 1
                 continue
-            tip = branch.tip
+            segment = branch.segment
             priority = 0.0 if priorities is None else priorities[index]
-            tip.priority = max(tip.priority, priority)
+            segment.priority = max(segment.priority, priority)
             signed_key = key - (1 << 64) if key >> 63 else key
-            self.runner.submit_sample(SampleJob(request, index, branch, signed_key, limit, priority, tip.age, tip))
+            self.runner.submit_sample(
+                SampleJob(request, index, branch, signed_key, limit, priority, segment.age, segment)
+            )
         return request
 
     def _limits(self, branches: Sequence[Branch], max_tokens: int | Sequence[int]) -> list[int]:
         """How many tokens each branch may be extended by: less where the context ends."""
         limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else max_tokens
         if limits and min(limits) < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {min(limits)}")
+            raise UserError(f"max_tokens must be at least 1, got {min(limits)}")
         context = self.config.context
         limits = [min(limit, context - branch.num_tokens) for limit, branch in zip(limits, branches, strict=True)]
         for branch, limit in zip(branches, limits, strict=True):
-            self.runner.check_fit(branch.tip, limit)
+            self.runner.check_fit(branch.segment, limit)
         return limits
 
     def append(
@@ -268,7 +271,7 @@ class LLM:
     ) -> FeedRequest:
         """Queues feeding; `score_at` are indices into each branch's new tokens, read by the score head.
 
-        Raises ValueError (PoolTooSmall is one) with nothing queued.
+        Raises UserError (PoolTooSmall is one) with nothing queued.
         """
         self._check_branches(branches)
         for branch, new in zip(branches, tokens, strict=True):
@@ -281,11 +284,11 @@ class LLM:
             if not len(new):
                 request.num_left -= 1
                 continue
-            old = branch.tip
-            branch.tip = tip = store.new(old, list(new), ledger=branch.ledger, purpose=purpose, age=old.age)
+            old = branch.segment
+            branch.segment = segment = store.new(old, list(new), ledger=branch.ledger, purpose=purpose, age=old.age)
             store.release(old)
-            positions = [tip.start + at for at in score_at[index]] if score_at is not None else ()
-            self.runner.submit_feed(FeedJob(request, index, branch, tip, positions))
+            positions = [segment.start + at for at in score_at[index]] if score_at is not None else ()
+            self.runner.submit_feed(FeedJob(request, index, branch, segment, positions))
         return request
 
     def append_steps(
@@ -294,7 +297,7 @@ class LLM:
         """Queues feeding of steps, none of them empty, each to be read by the score head at its last token.
 
         A step that another branch has had at the same place is neither fed nor scored again while one of them is
-        open. Raises ValueError (PoolTooSmall is one) with nothing queued.
+        open. Raises UserError (PoolTooSmall is one) with nothing queued.
         """
         self._check_branches(branches)
         for branch, new in zip(branches, steps, strict=True):
@@ -304,50 +307,50 @@ class LLM:
         request = FeedRequest(self.runner, len(branches), scores=[[] for _ in branches])
         store = self.runner.store
         for index, (branch, new) in enumerate(zip(branches, steps, strict=True)):
-            tips = []
+            segments = []
             for step in new:
-                old = branch.tip
-                branch.tip = store.step(old, list(step), ledger=branch.ledger, purpose=purpose, age=old.age)
+                old = branch.segment
+                branch.segment = store.step(old, list(step), ledger=branch.ledger, purpose=purpose, age=old.age)
                 store.release(old)
-                tips.append(branch.tip)
-            if any(tip.score[0] is None for tip in tips):
-                self.runner.submit_feed(FeedJob(request, index, branch, branch.tip, steps=tips))
+                segments.append(branch.segment)
+            if any(segment.score[0] is None for segment in segments):
+                self.runner.submit_feed(FeedJob(request, index, branch, branch.segment, steps=segments))
                 continue
-            branch.ledger.add("cached", branch.num_tokens if tips else 0)
-            request.scores[index] = [tip.score[0] for tip in tips]
+            branch.ledger.add("cached", branch.num_tokens if segments else 0)
+            request.scores[index] = [segment.score[0] for segment in segments]
             request.num_left -= 1
         return request
 
     def put(self, branch: Branch, tokens: Sequence[int], purpose: str = "prefilled") -> None:
-        """Appends tokens that are fed with the next forward that needs them. Raises ValueError as `append` does."""
+        """Appends tokens that are fed with the next forward that needs them. Raises UserError as `append` does."""
         self._check_branches([branch])
         self._check_tokens(tokens)
         self._check_room(branch, len(tokens))
-        old, store = branch.tip, self.runner.store
+        old, store = branch.segment, self.runner.store
         old.is_finished = False  # what it holds is needed again
-        branch.tip = store.new(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
+        branch.segment = store.new(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
         store.release(old)
 
     def _check_room(self, branch: Branch, *runs: int) -> None:
         num_more = sum(runs)
         if branch.num_tokens + num_more > self.config.context:
-            raise ValueError(
+            raise UserError(
                 f"{branch.num_tokens} tokens and {num_more} more are over the context of the model, "
                 f"{self.config.context}"
             )
-        self.runner.check_fit(branch.tip, *runs)
+        self.runner.check_fit(branch.segment, *runs)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         size = self.config.vocab_size
         if len(tokens) and not 0 <= min(tokens) <= max(tokens) < size:
             token = next(token for token in tokens if not 0 <= token < size)
-            raise ValueError(f"tokens must be within 0..{size - 1}, got {token}")
+            raise UserError(f"tokens must be within 0..{size - 1}, got {token}")
 
     def _check_branches(self, branches: Sequence[Branch]) -> None:
-        """Raises ValueError for a branch that is closed, busy, named twice, or another model's."""
+        """Raises UserError for a branch that is closed, busy, named twice, or another model's."""
         for branch in branches:
             branch.check_free()
             if branch.llm is not self:
-                raise ValueError(f"branch {branch.address} belongs to the model at {branch.llm.folder}")
+                raise UserError(f"branch {branch.address} belongs to the model at {branch.llm.folder}")
         if len(set(branches)) < len(branches):
-            raise ValueError(f"each branch may be named once, got {[branch.address for branch in branches]}")
+            raise UserError(f"each branch may be named once, got {[branch.address for branch in branches]}")

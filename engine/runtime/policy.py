@@ -54,7 +54,7 @@ class ModelPolicy:
         return self.llm.open(after_attempts(self.encode(prompt), attempts), ledger=ledger)
 
     def ask_again(self, branch: Branch, prompt: str) -> None:
-        closing = missing_end(branch.tip.tokens, self.llm)
+        closing = missing_end(branch.segment.tokens, self.llm)
         self.llm.put(branch, [*closing, *self.encode(prompt)])
         branch.num_prompt_tokens = branch.num_tokens
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.runtime.tips import Tip
+from engine.runtime.segments import Segment
 from engine.types import Sampling
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Sampled:
 
 @dataclass(eq=False, slots=True)
 class SampleJob:
-    """One branch of a SampleRequest: from its tip's logits until a stop token or the limit."""
+    """One branch of a SampleRequest: from its segment's logits until a stop token or the limit."""
 
     request: SampleRequest
     index: int
@@ -56,10 +56,10 @@ class SampleJob:
     max_tokens: int
     priority: float
     age: int
-    # The tip whose last logits the next token is drawn from: the branch's own, and after a
+    # The segment whose last logits the next token is drawn from: the branch's own, and after a
     # suspension the half-made one, which then goes on in place.
-    source: Tip
-    partial: Tip | None = None  # what is being sampled; None until the source has been fed
+    source: Segment
+    partial: Segment | None = None  # what is being sampled; None until the source has been fed
     row: int = -1  # in the decode table, while it has one
     logprobs: list[float] = field(default_factory=list)
     trunk_scores: list[float] = field(default_factory=list)
@@ -80,19 +80,19 @@ class SampleRequest(Request):
 
 @dataclass(eq=False, slots=True)
 class FeedJob:
-    """A tip to be fed whole; `score_at` are absolute positions whose rows go through the score head."""
+    """A segment to be fed whole; `score_at` are absolute positions whose rows go through the score head."""
 
     request: FeedRequest
     index: int
     branch: Branch
-    tip: Tip
+    segment: Segment
     score_at: Sequence[int] = ()
-    steps: Sequence[Tip] = ()  # or the tips whose own scores are wanted, the last of them `tip`
+    steps: Sequence[Segment] = ()  # or the segments whose own scores are wanted, the last of them `segment`
 
 
 @dataclass(eq=False)
 class FeedRequest(Request):
-    """Feeds tips; reads scores at positions, and the logits of the last token if asked."""
+    """Feeds segments; reads scores at positions, and the logits of the last token if asked."""
 
     wants_logits: bool = False
     scores: list[list[float]] = field(default_factory=list)

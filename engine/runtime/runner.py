@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from engine.accounting import ModelShape
+from engine.errors import UserError
 from engine.model import Decoder, LMHead, ScoreHead
+from engine.runtime.decode_table import Active
 from engine.runtime.decoding import Decoding
-from engine.runtime.device_model import DeviceModel
-from engine.runtime.feeding import Feeding, Piece
+from engine.runtime.executors.cpu import Drawn, HostModel
+from engine.runtime.executors.gpu import DeviceModel
+from engine.runtime.executors.transfers import Fetch
 from engine.runtime.kv import KVPool
-from engine.runtime.memory import PoolTooSmall, free_some
-from engine.runtime.model import Drawn, HostModel
+from engine.runtime.preemption import PoolTooSmall, free_some
+from engine.runtime.prefill import Feeding, Piece
 from engine.runtime.requests import FeedJob, Request, SampleJob
-from engine.runtime.rows import Active
-from engine.runtime.tips import Tip, TipStore
-from engine.runtime.transfers import Fetch
+from engine.runtime.segments import Segment, SegmentStore
 from ttc_kernels._native import OutOfBlocks
 
 # Of one tick: whoever runs nothing but one model lets it go on for so long, yet a key press soon has its effect.
@@ -54,14 +55,14 @@ class Runner:
         max_chunk: int = 1024,
     ):
         if max_rows < 1 or max_chunk < 1:
-            raise ValueError(f"batch limits must be at least 1, got {max_rows} rows and {max_chunk} tokens")
+            raise UserError(f"batch limits must be at least 1, got {max_rows} rows and {max_chunk} tokens")
         self.decoder, self.pool, self.tree = decoder, pool, pool.tree
         self.lm_head, self.score_head = lm_head, score_head
         self.shape = _shape(decoder, lm_head, score_head)
         model = HostModel if decoder.placement.is_native else DeviceModel
         self.model = model(decoder, pool, lm_head, score_head)
         self._flight: _Flight | None = None  # a verifier's, where it runs beside others
-        self.store = TipStore(self.tree)
+        self.store = SegmentStore(self.tree)
         num_standby = max_rows if self.model.refills else 0
         self.decoding = Decoding(self.store, self.shape, max_rows, num_standby, decoder.config.vocab_size)
         self.rows, self.stops = self.decoding.rows, self.decoding.stops
@@ -93,16 +94,16 @@ class Runner:
         self.queue.append(job)
 
     def submit_feed(self, job: FeedJob) -> None:
-        """Queues a tip for feeding."""
+        """Queues a segment for feeding."""
         job.branch.job = job
-        self.feeding.target(job.tip).feeds.append(job)
+        self.feeding.target(job.segment).feeds.append(job)
 
-    def check_fit(self, tip: Tip, *runs: int) -> None:
+    def check_fit(self, segment: Segment, *runs: int) -> None:
         """Raises PoolTooSmall if a branch cannot live in the pool even alone, after runs of so many tokens more."""
         num_blocks = self.store.num_blocks
-        needed = tip.num_blocks_before + num_blocks(len(tip.tokens)) + sum(map(num_blocks, runs))
+        needed = segment.num_blocks_before + num_blocks(len(segment.tokens)) + sum(map(num_blocks, runs))
         if needed > self.tree.num_blocks:
-            length, available = tip.end + sum(runs), self.tree.num_blocks
+            length, available = segment.end + sum(runs), self.tree.num_blocks
             raise PoolTooSmall(f"a branch of {length} tokens needs {needed} KV blocks, the pool has {available}")
 
     def cancel(self, job: SampleJob) -> None:
@@ -122,7 +123,7 @@ class Runner:
 
     def cancel_feed(self, job: FeedJob) -> None:
         """Takes a waiting feed job out; its branch is being closed, or its request has failed."""
-        target = self.feeding.targets[job.tip]
+        target = self.feeding.targets[job.segment]
         target.feeds.remove(job)
         self.feeding.drop_if_idle(target)
         job.branch.job = None
@@ -215,13 +216,13 @@ class Runner:
     def _land(self) -> None:
         """Waits for the last forward's scores and hands them out; a verifier's targets are complete then."""
         flight, self._flight = self._flight, None
-        # By index, not appended: a tip that is dropped half-fed is read again from its start.
+        # By index, not appended: a segment that is dropped half-fed is read again from its start.
         for (scores, at), score in zip(flight.owners, flight.scores.arrays()[0].tolist(), strict=True):
             scores[at] = score
         if self.lm_head is None:
             for piece in flight.pieces:
                 # Nobody may wait for it any more: its branch has been closed since, or its request has failed.
-                if piece.is_complete and self.feeding.targets.get(piece.target.tip) is piece.target:
+                if piece.is_complete and self.feeding.targets.get(piece.target.segment) is piece.target:
                     self.feeding.complete(piece.target)
                     self.feeding.finish(piece.target, None)
 
@@ -263,7 +264,7 @@ class Runner:
 
     # -- memory -----------------------------------------------------------------------------
 
-    def _make_room(self, busy: Set[Tip], may_suspend: bool) -> bool:
+    def _make_room(self, busy: Set[Segment], may_suspend: bool) -> bool:
         return free_some(self, busy, may_suspend)
 
     def suspend(self, job: SampleJob) -> None:
@@ -276,8 +277,8 @@ class Runner:
         """Queues suspended jobs again while there is room for them beside what runs."""
         self.suspended.sort(key=lambda job: (job.age, -job.priority))
         while self.suspended:
-            tips = self.suspended[0].source.chain()
-            needed = sum(1 + self.store.num_blocks(len(tip.tokens)) for tip in tips)
+            segments = self.suspended[0].source.chain()
+            needed = sum(1 + self.store.num_blocks(len(segment.tokens)) for segment in segments)
             room = self.tree.num_free_blocks + self.tree.num_cached_blocks - self.rows.num_used
             is_idle = not self.queue and not self.feeding.targets and not self.rows.num_used
             if needed + 1 > room and not is_idle:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.errors import UserError
 from engine.prompts.boxed import has_closed_box
 from engine.runtime.branch import Branch
 from engine.runtime.llm import LLM
@@ -24,7 +25,7 @@ class StepEnds:
 
     def __init__(self, llm: LLM, delimiter: str, stops_at_box: bool = False):
         if not 1 <= len(delimiter) <= _MAX_DELIMITER:
-            raise ValueError(f"a step delimiter has 1 to {_MAX_DELIMITER} characters, got {delimiter!r}")
+            raise UserError(f"a step delimiter has 1 to {_MAX_DELIMITER} characters, got {delimiter!r}")
         self.llm, self.delimiter, self.stops_at_box = llm, delimiter, stops_at_box
         self.is_plain = len(delimiter) == 1  # a token alone decides
         self.delimiters = llm.token_mask([delimiter]) if self.is_plain else self._completing()
@@ -82,5 +83,5 @@ class StepEnds:
         texts = self.llm.token_texts  # decoded alone, a token may have lost its leading space
         found = [self.delimiter in text or f" {text}".startswith(tails) or text.startswith(tails) for text in texts]
         if not any(found):
-            raise ValueError(f"no token of the vocabulary ends the step delimiter {self.delimiter!r}")
+            raise UserError(f"no token of the vocabulary ends the step delimiter {self.delimiter!r}")
         return np.array(found)

@@ -6,12 +6,13 @@ from engine.scheduler.calibration import Calibration, Cell, Verdict, read_calibr
 from engine.scheduler.compute_optimal import CalibrationWarning, ComputeOptimal
 from engine.scheduler.difficulty import ABSOLUTE_EDGES, PREDICTORS, Bins, Predictor
 from engine.scheduler.measure import Outcome, cross_validate, measure, members_of
-from engine.scheduler.planner import Plan, Planned, Planner, Sampled
-from engine.scheduler.specs import can_spend, parse_strategy, strategy_from_spec, strategy_label, strategy_spec
+from engine.scheduler.planner import Assigned, Plan, Planner, Sampled
+from engine.search.registry import can_spend, parse_strategy, strategy_from_spec, strategy_label, strategy_spec
 
 __all__ = [
     "ABSOLUTE_EDGES",
     "PREDICTORS",
+    "Assigned",
     "Bins",
     "Calibration",
     "CalibrationWarning",
@@ -20,7 +21,6 @@ __all__ = [
     "Curve",
     "Outcome",
     "Plan",
-    "Planned",
     "Planner",
     "Predictor",
     "Sampled",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from engine.errors import UserError
 from engine.scheduler.allocation import Curve, allocate
 from engine.scheduler.calibration import Calibration
 from engine.scheduler.compute_optimal import ComputeOptimal
-from engine.scheduler.planner import Plan, Planned, Planner, Sampled
-from engine.scheduler.specs import can_spend, strategy_label
+from engine.scheduler.planner import Assigned, Plan, Planner, Sampled
 from engine.search.loop import Grade
+from engine.search.registry import can_spend, strategy_label
 from engine.types import Problem, SearchResult
 
 # Searches problems by a planner, within a budget for each; results in order.
@@ -51,22 +52,22 @@ def search_batch(
 
     A result's `budget` is what its problem was given, of which `num_generations` were spent; what the
     samples of a predictor that does not re-use them took stands in the bill and not in the budget.
-    Raises ValueError for a total under one pilot (or the fewest generations that a measured strategy
+    Raises UserError for a total under one pilot (or the fewest generations that a measured strategy
     can spend) per problem, or an id named twice.
     """
     calibration = strategy.calibration
     if len({problem.id for problem in problems}) < len(problems):
-        raise ValueError(f"problems of a batch need ids of their own, got {_twice(problems)!r} twice")
+        raise UserError(f"problems of a batch need ids of their own, got {_twice(problems)!r} twice")
     least = _least(calibration)
     if total < least * len(problems):
-        raise ValueError(
+        raise UserError(
             f"the total budget must be at least {least} for each of {len(problems)} problems, "
             f"{least * len(problems)} in all, got {total}"
         )
     shares, samples = _predict(search, problems, calibration, grade)
     while plans := _plan(problems, shares, calibration, total, least):
         chosen = [index for index, problem in enumerate(problems) if problem.id in plans]
-        planned = Planned(plans)
+        planned = Assigned(plans)
         results = search([problems[i] for i in chosen], planned, max(plan.budget for plan in plans.values()))
         for index, result in zip(chosen, results, strict=True):
             share, plan = shares[index], plans[problems[index].id]
@@ -90,7 +91,7 @@ def _least(calibration: Calibration) -> int:
     for budget in range(1, max(calibration.budgets) + 1):
         if all(can_start(index, budget) for index in bins):
             return budget
-    raise ValueError(f"no budget up to {max(calibration.budgets)} suits a measured strategy of every bin")
+    raise UserError(f"no budget up to {max(calibration.budgets)} suits a measured strategy of every bin")
 
 
 def _predict(

@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
+from engine.errors import UserError
 from engine.scheduler.allocation import Curve, concave_envelope
 from engine.scheduler.difficulty import Bins, Predictor
-from engine.scheduler.specs import can_spend, strategy_from_spec, strategy_label, strategy_spec
 from engine.search import Strategy
+from engine.search.registry import can_spend, strategy_from_spec, strategy_label, strategy_spec
 
 _FORMAT = "ttc calibration 1"
 
@@ -50,7 +51,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Cells, how a problem finds its bin, and what they hold for. Raises ValueError where that cannot be."""
+    """Cells, how a problem finds its bin, and what they hold for. Raises UserError where that cannot be."""
 
     conditions: Mapping[str, object]  # models' digests and settings; a search under others may not use it
     problems: str  # on which it was measured
@@ -63,15 +64,15 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if len(self.num_per_bin) != self.bins.count:
-            raise ValueError(f"{self.bins.count} bins need as many counts of problems, got {list(self.num_per_bin)}")
+            raise UserError(f"{self.bins.count} bins need as many counts of problems, got {list(self.num_per_bin)}")
         for index in range(self.bins.count):
             if not any(cell.bin == index for cell in self.cells):
-                raise ValueError(f"nothing was measured in {self.bins.describe(index)}")
+                raise UserError(f"nothing was measured in {self.bins.describe(index)}")
         for cell in self.cells:
             if not 0 <= cell.num_right <= cell.num_problems or cell.num_problems < 1:
-                raise ValueError(f"{cell.num_right} of {cell.num_problems} problems cannot be right")
+                raise UserError(f"{cell.num_right} of {cell.num_problems} problems cannot be right")
             if cell.budget not in self.budgets or not 0 <= cell.bin < self.bins.count:
-                raise ValueError(f"a cell has bin {cell.bin} and budget {cell.budget}, which the calibration lacks")
+                raise UserError(f"a cell has bin {cell.bin} and budget {cell.budget}, which the calibration lacks")
 
     @property
     def is_scored(self) -> bool:
@@ -93,7 +94,7 @@ class Calibration:
 
         Cells of the largest measured budget that is not above it, else of the smallest. Equals go to
         fewer FLOPs, then to the first. `num_spent` has been spent (by default by the predictor).
-        Raises ValueError where no strategy can spend it.
+        Raises UserError where no strategy can spend it.
         """
         num_spent = self.predictor.num_spent if num_spent is None else num_spent
         measured = max((each for each in self.budgets if each <= budget), default=self.budgets[0])
@@ -101,7 +102,7 @@ class Calibration:
         if not cells:
             names = dict.fromkeys(strategy_label(cell.strategy) for cell in self.cells)
             where = f"after the {num_spent} of the prediction" if num_spent else "at once"
-            raise ValueError(f"none of {', '.join(names)} can spend a budget of {budget} {where}")
+            raise UserError(f"none of {', '.join(names)} can spend a budget of {budget} {where}")
         nearest = min((cell.budget for cell in cells), key=lambda each: (abs(each - measured), each))
         return max((cell for cell in cells if cell.budget == nearest), key=lambda cell: (cell.accuracy, -cell.flops))
 
@@ -146,28 +147,28 @@ _FIELDS = ("format", "conditions", "problems", "predictor", "edges", "num_per_bi
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
-    """Raises ValueError that names the file and what is wrong with it."""
+    """Raises UserError that names the file and what is wrong with it."""
     name = os.fspath(path)
     try:
         with open(path, "rb") as file:
             return parse_calibration(file.read())
     except OSError as error:
-        raise ValueError(f"cannot read a calibration from {name}: {error.strerror}") from None
+        raise UserError(f"cannot read a calibration from {name}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{name} is no calibration: {error}") from None
+        raise UserError(f"{name} is no calibration: {error}") from None
 
 
 def parse_calibration(text: str | bytes) -> Calibration:
-    """From what `Calibration.to_json` gives. Raises ValueError that says what is wrong."""
+    """From what `Calibration.to_json` gives. Raises UserError that says what is wrong."""
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError(f"not JSON: {text[:40]!r}") from None
+        raise UserError(f"not JSON: {text[:40]!r}") from None
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         found = data.get("format") if isinstance(data, dict) else data
-        raise ValueError(f"its format must be {_FORMAT!r}, got {str(found)[:40]!r}")
+        raise UserError(f"its format must be {_FORMAT!r}, got {str(found)[:40]!r}")
     if missing := [name for name in _FIELDS if name not in data]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
+        raise UserError(f"it lacks {', '.join(missing)}")
     try:
         return Calibration(
             conditions=dict(data["conditions"]),
@@ -180,7 +181,7 @@ def parse_calibration(text: str | bytes) -> Calibration:
             verdicts=tuple(Verdict(**row) for row in data["verdicts"]),
         )
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"a value is missing or of another kind ({error})") from None
+        raise UserError(f"a value is missing or of another kind ({error})") from None
 
 
 def _cells(rows: Sequence[Mapping[str, object]]) -> list[Cell]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from engine.accounting.ledger import Ledger
+from engine.errors import UserError
 from engine.scheduler.calibration import Calibration, read_calibration
 from engine.scheduler.planner import Planner
-from engine.scheduler.specs import strategy_label
 from engine.search import Majority, Strategy, run_search
+from engine.search.registry import strategy_label
 from engine.types import SearchResult
 
 
@@ -26,7 +27,7 @@ class ComputeOptimal(Planner):
 
     A re-used pilot is part of the budget and of the vote; its cost stands in the bill as `estimation`.
     `fallback` runs in its place, after a warning, where models or settings are not those of the
-    calibration. `calibration` may be a file that `ttc calibrate` wrote; raises ValueError for one
+    calibration. `calibration` may be a file that `ttc calibrate` wrote; raises UserError for one
     that cannot be read.
     """
 
@@ -52,10 +53,10 @@ class ComputeOptimal(Planner):
         return self.calibration.scores_steps
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """Raises ValueError for a budget under the pilot's, or that no measured strategy of a bin can spend."""
+        """Raises UserError for a budget under the pilot's, or that no measured strategy of a bin can spend."""
         num_spent = self.calibration.predictor.num_spent
         if budget < num_spent:
-            raise ValueError(f"budget must be at least the {num_spent} samples of the difficulty pilot, got {budget}")
+            raise UserError(f"budget must be at least the {num_spent} samples of the difficulty pilot, got {budget}")
         for index in range(self.calibration.bins.count):
             self.calibration.choose(index, budget)
         return 1, budget

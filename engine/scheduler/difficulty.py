@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.accounting.ledger import Ledger
+from engine.errors import UserError
 from engine.search import MAX_BUDGET, BestOfN, Majority, Policy, Verifier, run_search
 from engine.search.loop import Grade, is_correct
 from engine.types import Problem, SearchResult
@@ -27,7 +28,7 @@ class Predictor:
     "oracle" is pass@1 against the gold answer, "score" the mean final verifier score (both as in
     Snell et al. 2024, there over 2048 samples), "agreement" the chance that two samples state the
     same answer, which needs no verifier. Where samples are re-used they count in the budget and
-    vote; else they are drawn apart, and only the bill shows them. Raises ValueError for a bad value.
+    vote; else they are drawn apart, and only the bill shows them. Raises UserError for a bad value.
     """
 
     name: str = "agreement"
@@ -36,12 +37,12 @@ class Predictor:
 
     def __post_init__(self) -> None:
         if self.name not in PREDICTORS:
-            raise ValueError(f"predictor must be one of {', '.join(PREDICTORS)}, got {self.name!r}")
+            raise UserError(f"predictor must be one of {', '.join(PREDICTORS)}, got {self.name!r}")
         least = 2 if self.name == "agreement" else 1
         if not least <= self.num_samples <= MAX_BUDGET:
-            raise ValueError(f"predictor {self.name} needs {least}..{MAX_BUDGET} samples, got {self.num_samples}")
+            raise UserError(f"predictor {self.name} needs {least}..{MAX_BUDGET} samples, got {self.num_samples}")
         if self.is_reused and self.name == "oracle":
-            raise ValueError("the samples of the oracle predictor know the answer, so they must not be re-used to vote")
+            raise UserError("the samples of the oracle predictor know the answer, so they must not be re-used to vote")
 
     @property
     def num_spent(self) -> int:
@@ -55,10 +56,10 @@ class Predictor:
 
         All that they cost is `estimation` in the result's own ledger, and nothing is charged to
         `ledger`, which a search that goes on from them charges. `options` are those of `run_search`.
-        Raises ValueError for the oracle on a problem without an answer.
+        Raises UserError for the oracle on a problem without an answer.
         """
         if self.name == "oracle" and problem.answer is None:
-            raise ValueError(f"the oracle predictor needs an answer, problem {problem.id!r} has none")
+            raise UserError(f"the oracle predictor needs an answer, problem {problem.id!r} has none")
         is_scored = self.name == "score" or (self.is_reused and verifier is not None)
         drawn = problem if self.is_reused else replace(problem, id=f"{problem.id}/difficulty")  # another stream
         strategy = BestOfN() if is_scored else Majority()
@@ -87,7 +88,7 @@ class Bins:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, self.edges)) or list(self.edges) != sorted(set(self.edges)):
-            raise ValueError(f"the edges of difficulty bins must rise, got {list(self.edges)}")
+            raise UserError(f"the edges of difficulty bins must rise, got {list(self.edges)}")
 
     @property
     def count(self) -> int:
@@ -111,7 +112,7 @@ class Bins:
         So there may be fewer bins.
         """
         if num_bins < 1:
-            raise ValueError(f"there must be at least 1 difficulty bin, got {num_bins}")
+            raise UserError(f"there must be at least 1 difficulty bin, got {num_bins}")
         ranked = sorted(values)
         cuts = [cut for cut in range(1, len(ranked)) if ranked[cut - 1] < ranked[cut]]
         wanted = [number * len(ranked) / num_bins for number in range(1, num_bins)]

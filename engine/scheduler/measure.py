@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
+from engine.errors import UserError
 from engine.scheduler.calibration import Calibration, Cell, Verdict
 from engine.scheduler.difficulty import Bins, Predictor
 from engine.search import Strategy
@@ -36,7 +37,7 @@ def measure(
 ) -> Calibration:
     """Cells by bin, strategy and budget, and what choosing by bin is worth under cross-validation.
 
-    Raises ValueError for a bin with fewer problems than `min_per_bin`.
+    Raises UserError for a bin with fewer problems than `min_per_bin`.
     """
     members = members_of(bins, {outcome.problem: outcome.ease for outcome in outcomes}, min_per_bin)
     cells: dict[tuple[int, Strategy, int], list[Outcome]] = {}
@@ -56,15 +57,15 @@ def measure(
 
 
 def members_of(bins: Bins, eases: Mapping[int, float], min_per_bin: int) -> list[list[int]]:
-    """The problems of every bin, in order. Raises ValueError for a bin with fewer than `min_per_bin`."""
+    """The problems of every bin, in order. Raises UserError for a bin with fewer than `min_per_bin`."""
     if min_per_bin < 2:
-        raise ValueError(f"a bin needs at least 2 problems, one for each fold, got min_per_bin {min_per_bin}")
+        raise UserError(f"a bin needs at least 2 problems, one for each fold, got min_per_bin {min_per_bin}")
     members: list[list[int]] = [[] for _ in range(bins.count)]
     for problem in sorted(eases):
         members[bins.index(eases[problem])].append(problem)
     for index, found in enumerate(members):
         if len(found) < min_per_bin:
-            raise ValueError(
+            raise UserError(
                 f"difficulty {bins.describe(index)} holds {len(found)} of {len(eases)} problems, at least "
                 f"{min_per_bin} are needed: calibrate on more problems, or in fewer bins"
             )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.errors import UserError
 from engine.scheduler.difficulty import Predictor
 from engine.search import Policy, Strategy, Verifier, run_search
 from engine.types import Problem, SearchResult
@@ -26,7 +27,7 @@ class Planner(ABC):
 
     @abstractmethod
     def groups(self, budget: int) -> tuple[int, int]:
-        """Raises ValueError for a budget that it cannot spend, as a strategy does."""
+        """Raises UserError for a budget that it cannot spend, as a strategy does."""
 
     @abstractmethod
     async def search(
@@ -45,7 +46,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Planned(Planner):
+class Assigned(Planner):
     """A plan for every problem, by its id."""
 
     plans: Mapping[str, Plan]
@@ -68,10 +69,10 @@ class Planned(Planner):
         return max((plan.strategy.rows(plan.budget) for plan in self.plans.values()), default=budget)
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """Raises ValueError for a plan over the budget, which is what the engine makes room for."""
+        """Raises UserError for a plan over the budget, which is what the engine makes room for."""
         most = max((plan.budget for plan in self.plans.values()), default=1)
         if most > budget:
-            raise ValueError(f"a plan spends {most} generations, over the budget of {budget}")
+            raise UserError(f"a plan spends {most} generations, over the budget of {budget}")
         return 1, budget
 
     async def search(self, problem, *, policy, verifier, budget, **options) -> SearchResult:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.errors import UserError
 from engine.search.best_of_n import WholeAnswers
 from engine.search.vote import check_vote, vote, voters_by_answer
 from engine.types import Candidate
@@ -23,7 +24,7 @@ class Adaptive(WholeAnswers):
     answer is that of the whole budget. Below 1.0 it stops as soon as the leader is the more likely of
     the two best answers with that probability: P(p > 1/2), p ~ Beta(1 + leader's weight, 1 + runner-up's
     weight). A weight is a count, or the sum of scores where the vote is weighted.
-    Raises ValueError for a value out of range.
+    Raises UserError for a value out of range.
     """
 
     vote: str = "weighted"  # or "majority", which scores nothing
@@ -35,11 +36,11 @@ class Adaptive(WholeAnswers):
     def __post_init__(self) -> None:
         check_vote(self.vote)
         if self.vote not in ADAPTIVE_VOTES:
-            raise ValueError(f"adaptive votes are {' and '.join(ADAPTIVE_VOTES)}, got {self.vote!r}")
+            raise UserError(f"adaptive votes are {' and '.join(ADAPTIVE_VOTES)}, got {self.vote!r}")
         if self.batch < 1:
-            raise ValueError(f"adaptive batch must be at least 1, got {self.batch}")
+            raise UserError(f"adaptive batch must be at least 1, got {self.batch}")
         if not 0.5 < self.confidence <= 1:
-            raise ValueError(f"confidence must be above 0.5 and at most 1, got {self.confidence}")
+            raise UserError(f"confidence must be above 0.5 and at most 1, got {self.confidence}")
 
     @property
     def is_scored(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.errors import UserError
 from engine.search.draw import AllAtOnce
 from engine.search.vote import check_vote
 
@@ -16,7 +17,7 @@ class BeamSearch(AllAtOnce):
 
     With budget N, N first steps are sampled. An answer that ends keeps its slot; the R slots left
     go on from the best ceil(R / width) steps. `max_duplicates` is a floor under their diversity: of
-    the steps kept, at most so many say the same text as a better one. Raises ValueError for a value
+    the steps kept, at most so many say the same text as a better one. Raises UserError for a value
     out of range.
     """
 
@@ -32,17 +33,17 @@ class BeamSearch(AllAtOnce):
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise ValueError(f"beam width must be at least 1, got {self.width}")
+            raise UserError(f"beam width must be at least 1, got {self.width}")
         if self.max_rounds < 1:
-            raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
+            raise UserError(f"max_rounds must be at least 1, got {self.max_rounds}")
         if self.max_duplicates is not None and self.max_duplicates < 0:
-            raise ValueError(f"max_duplicates must be at least 0, got {self.max_duplicates}")
+            raise UserError(f"max_duplicates must be at least 0, got {self.max_duplicates}")
         check_vote(self.vote)
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """One group with a slot for every generation. Raises ValueError for a budget under the width."""
+        """One group with a slot for every generation. Raises UserError for a budget under the width."""
         if self.width > budget:
-            raise ValueError(f"beam width must be at most the budget of {budget}, got {self.width}")
+            raise UserError(f"beam width must be at most the budget of {budget}, got {self.width}")
         return 1, budget
 
     def select(

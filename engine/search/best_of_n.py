@@ -40,7 +40,7 @@ class Majority(WholeAnswers):
 
 @dataclass(frozen=True)
 class BestOfN(WholeAnswers):
-    """Full answers, scored once at their end. Raises ValueError for an unknown vote."""
+    """Full answers, scored once at their end. Raises UserError for an unknown vote."""
 
     vote: str = "weighted"  # or "naive", "majority"
 

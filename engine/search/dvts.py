@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.errors import UserError
 from engine.search.beam import BeamSearch
 
 
@@ -17,12 +18,12 @@ class DVTS(BeamSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_duplicates is not None:
-            raise ValueError(
+            raise UserError(
                 f"max_duplicates has no effect with dvts, which keeps one step of a subtree, got {self.max_duplicates}"
             )
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """The subtrees and their slots. Raises ValueError for a budget that the width does not divide."""
+        """The subtrees and their slots. Raises UserError for a budget that the width does not divide."""
         if budget % self.width:
-            raise ValueError(f"dvts needs a budget that its width of {self.width} divides, got {budget}")
+            raise UserError(f"dvts needs a budget that its width of {self.width} divides, got {budget}")
         return budget // self.width, self.width

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.errors import UserError
 from engine.search.beam import BeamSearch
 
 
@@ -23,13 +24,13 @@ class Lookahead(BeamSearch):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lookahead < 0:
-            raise ValueError(f"lookahead must be at least 0, got {self.lookahead}")
+            raise UserError(f"lookahead must be at least 0, got {self.lookahead}")
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """One group of beams. Raises ValueError where the budget has fewer beams than the width."""
+        """One group of beams. Raises UserError where the budget has fewer beams than the width."""
         num_beams = budget // (self.lookahead + 1)
         if self.width > num_beams:
-            raise ValueError(
+            raise UserError(
                 f"beam width must be at most the {num_beams} beams that a budget of {budget} "
                 f"runs with lookahead {self.lookahead}, got {self.width}"
             )

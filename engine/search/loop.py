@@ -9,14 +9,14 @@ from itertools import groupby
 
 from engine.accounting.ledger import Ledger
 from engine.keys import branch_key
+from engine.search.aggregate import aggregate
 from engine.search.arguments import check_arguments, sampler
-from engine.search.chains import Chains
+from engine.search.greedy_rollouts import GreedyRollouts
 from engine.search.protocols import Policy, Strategy, Verifier, VerifierBranch, judges_answers
-from engine.search.rollouts import LookAhead
+from engine.search.revision_chains import Chains
 from engine.search.tree import OpenBranches, Trajectory, append_steps
 from engine.search.vote import Classify, merge_equal, vote
 from engine.types import FINISHED, Candidate, Problem, Sampling, SearchResult, SearchTree, TreeNode
-from engine.verifiers.aggregate import aggregate
 
 Extract = Callable[[str], str | None]
 Grade = Callable[[str, str], bool | None]
@@ -54,7 +54,7 @@ async def run_search(
     for a strategy that revises: it starts further chains). `reviser` samples for such a strategy, in the place of
     the policy.
 
-    All branches are closed when the coroutine ends, is closed or raises. Raises ValueError for a
+    All branches are closed when the coroutine ends, is closed or raises. Raises UserError for a
     budget, limit or option out of range, before anything is opened.
     """
     num_spent = 0 if start is None else start.num_generations
@@ -249,7 +249,9 @@ class _Search:
         for child, new_scores in zip(judged, scores, strict=True):
             child.new_scores = list(new_scores)
         if self.strategy.lookahead:
-            ahead = LookAhead(self.policy, self.verifier, self.branches, self.problem.id, self.seed, self.max_tokens)
+            ahead = GreedyRollouts(
+                self.policy, self.verifier, self.branches, self.problem.id, self.seed, self.max_tokens
+            )
             going = [child for child in judged if child.finish == "step" and math.isfinite(child.new_scores[-1])]
             await ahead.rescore(going, self.strategy.lookahead)
         for child in judged:

@@ -29,7 +29,7 @@ class Policy(Protocol):
     async def open(self, prompt: str, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> PolicyBranch:
         """A branch that holds the attempts of a history, oldest first and each after the prompt, and then the prompt.
 
-        Raises ValueError for what is over the context.
+        Raises UserError for what is over the context.
         """
         ...
 
@@ -108,7 +108,7 @@ class Strategy(Protocol):
     def groups(self, budget: int) -> tuple[int, int]:
         """Number of groups that are searched independently, and the slots (answers) of each.
 
-        Raises ValueError for a budget that the strategy cannot spend.
+        Raises UserError for a budget that the strategy cannot spend.
         """
         ...
 

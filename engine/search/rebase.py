@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.errors import UserError
 from engine.search.draw import AllAtOnce
 from engine.search.vote import check_vote
 
@@ -16,7 +17,7 @@ class Rebase(AllAtOnce):
     """Shares the slots out by softmax(score / temperature): no fixed width, and the balance is a dial.
 
     A low temperature gives everything to the best step, a high one the same to all. A step whose
-    share rounds to nothing is pruned. Raises ValueError for a value out of range.
+    share rounds to nothing is pruned. Raises UserError for a value out of range.
     """
 
     temperature: float = 0.2  # of the softmax over scores in [0, 1]; not that of sampling
@@ -30,9 +31,9 @@ class Rebase(AllAtOnce):
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"rebase temperature must be above 0 and finite, got {self.temperature}")
+            raise UserError(f"rebase temperature must be above 0 and finite, got {self.temperature}")
         if self.max_rounds < 1:
-            raise ValueError(f"max_rounds must be at least 1, got {self.max_rounds}")
+            raise UserError(f"max_rounds must be at least 1, got {self.max_rounds}")
         check_vote(self.vote)
 
     def groups(self, budget: int) -> tuple[int, int]:

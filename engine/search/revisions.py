@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.errors import UserError
 from engine.search.best_of_n import WholeAnswers
 from engine.search.vote import REVISION_VOTES, check_vote
 from engine.types import Candidate
@@ -17,7 +18,7 @@ class Revisions(WholeAnswers):
 
     The model that revises samples an attempt with the last `context` attempts of its chain before it. One that
     was cut off, failed or says nothing counts, and stays out of the context of those after it. What an earlier
-    search found votes along: this one starts chains of its own. Raises ValueError for a value out of range.
+    search found votes along: this one starts chains of its own. Raises UserError for a value out of range.
     """
 
     parallel: int = 4  # chains
@@ -30,11 +31,11 @@ class Revisions(WholeAnswers):
 
     def __post_init__(self) -> None:
         if self.parallel < 1:
-            raise ValueError(f"parallel must be at least 1 chain, got {self.parallel}")
+            raise UserError(f"parallel must be at least 1 chain, got {self.parallel}")
         if self.context < 1:
-            raise ValueError(f"context must be at least 1 attempt, got {self.context}")
+            raise UserError(f"context must be at least 1 attempt, got {self.context}")
         if not isinstance(self.judge_alone, bool):
-            raise ValueError(f"judge_alone must be true or false, got {self.judge_alone!r}")
+            raise UserError(f"judge_alone must be true or false, got {self.judge_alone!r}")
         check_vote(self.vote, REVISION_VOTES)
 
     @property
@@ -43,9 +44,9 @@ class Revisions(WholeAnswers):
         return self.vote != "majority"
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """The chains and their attempts. Raises ValueError for a budget that `parallel` does not divide."""
+        """The chains and their attempts. Raises UserError for a budget that `parallel` does not divide."""
         if budget % self.parallel:
-            raise ValueError(f"revisions need a budget that its {self.parallel} parallel chains divide, got {budget}")
+            raise UserError(f"revisions need a budget that its {self.parallel} parallel chains divide, got {budget}")
         return self.parallel, budget // self.parallel
 
     def rows(self, budget: int) -> int:

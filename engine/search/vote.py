@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from engine.errors import UserError
 from engine.types import FINISHED, Candidate
 
 VOTES = ("majority", "weighted", "naive")
@@ -14,9 +15,9 @@ Classify = Callable[[Sequence[str]], Sequence[int]]  # the class of each answer;
 
 
 def check_vote(rule: str, votes: Sequence[str] = VOTES) -> None:
-    """Raises ValueError for a name outside `votes`."""
+    """Raises UserError for a name outside `votes`."""
     if rule not in votes:
-        raise ValueError(f"vote must be one of {', '.join(votes)}, got {rule!r}")
+        raise UserError(f"vote must be one of {', '.join(votes)}, got {rule!r}")
 
 
 def merge_equal(candidates: Sequence[Candidate], classify: Classify) -> list[Candidate]:
@@ -46,7 +47,7 @@ def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | 
     "majority" counts equal answers, "weighted" sums their aggregated scores, "naive" takes the
     answer of the best candidate, "hierarchical" is a weighted vote inside each chain of revisions and
     then one over the chains. Only finished candidates with an answer vote. Equal answers are
-    equal strings (see `merge_equal`). Ties go to the earliest candidate. Raises ValueError for another rule.
+    equal strings (see `merge_equal`). Ties go to the earliest candidate. Raises UserError for another rule.
     """
     check_vote(rule, REVISION_VOTES)
     if rule == "hierarchical":

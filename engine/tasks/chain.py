@@ -24,6 +24,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from engine.errors import UserError
+
 MODULUS = 1000
 SPLITS = ("train", "validation", "test")
 # A problem's split is a hash of its text: disjoint whatever seed or knobs drew it.
@@ -58,14 +60,14 @@ class ChainConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_depth <= self.max_depth:
-            raise ValueError(f"depth must satisfy 1 <= min <= max, got {self.min_depth}..{self.max_depth}")
+            raise UserError(f"depth must satisfy 1 <= min <= max, got {self.min_depth}..{self.max_depth}")
         if not 1 <= self.max_addend < MODULUS:
-            raise ValueError(f"max_addend must be 1..{MODULUS - 1}, got {self.max_addend}")
+            raise UserError(f"max_addend must be 1..{MODULUS - 1}, got {self.max_addend}")
         if not 1 <= len(self.multiplier_digits) <= 3 or sum(self.multiplier_digits) <= 0:
-            raise ValueError(f"multiplier_digits needs 1 to 3 weights, got {self.multiplier_digits}")
+            raise UserError(f"multiplier_digits needs 1 to 3 weights, got {self.multiplier_digits}")
         for name in ("min_multiply", "max_multiply", "rotation_rate", "shortcut_rate", "check_rate"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be within 0..1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be within 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,10 @@ def apply(value: int, sign: str, operand: int) -> int:
 
 
 def parse(text: str) -> ChainProblem:
-    """The problem that a prompt states. Raises ValueError for text outside the grammar."""
+    """The problem that a prompt states. Raises UserError for text outside the grammar."""
     match = _PROBLEM.fullmatch(text)
     if not match:
-        raise ValueError(f"not a chain problem (expected e.g. '473;+38;*27'): {text[:80]!r}")
+        raise UserError(f"not a chain problem (expected e.g. '473;+38;*27'): {text[:80]!r}")
     operations = tuple((sign, int(operand)) for sign, operand in _OPERATION.findall(match[2]))
     return ChainProblem(int(match[1]), operations)
 
@@ -148,7 +150,7 @@ def _draw_multiplier(rng: random.Random, digits: int, keeps_errors: bool) -> int
 def problems(split: str, seed: int = 0, config: ChainConfig | None = None) -> Iterator[ChainProblem]:
     """An endless stream of distinct-split problems; the first n do not depend on how many are taken."""
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     config = config or ChainConfig()
     rng = random.Random(f"chain/{split}/{seed}")
     while True:
@@ -204,17 +206,17 @@ def first_wrong_step(problem: ChainProblem, steps: list[str]) -> int:
 
 
 def config_from_options(options: dict[str, str]) -> ChainConfig:
-    """A configuration from `name=value` pairs. Raises ValueError for an unknown name or value."""
+    """A configuration from `name=value` pairs. Raises UserError for an unknown name or value."""
     known = {field.name: field for field in fields(ChainConfig)}
     values: dict[str, object] = {}
     for name, text in options.items():
         if name not in known:
-            raise ValueError(f"chain has no option {name!r}; it has {', '.join(known)}")
+            raise UserError(f"chain has no option {name!r}; it has {', '.join(known)}")
         read, wanted = _READERS.get(str(known[name].type), (_floats, "numbers with commas between"))
         try:
             values[name] = read(text)
         except (KeyError, ValueError):
-            raise ValueError(f"chain option {name} needs {wanted}, got {text!r}") from None
+            raise UserError(f"chain option {name} needs {wanted}, got {text!r}") from None
     return ChainConfig(**values)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.errors import UserError
 from engine.tasks.sources import read_rows, shown
 
 PROBLEM_COLUMNS = ("problem",)
@@ -39,7 +40,7 @@ def read_problems(
 
     Of several columns the first that a row has counts. A row needs a problem (a text); an answer (a text, a
     number or null), unless `needs_answer`, and `id` or `unique_id` (a text or an integer, by default the row's
-    index) are optional, other fields are not looked at. Raises ValueError that names the place and what is
+    index) are optional, other fields are not looked at. Raises UserError that names the place and what is
     wrong with it.
     """
     rows: list[ProblemRow] = []
@@ -48,33 +49,33 @@ def read_problems(
         try:
             row = _row(value, len(rows), origin, problem_columns, answer_columns, needs_answer)
         except ValueError as error:
-            raise ValueError(f"{origin}: {error}") from None
+            raise UserError(f"{origin}: {error}") from None
         if row.id in origins:
-            raise ValueError(f"{origin}: the id {row.id!r} is taken by {origins[row.id]}")
+            raise UserError(f"{origin}: the id {row.id!r} is taken by {origins[row.id]}")
         origins[row.id] = origin
         rows.append(row)
     if not rows:
-        raise ValueError(f"{os.fspath(source)} holds no problem")
+        raise UserError(f"{os.fspath(source)} holds no problem")
     return rows[:limit]
 
 
 def gold_answer(row: dict, columns: Sequence[str], *, is_needed: bool = False) -> str | None:
-    """A row's gold answer as a text. Raises ValueError where it is missing but needed, or no answer."""
+    """A row's gold answer as a text. Raises UserError where it is missing but needed, or no answer."""
     name = next((name for name in columns if name in row), None)
     answer = None if name is None else row[name]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise ValueError(f"{name!r} must be a text, a number or null, got {shown(answer)}")
+        raise UserError(f"{name!r} must be a text, a number or null, got {shown(answer)}")
     if is_needed and (answer is None or not str(answer).strip()):
-        raise ValueError(f"no gold answer under {_either(columns)}, got {shown(row)}")
+        raise UserError(f"no gold answer under {_either(columns)}, got {shown(row)}")
     return None if answer is None else check_encodable(str(answer))
 
 
 def check_encodable(text: str) -> str:
-    """The text. Raises ValueError for half of a surrogate pair: JSON can state it, and it is no character."""
+    """The text. Raises UserError for half of a surrogate pair: JSON can state it, and it is no character."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"not valid Unicode: {shown(text)}") from None
+        raise UserError(f"not valid Unicode: {shown(text)}") from None
     return text
 
 
@@ -87,18 +88,18 @@ def _row(
     needs_answer: bool,
 ) -> ProblemRow:
     if not isinstance(value, dict):
-        raise ValueError(f"not a JSON object: {shown(value)}")
+        raise UserError(f"not a JSON object: {shown(value)}")
     column = next((name for name in problem_columns if name in value), None)
     if column is None:
-        raise ValueError(f"no field {_either(problem_columns)}, got {shown(value)}")
+        raise UserError(f"no field {_either(problem_columns)}, got {shown(value)}")
     text = value[column]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{column!r} must be a text that is not blank, got {shown(text)}")
+        raise UserError(f"{column!r} must be a text that is not blank, got {shown(text)}")
     answer = gold_answer(value, answer_columns, is_needed=needs_answer)
     id_column = next((name for name in _ID_COLUMNS if name in value), None)
     name = index if id_column is None else value[id_column]
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ValueError(f"{id_column!r} must be a text or an integer, got {shown(name)}")
+        raise UserError(f"{id_column!r} must be a text or an integer, got {shown(name)}")
     return ProblemRow(check_encodable(str(name)), check_encodable(text), answer, origin)
 
 

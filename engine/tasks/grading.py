@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from enum import StrEnum
 
+from engine.errors import UserError
 from engine.tasks.answers import answer_key, are_plainly_different
 from engine.tasks.grading_pool import WorkerPool
 
@@ -43,7 +44,7 @@ class Grader:
         num_workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         for name, value in (("num_workers", num_workers), ("seconds", seconds), ("max_bytes", max_bytes)):
             if value <= 0:
-                raise ValueError(f"{name} of a grader must be over 0, got {value}")
+                raise UserError(f"{name} of a grader must be over 0, got {value}")
         self.seconds = seconds
         self.pool = WorkerPool(num_workers, max_bytes)
         self._kept: dict[tuple[str, str], Verdict] = {}  # by the keys of (gold, answer)

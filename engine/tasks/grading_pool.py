@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.errors import UserError
+
 _SCRIPT = Path(__file__).with_name("grading_worker.py")
 _START_SECONDS = 120.0  # sympy's import on a busy machine
 _GRACE_SECONDS = 1.0  # after which a worker that should have died by itself is killed
@@ -43,7 +45,7 @@ class WorkerPool:
     def compare(self, pairs: Sequence[tuple[str, str]], seconds: float) -> list[bool | None]:
         """Whether each (gold, answer) is equal; None for one that took longer, or broke its worker.
 
-        Raises ValueError where math-verify is not installed, RuntimeError where no worker can be started.
+        Raises UserError where math-verify is not installed, RuntimeError where no worker can be started.
         """
         if os.getpid() != self._owner:  # a fork: the workers are the parent's
             self._workers.clear()
@@ -77,7 +79,7 @@ class WorkerPool:
                 if reply is None:
                     continue
                 if reply.startswith("missing"):
-                    raise ValueError(f"grading needs math-verify, and cannot import it ({reply[8:]})")
+                    raise UserError(f"grading needs math-verify, and cannot import it ({reply[8:]})")
                 if reply == "ready":
                     num_failed_starts = 0
                     continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from engine.errors import UserError
 from engine.tasks.answers import extract_expression, extract_number, strip_wrappers
 from engine.tasks.data import PROBLEM_COLUMNS, read_problems
 from engine.tasks.grading import Grader
@@ -60,7 +61,7 @@ def _task(
             yield Problem(f"{name}/{split}/{row.id}", row.problem, answer)
 
     def first_wrong_step(problem: Problem, steps: list[str]) -> int:
-        raise ValueError(f"verifier 'oracle' cannot judge the steps of task {name}: only its final answers are known")
+        raise UserError(f"verifier 'oracle' cannot judge the steps of task {name}: only its final answers are known")
 
     return Task(
         name=name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.errors import UserError
 from engine.tasks.chain_task import chain_task
 from engine.tasks.grading import Grader
 from engine.tasks.math_tasks import math_tasks
@@ -12,7 +13,7 @@ TASKS: dict[str, Task] = {"chain": chain_task(), **math_tasks(Grader())}
 
 
 def get_task(name: str) -> Task:
-    """The task of a name. Raises ValueError for an unknown one."""
+    """The task of a name. Raises UserError for an unknown one."""
     if name not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+        raise UserError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
     return TASKS[name]

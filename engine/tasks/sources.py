@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.errors import UserError
+
 _HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")  # owner/name or owner/name:configuration
 _SUFFIXES = (".jsonl", ".parquet")
 
@@ -19,7 +21,7 @@ def read_rows(
 
     A local path comes first: a file with one JSON object per line (blank lines are passed over), a `.parquet`
     file, or a folder with files whose names start with `split`. Any other `owner/name`, perhaps with
-    `:configuration`, is a data set on the Hub, of which `split` is read. Raises ValueError that says what cannot
+    `:configuration`, is a data set on the Hub, of which `split` is read. Raises UserError that says what cannot
     be read, and where; `what` is what the rows are called in it.
     """
     path = _local(source)
@@ -34,7 +36,7 @@ def read_rows(
             try:
                 yield origin, parse_line(line)
             except ValueError as error:
-                raise ValueError(f"{origin}: {error}") from None
+                raise UserError(f"{origin}: {error}") from None
     else:
         yield from _hub(os.fspath(source), split or "test")
 
@@ -51,15 +53,15 @@ def has_splits(source: str) -> bool:
 
 
 def parse_line(line: bytes) -> object:
-    """The JSON value of a line. Raises ValueError that shows it."""
+    """The JSON value of a line. Raises UserError that shows it."""
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:
-        raise ValueError(f"not UTF-8 text: {shown(line)}") from None
+        raise UserError(f"not UTF-8 text: {shown(line)}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno}): {shown(line)}") from None
+        raise UserError(f"not JSON ({error.msg} at column {error.colno}): {shown(line)}") from None
     except RecursionError:
-        raise ValueError(f"nested too deep: {shown(line)}") from None
+        raise UserError(f"nested too deep: {shown(line)}") from None
 
 
 def shown(value: object) -> str:
@@ -86,7 +88,7 @@ def _lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, bytes
                 if line.strip():
                     yield number, line
     except OSError as error:
-        raise ValueError(f"cannot read {what} from {os.fspath(path)}: {error.strerror}") from None
+        raise UserError(f"cannot read {what} from {os.fspath(path)}: {error.strerror}") from None
 
 
 def _files(folder: Path, split: str | None) -> list[Path]:
@@ -95,7 +97,7 @@ def _files(folder: Path, split: str | None) -> list[Path]:
     files = [path for path in files if path.name.startswith(split or "")]
     if not files:
         which = f"of split {split!r} " if split else ""
-        raise ValueError(f"no .jsonl or .parquet file {which}in {str(folder)!r}")
+        raise UserError(f"no .jsonl or .parquet file {which}in {str(folder)!r}")
     return files
 
 
@@ -103,11 +105,11 @@ def _parquet(path: Path, what: str) -> Iterator[tuple[str, object]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise ValueError(f"reading {str(path)!r} needs pyarrow: pip install 'ttc-engine[data]'") from None
+        raise UserError(f"reading {str(path)!r} needs pyarrow: pip install 'ttc-engine[data]'") from None
     try:
         rows = parquet.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
-        raise ValueError(f"cannot read {what} from {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read {what} from {path}: {str(error).splitlines()[0]}") from None
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
 
@@ -116,7 +118,7 @@ def _hub(source: str, split: str) -> Iterator[tuple[str, object]]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"no local file {source!r}, and reading it from the Hub needs datasets: pip install 'ttc-engine[data]'"
         ) from None
     name, configuration = _HUB_NAME.fullmatch(source).groups()
@@ -125,6 +127,6 @@ def _hub(source: str, split: str) -> Iterator[tuple[str, object]]:
     except Exception as error:  # of the Hub, the network or the data set, each of a type of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"its split {split!r} from the Hub"
-        raise ValueError(f"no local file {source!r}, and cannot read {where}: {reason}") from None
+        raise UserError(f"no local file {source!r}, and cannot read {where}: {reason}") from None
     for number, row in enumerate(rows, start=1):
         yield f"{source}, {split} row {number}", row

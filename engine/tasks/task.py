@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.errors import UserError
 from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, read_problems
 from engine.types import Problem
 
@@ -50,10 +51,10 @@ def take_problems(task: Task, split: str, limit: int | None, seed: int = 0) -> l
     """The first `limit` problems of a split (None: all of a data set); they do not depend on `limit`."""
     if split not in task.splits:
         if not task.splits:
-            raise ValueError(f"task {task.name} has no problems of its own: name a file or a data set")
-        raise ValueError(f"split must be one of {', '.join(task.splits)} for task {task.name}, got {split!r}")
+            raise UserError(f"task {task.name} has no problems of its own: name a file or a data set")
+        raise UserError(f"split must be one of {', '.join(task.splits)} for task {task.name}, got {split!r}")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
+        raise UserError(f"limit must be at least 1, got {limit}")
     assert limit is not None or not task.is_endless, "an endless task needs a limit"
     return list(itertools.islice(task.problems(split, seed), limit))
 
@@ -69,7 +70,7 @@ def read_task_problems(
 ) -> list[ProblemRow]:
     """The problems of a file or data set, with the task's columns unless others are named.
 
-    An answer column that is named must be there. Raises ValueError as `read_problems` does.
+    An answer column that is named must be there. Raises UserError as `read_problems` does.
     """
     return read_problems(
         source,

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import LlamaForCausalLM, LlamaForTokenClassification, PreTrainedTokenizerFast, Trainer
 
+from engine.errors import UserError
 from engine.tasks.chain import ChainConfig
 from engine.training.arguments import training_arguments
 from engine.training.policy import IGNORED, TRAINING_MIX, ChainBatches, PolicyRecipe
@@ -38,9 +39,9 @@ class DiscriminatorRecipe:
 
     def __post_init__(self) -> None:
         if self.num_extra_layers < 1:  # the last layer's output is the score's, no language model's
-            raise ValueError(f"num_extra_layers must be at least 1, got {self.num_extra_layers}")
+            raise UserError(f"num_extra_layers must be at least 1, got {self.num_extra_layers}")
         if self.temperature <= 0:
-            raise ValueError(f"temperature must be over 0, got {self.temperature}")
+            raise UserError(f"temperature must be over 0, got {self.temperature}")
 
     @property
     def corpus(self) -> PolicyRecipe:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from engine.errors import UserError
 from engine.training.verifier import (
     UNLABELLED,
     RowEncoder,
@@ -38,7 +39,7 @@ class ORMRecipe(VerifierRecipe):
         super().__post_init__()
         least = 2 if self.balance else 1
         if self.max_answers < least:
-            raise ValueError(f"max_answers must be at least {least}, got {self.max_answers}")
+            raise UserError(f"max_answers must be at least {least}, got {self.max_answers}")
 
 
 def choose_answers(rows: Iterable[dict], recipe: ORMRecipe) -> list[dict]:
@@ -76,12 +77,12 @@ def train_orm(
 ) -> dict:
     """Trains a two-label token classifier that starts from the weights of `base`; returns held-out figures.
 
-    `base` is a causal decoder or a token classifier, with its tokenizer. Raises ValueError for a base whose
+    `base` is a causal decoder or a token classifier, with its tokenizer. Raises UserError for a base whose
     config.json names no end of text, at which the score is read.
     """
     encoder = RowEncoder.of(base, recipe)
     if not encoder.end:
-        raise ValueError(f"an outcome verifier is read at the end of text, and config.json of {base} names none")
+        raise UserError(f"an outcome verifier is read at the end of text, and config.json of {base} names none")
     rows = choose_answers(read_rows(rollouts, recipe), recipe)
     parts = split_questions(rows, recipe.held_out, recipe.seed)
     model = build_classifier(base, recipe)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
+from engine.errors import UserError
 from engine.tasks import chain
 from engine.tasks.tokenizer import build_tokenizer
 from engine.training.arguments import can_compile, training_arguments
@@ -109,7 +110,7 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
     tokenizer = build_tokenizer()
     model = build_policy(recipe, tokenizer) if base is None else LlamaForCausalLM.from_pretrained(base)
     if model.config.vocab_size != len(tokenizer):
-        raise ValueError(f"{base} has {model.config.vocab_size} tokens, the home tokenizer {len(tokenizer)}")
+        raise UserError(f"{base} has {model.config.vocab_size} tokens, the home tokenizer {len(tokenizer)}")
     if device == "cpu" and can_compile():
         # Compiled, plain attention takes two thirds of the time of torch's fused one at some hundred tokens (bf16).
         model.set_attn_implementation("eager")

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
+from engine.errors import UserError
 from engine.training.labels import LABELS, harden_labels, pool_labels
 from engine.training.verifier import (
     UNLABELLED,
@@ -34,11 +35,11 @@ class PRMRecipe(VerifierRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels not in LABELS:
-            raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {self.labels!r}")
+            raise UserError(f"labels must be one of {', '.join(LABELS)}, got {self.labels!r}")
         if not 0 <= self.hard_threshold < 1:
-            raise ValueError(f"hard_threshold must be within [0, 1), got {self.hard_threshold}")
+            raise UserError(f"hard_threshold must be within [0, 1), got {self.hard_threshold}")
         if self.labels == "soft" and self.hard_threshold:
-            raise ValueError(f"hard_threshold has no effect with soft labels, got {self.hard_threshold}")
+            raise UserError(f"hard_threshold has no effect with soft labels, got {self.hard_threshold}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TrunkHeadRecipe(PRMRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_extra_layers:
-            raise ValueError(f"a trunk head adds no layers, got num_extra_layers {self.num_extra_layers}")
+            raise UserError(f"a trunk head adds no layers, got num_extra_layers {self.num_extra_layers}")
 
 
 class TrunkProbe(nn.Module):

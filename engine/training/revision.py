@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
 
+from engine.errors import UserError
 from engine.prompts.histories import after_attempts
 from engine.training.arguments import can_compile, training_arguments
 from engine.training.batches import LengthBatches, padding
@@ -46,13 +47,13 @@ class RevisionRecipe:
     def __post_init__(self) -> None:
         for name, least in (("max_attempts", 1), ("max_right", 1), ("tokens_per_step", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.attempts not in ("wrong", "sampled"):
-            raise ValueError(f"attempts must be 'wrong' or 'sampled', got {self.attempts!r}")
+            raise UserError(f"attempts must be 'wrong' or 'sampled', got {self.attempts!r}")
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out must be within (0, 1), got {self.held_out}")
+            raise UserError(f"held_out must be within (0, 1), got {self.held_out}")
         if self.num_epochs <= 0:
-            raise ValueError(f"num_epochs must be over 0, got {self.num_epochs}")
+            raise UserError(f"num_epochs must be over 0, got {self.num_epochs}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Counts:
 def read_attempts(paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[Attempt]]]:
     """Questions with their sampled answers, from files of `ttc rollouts --num-rollouts 0`.
 
-    An answer is right where the label of its last step is at least a half. Raises ValueError as `read_stepwise`.
+    An answer is right where the label of its last step is at least a half. Raises UserError as `read_stepwise`.
     """
     rows = sorted((row for path in paths for row in read_stepwise(path)), key=lambda row: row["prompt"])
     return [
@@ -174,7 +175,7 @@ def train_revision(
     rows = [{"prompt": each.prompt, "trajectory": each} for each in trajectories]
     train, held = split_questions(rows, recipe.held_out, recipe.seed) if rows else ([], [])
     if not train:
-        raise ValueError(f"{', '.join(map(str, rollouts))} holds nothing to train on: {counts}")
+        raise UserError(f"{', '.join(map(str, rollouts))} holds nothing to train on: {counts}")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if device == "cpu" and can_compile():
         model.set_attn_implementation("eager")  # see train_policy
@@ -213,7 +214,7 @@ def _batches(rows: Sequence[dict], tokenizer, recipe: RevisionRecipe, context: i
     encoded = [encode(row["trajectory"], tokenizer) for row in rows]
     longest = max(len(ids) for ids, _ in encoded)
     if longest > context:
-        raise ValueError(f"a trajectory has {longest} tokens, over the context of {context}: take fewer max_attempts")
+        raise UserError(f"a trajectory has {longest} tokens, over the context of {context}: take fewer max_attempts")
     return LengthBatches(
         encoded,
         pad=padding(tokenizer),

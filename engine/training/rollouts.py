@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from engine.errors import UserError
 from engine.runtime import LLM, Batcher, ModelPolicy
 from engine.runtime.requests import Request
 from engine.tasks import get_task, read_task_problems, take_problems
@@ -48,19 +49,19 @@ class RolloutRecipe:
     def __post_init__(self) -> None:
         for name in ("problem_column", "answer_column"):
             if self.problems is None and getattr(self, name) is not None:
-                raise ValueError(f"{name} has no effect without problems to read, got {getattr(self, name)!r}")
+                raise UserError(f"{name} has no effect without problems to read, got {getattr(self, name)!r}")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+            raise UserError(f"max_tokens must be at least 1, got {self.max_tokens}")
         leasts = {"num_questions": 1, "num_samples": 1, "num_rollouts": 0, "num_attempts": 1, "context": 1}
         for name, least in leasts.items():
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.labeller not in LABELLERS:
-            raise ValueError(f"labeller must be one of {', '.join(LABELLERS)}, got {self.labeller!r}")
+            raise UserError(f"labeller must be one of {', '.join(LABELLERS)}, got {self.labeller!r}")
         if self.labeller != "every-step" and not self.num_rollouts:
-            raise ValueError(f"labeller {self.labeller!r} needs rollouts, got num_rollouts 0")
+            raise UserError(f"labeller {self.labeller!r} needs rollouts, got num_rollouts 0")
         if self.num_attempts > 1 and self.num_rollouts:
-            raise ValueError(
+            raise UserError(
                 f"attempts of a chain are labelled by their own ends: num_attempts {self.num_attempts} "
                 f"needs num_rollouts 0, got {self.num_rollouts}"
             )
@@ -76,7 +77,7 @@ class RolloutRecipe:
 
 
 def questions(recipe: RolloutRecipe) -> list[Problem]:
-    """The questions of a recipe. Raises ValueError for one without a gold answer: nothing could be labelled."""
+    """The questions of a recipe. Raises UserError for one without a gold answer: nothing could be labelled."""
     task = get_task(recipe.task)
     if recipe.problems is None:
         problems = take_problems(task, recipe.split or "train", recipe.num_questions, recipe.seed)
@@ -84,7 +85,7 @@ def questions(recipe: RolloutRecipe) -> list[Problem]:
     else:
         is_split = has_splits(recipe.problems)
         if recipe.split is not None and not is_split:
-            raise ValueError(f"split has no effect with a problem file, got {recipe.split!r}")
+            raise UserError(f"split has no effect with a problem file, got {recipe.split!r}")
         rows = read_task_problems(
             task,
             recipe.problems,
@@ -98,7 +99,7 @@ def questions(recipe: RolloutRecipe) -> list[Problem]:
         origins = [row.origin for row in rows]
     for problem, origin in zip(problems, origins, strict=True):
         if not problem.answer:
-            raise ValueError(f"{origin}: rollouts are labelled by the gold answer, and there is none")
+            raise UserError(f"{origin}: rollouts are labelled by the gold answer, and there is none")
     return problems
 
 

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from engine.errors import UserError
+
 FORMATS = ("stepwise", "math-shepherd", "prm800k")
 NEUTRALS = ("good", "bad")
 _TAG = "ки"  # Math-Shepherd's mark after a step; its label is one character in the same place
@@ -20,7 +22,7 @@ _FIRST_STEP = re.compile(r"\s*Step 1\s*:")
 
 
 def read_stepwise(path: Path) -> list[dict]:
-    """Rows with `prompt`, `completions` and soft `labels`. Raises ValueError that names the line."""
+    """Rows with `prompt`, `completions` and soft `labels`. Raises UserError that names the line."""
     return list(_read(path, lambda value: [_checked(value)]))
 
 
@@ -32,7 +34,7 @@ def read_steps(
     `neutral` says whether PRM800K's rating 0 is a good step (as Qwen and PURE take it) or a bad one (as TRL does):
     it has to be given for that format, and for no other. `separator` ends a step that does not end in it already
     (`\n` may be written as two characters): by default a newline, and nothing is added to stepwise rows.
-    Raises ValueError for a bad option, or a row that is not of the format, with its line.
+    Raises UserError for a bad option, or a row that is not of the format, with its line.
     """
     check_format(format, neutral, separator)
     if format == "stepwise" and separator is None:
@@ -48,15 +50,15 @@ def read_steps(
 
 
 def check_format(format: str, neutral: str | None = None, separator: str | None = None) -> None:
-    """Raises ValueError for options of `read_steps` that it cannot read by."""
+    """Raises UserError for options of `read_steps` that it cannot read by."""
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "prm800k" and neutral not in NEUTRALS:
-        raise ValueError(f"format prm800k needs neutral, {' or '.join(NEUTRALS)}, for its rating 0, got {neutral!r}")
+        raise UserError(f"format prm800k needs neutral, {' or '.join(NEUTRALS)}, for its rating 0, got {neutral!r}")
     if format != "prm800k" and neutral is not None:
-        raise ValueError(f"neutral has no effect with format {format}, only with prm800k, got {neutral!r}")
+        raise UserError(f"neutral has no effect with format {format}, only with prm800k, got {neutral!r}")
     if separator == "":
-        raise ValueError("separator must be a text that ends a step, got ''")
+        raise UserError("separator must be a text that ends a step, got ''")
 
 
 def stepwise_line(row: dict, separator: str = "\n", *, threshold: float | None = None) -> str:
@@ -70,21 +72,21 @@ def stepwise_line(row: dict, separator: str = "\n", *, threshold: float | None =
 
 
 def write_stepwise(rows: Iterable[dict], path: Path, separator: str = "\n", *, threshold: float | None = None) -> None:
-    """Writes rows that TRL's data sets load (see `stepwise_line`). Raises ValueError for a threshold beyond 0..1."""
+    """Writes rows that TRL's data sets load (see `stepwise_line`). Raises UserError for a threshold beyond 0..1."""
     check_threshold(threshold)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(stepwise_line(row, separator, threshold=threshold) for row in rows))
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Raises ValueError for a share of right rollouts that is none."""
+    """Raises UserError for a share of right rollouts that is none."""
     if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be within 0..1, got {threshold}")
+        raise UserError(f"threshold must be within 0..1, got {threshold}")
 
 
 def _read(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[dict]:
     if not path.is_file():
-        raise ValueError(f"no rollouts at {str(path)!r}")
+        raise UserError(f"no rollouts at {str(path)!r}")
     is_empty = True
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -101,18 +103,18 @@ def _read(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[dict]:
                 yield from rows
                 continue
             shown = line[:80].decode(errors="replace").rstrip("\n")
-            raise ValueError(f"{path}, line {number}: {problem}: {shown!r}") from None
+            raise UserError(f"{path}, line {number}: {problem}: {shown!r}") from None
     if is_empty:
-        raise ValueError(f"{path} holds no rows")
+        raise UserError(f"{path} holds no rows")
 
 
 def _checked(row: dict) -> dict:
-    """A stepwise row as it is. Raises ValueError, KeyError or TypeError for another value."""
+    """A stepwise row as it is. Raises UserError, KeyError or TypeError for another value."""
     texts, labels = row["completions"], row["labels"]
     if not isinstance(row["prompt"], str) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("prompt and completions must be texts")
+        raise UserError("prompt and completions must be texts")
     if len(texts) != len(labels) or not all(0 <= label <= 1 for label in labels):
-        raise ValueError("needs one label within 0..1 per completion")
+        raise UserError("needs one label within 0..1 per completion")
     return {**row, "labels": [float(label) for label in labels]}
 
 
@@ -136,12 +138,12 @@ def _from_math_shepherd(row: dict) -> dict:
         position += len(part)
         mark = row["label"][position : position + 1]
         if mark not in ("+", "-"):
-            raise ValueError(f"no + or - in place of the tag of step {len(labels) + 1}, got {mark!r}")
+            raise UserError(f"no + or - in place of the tag of step {len(labels) + 1}, got {mark!r}")
         labels.append(float(mark == "+"))
         position += 1
     match = _FIRST_STEP.search(parts[0])
     if not labels or match is None:
-        raise ValueError("no labelled step, or none that begins with 'Step 1:'")
+        raise UserError("no labelled step, or none that begins with 'Step 1:'")
     steps = [parts[0][match.start() :], *parts[1:-1]]
     prompt = parts[0][: match.start()].strip() + "\n"
     return {"prompt": prompt, "completions": [step.strip() for step in steps], "labels": labels}
@@ -183,5 +185,5 @@ def _from_prm800k(row: dict, neutral: float) -> list[dict]:
 
 def _rated(values: dict[int, float], rating: int) -> float:
     if rating not in values:
-        raise ValueError(f"a rating must be -1, 0 or 1, got {rating!r}")
+        raise UserError(f"a rating must be -1, 0 or 1, got {rating!r}")
     return values[rating]

@@ -22,6 +22,7 @@ from transformers import (
     Trainer,
 )
 
+from engine.errors import UserError
 from engine.model import read_config
 from engine.prompts.histories import after_attempts
 from engine.training.arguments import training_arguments
@@ -50,11 +51,11 @@ class VerifierRecipe:
     def __post_init__(self) -> None:
         check_format(self.format, self.neutral, self.step_separator)
         if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out must be within (0, 1), got {self.held_out}")
+            raise UserError(f"held_out must be within (0, 1), got {self.held_out}")
         if self.num_extra_layers < 0:
-            raise ValueError(f"num_extra_layers must be at least 0, got {self.num_extra_layers}")
+            raise UserError(f"num_extra_layers must be at least 0, got {self.num_extra_layers}")
         if self.num_epochs <= 0:
-            raise ValueError(f"num_epochs must be over 0, got {self.num_epochs}")
+            raise UserError(f"num_epochs must be over 0, got {self.num_epochs}")
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def build_classifier(base: Path, recipe: VerifierRecipe) -> PreTrainedModel:
 
 
 def read_rows(rollouts: Sequence[Path], recipe: VerifierRecipe) -> list[dict]:
-    """Labelled rows of all files. Raises ValueError as `read_steps` does."""
+    """Labelled rows of all files. Raises UserError as `read_steps` does."""
     options = {"neutral": recipe.neutral, "separator": recipe.step_separator}
     return [row for path in rollouts for row in read_steps(path, recipe.format, **options)]
 
@@ -171,10 +172,10 @@ def fit(
     """Trains on the first `rows` and returns figures of the others, which `split_questions` kept.
 
     `encode` gives token ids and a label for each, UNLABELLED but where a score is read. Resumes from the last
-    checkpoint in `work`. Raises ValueError for rows of one question alone, or one of more tokens than `context`.
+    checkpoint in `work`. Raises UserError for rows of one question alone, or one of more tokens than `context`.
     """
     if not rows[0]:
-        raise ValueError(f"the rows are of one question only, {rows[1][0]['prompt']!r}: nothing is left to train on")
+        raise UserError(f"the rows are of one question only, {rows[1][0]['prompt']!r}: nothing is left to train on")
     train, held = (_batches(part, encode, tokenizer, recipe, context) for part in rows)
     trainer = StepTrainer(
         model=model,
@@ -192,7 +193,7 @@ def _batches(rows: Sequence[dict], encode, tokenizer, recipe: VerifierRecipe, co
     encoded = [(*encode(row), row["prompt"]) for row in rows]
     longest = max(len(ids) for ids, *_ in encoded)
     if longest > context:
-        raise ValueError(f"an answer with its prompt has {longest} tokens, the context of the model holds {context}")
+        raise UserError(f"an answer with its prompt has {longest} tokens, the context of the model holds {context}")
     return LengthBatches(
         encoded,
         pad=padding(tokenizer),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from engine.accounting.ledger import Ledger
+from engine.errors import UserError
 from engine.types import Problem, Step
 
 ScoreFunction = Callable[[str, list[str]], float]
@@ -24,31 +25,31 @@ class TextBranch:
         self._is_open = True
 
     def fork(self, num_branches: int) -> list[TextBranch]:
-        """Raises ValueError once closed."""
+        """Raises UserError once closed."""
         self._check_open()
         return [TextBranch(self.problem, self.steps) for _ in range(num_branches)]
 
     def append(self, step: Step) -> list[str]:
-        """The steps with one more. Raises ValueError once closed."""
+        """The steps with one more. Raises UserError once closed."""
         self._check_open()
         self.steps = (*self.steps, step.text)
         return list(self.steps)
 
     def close(self) -> None:
-        """Raises ValueError the second time."""
+        """Raises UserError the second time."""
         self._check_open()
         self._is_open = False
 
     def _check_open(self) -> None:
         if not self._is_open:
-            raise ValueError(f"this verifier branch of problem {self.problem.id!r} is closed")
+            raise UserError(f"this verifier branch of problem {self.problem.id!r} is closed")
 
 
 class CallableVerifier:
     """Scores by `function(prompt, steps) -> float`, the score in [0, 1] of the last of the steps.
 
     It is called once for every step, in order, with the texts of all steps up to it, delimiters
-    included. NaN or an infinity flags a step that could not be scored. Raises ValueError for
+    included. NaN or an infinity flags a step that could not be scored. Raises UserError for
     any other value outside [0, 1], or for what is not a number.
     """
 
@@ -69,7 +70,7 @@ class CallableVerifier:
         try:
             score = float(value)
         except (TypeError, ValueError):
-            raise ValueError(f"a verifier function must return a number, got {value!r}") from None
+            raise UserError(f"a verifier function must return a number, got {value!r}") from None
         if math.isfinite(score) and not 0 <= score <= 1:
-            raise ValueError(f"a verifier function must return a score within [0, 1], got {score}")
+            raise UserError(f"a verifier function must return a score within [0, 1], got {score}")
         return score

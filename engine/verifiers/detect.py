@@ -5,6 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from engine.errors import UserError
 from engine.model import named_architecture, read_config, read_raw_config, tensor_names
 from engine.verifiers.spec import Rule, VerifierSpec, built_in_specs, load_spec
 
@@ -15,13 +16,13 @@ _OTHER_HEADS = ("ForProcessRewardModel", "ForRewardModel", "ForPrmModel", "ForSe
 def find_spec(folder: Path, name_or_file: str | Path | None = None, *, judges: str = "steps") -> VerifierSpec:
     """The spec that is named, else the one built-in spec that the checkpoint matches best.
 
-    Raises ValueError for a checkpoint that matches none, or several, and for a spec that judges
+    Raises UserError for a checkpoint that matches none, or several, and for a spec that judges
     the other kind ("steps" or "answers").
     """
     if name_or_file is not None:
         spec = load_spec(name_or_file)
         if spec.judges != judges:
-            raise ValueError(f"verifier spec {str(name_or_file)!r} judges {spec.judges}, here one of {judges} is meant")
+            raise UserError(f"verifier spec {str(name_or_file)!r} judges {spec.judges}, here one of {judges} is meant")
         return spec
     specs = [spec for spec in built_in_specs() if spec.judges == judges]
     raw = read_raw_config(folder)
@@ -38,7 +39,7 @@ def find_spec(folder: Path, name_or_file: str | Path | None = None, *, judges: s
         why, found = f"no known format has the architecture {named_architecture(raw)!r}", specs
     listed = ", ".join(spec.name for spec in found)
     kind = "a step verifier" if judges == "steps" else "a verifier of answers"
-    raise ValueError(f"{folder} is not {kind} by itself: {why}; name one with {option}: {listed}, or a file")
+    raise UserError(f"{folder} is not {kind} by itself: {why}; name one with {option}: {listed}, or a file")
 
 
 def trunk_architecture(folder: Path) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.errors import UserError
+
 
 def auc(scores: Sequence[float], is_good: Sequence[bool]) -> float:
     """Probability that a good one is scored over a bad one, ties half; NaN where either kind is missing."""
@@ -38,11 +40,11 @@ def auc_within(scores: Sequence[float], is_good: Sequence[bool], groups: Sequenc
 def roc_points(scores: Sequence[float], is_good: Sequence[bool]) -> list[tuple[float, float]]:
     """(share of bad ones passed, share of good ones passed) at every threshold, from (0, 0) to (1, 1).
 
-    Raises ValueError where either kind is missing.
+    Raises UserError where either kind is missing.
     """
     scores, is_good = np.asarray(scores, dtype=float), np.asarray(is_good, dtype=bool)
     if is_good.all() or not is_good.any():
-        raise ValueError(f"a ROC curve needs good and bad ones, got {int(is_good.sum())} good of {len(is_good)}")
+        raise UserError(f"a ROC curve needs good and bad ones, got {int(is_good.sum())} good of {len(is_good)}")
     order = np.argsort(-scores, kind="stable")
     is_last = np.append(np.diff(scores[order]) != 0, True)  # of equal scores, which pass together
     good, bad = np.cumsum(is_good[order])[is_last], np.cumsum(~is_good[order])[is_last]

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from tokenizers import Encoding, Tokenizer
 
+from engine.errors import UserError
 from engine.prompts import ChatTemplate
 from engine.verifiers.spec import VerifierSpec
 
@@ -26,16 +27,16 @@ class Layout:
 
     def __init__(self, spec: VerifierSpec, tokenizer: Tokenizer, template: ChatTemplate | None, bos: str | None):
         if spec.layout == "chat" and template is None:
-            raise ValueError(f"verifier spec {spec.name!r} needs a chat template, the checkpoint has none")
+            raise UserError(f"verifier spec {spec.name!r} needs a chat template, the checkpoint has none")
         if "{bos}" in spec.problem and bos is None:
-            raise ValueError(f"verifier spec {spec.name!r} needs a bos_token, tokenizer_config.json names none")
+            raise UserError(f"verifier spec {spec.name!r} needs a bos_token, tokenizer_config.json names none")
         self.spec, self.tokenizer, self.template, self.bos = spec, tokenizer, template, bos
         _keep_offsets_whole(tokenizer)
         self._piece = lru_cache(maxsize=_MAX_PIECES)(self._encode_piece)
         self._check_tag()
 
     def encode(self, problem: str, steps: Sequence[str]) -> Encoded:
-        """Ids and score positions, ascending, one per step. Raises ValueError for a format that is not the model's."""
+        """Ids and score positions, ascending, one per step. Raises UserError for a format that is not the model's."""
         assert steps, "without a step there is no score"
         spec = self.spec
         problem = problem.strip() if spec.strip_problem else problem
@@ -43,7 +44,7 @@ class Layout:
         make = {"text": self._text, "pieces": self._pieces, "chat": self._chat}[spec.layout]
         ids, places = make(problem, steps)
         if any(a >= b for a, b in zip([-1, *places], places, strict=False)):
-            raise ValueError(f"verifier spec {spec.name!r}: two steps would be read at one token of this tokenizer")
+            raise UserError(f"verifier spec {spec.name!r}: two steps would be read at one token of this tokenizer")
         return ids[: places[-1] + 1], places
 
     def opening(self, problem: str) -> list[int]:
@@ -92,7 +93,7 @@ class Layout:
             messages.append({"role": "assistant", "content": "".join(text + tag for text in texts)})
         parts = self.template.render(messages).split(mark)
         if len(parts) != len(steps) + 1:
-            raise ValueError(f"{self.template.origin} does not keep what an assistant says, as {spec.name!r} needs it")
+            raise UserError(f"{self.template.origin} does not keep what an assistant says, as {spec.name!r} needs it")
         starts, length = [], 0
         for part in parts[:-1]:
             length += len(part)
@@ -123,13 +124,13 @@ class Layout:
         return self._fill(before, problem, step) + parts[name] + self._fill(after, problem, step)
 
     def _check_tag(self) -> None:
-        """Raises ValueError where the tag does not end in the token that the format reads."""
+        """Raises UserError where the tag does not end in the token that the format reads."""
         if not self.spec.tag_ids:
             return
         ids, places = self.encode("1+1", ["2"])
         if (found := ids[places[0]]) not in self.spec.tag_ids:
             wanted = " or ".join(map(str, self.spec.tag_ids))
-            raise ValueError(
+            raise UserError(
                 f"verifier spec {self.spec.name!r} reads token {wanted}, in this tokenizer the tag "
                 f"{self.spec.tag!r} ends in token {found}"
             )
@@ -151,7 +152,7 @@ def _token_at(encoding: Encoding, character: int, is_last: bool) -> int:
         start, end = offsets[index]
         if start <= character < end:
             return index
-    raise ValueError(f"this tokenizer drops character {character} of a verifier's text, at which a score is read")
+    raise UserError(f"this tokenizer drops character {character} of a verifier's text, at which a score is read")
 
 
 def _keep_offsets_whole(tokenizer: Tokenizer) -> None:

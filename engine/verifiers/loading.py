@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from engine.errors import UserError
 from engine.model import (
     ModelConfig,
     ScoreHead,
@@ -20,16 +21,16 @@ from engine.model import (
 )
 from engine.prompts.template import ChatTemplate, read_tokenizer_config, special_tokens
 from engine.runtime import LLM
-from engine.verifiers.answers import AnswerVerifier
-from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.detect import trunk_architecture
 from engine.verifiers.layouts import Layout
+from engine.verifiers.orm import ORMVerifier
 from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec
+from engine.verifiers.spec_verifier import SpecVerifier
 
 
 def load_verifier_model(folder: Path, spec: VerifierSpec, **options) -> LLM:
-    """The model of a verifier; options as for `LLM.load`. Raises ValueError for a folder without the spec's head."""
+    """The model of a verifier; options as for `LLM.load`. Raises UserError for a folder without the spec's head."""
 
     def make_head(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> ScoreHead:
         return build_head(spec, config, tensors, folder)
@@ -38,14 +39,14 @@ def load_verifier_model(folder: Path, spec: VerifierSpec, **options) -> LLM:
 
 
 def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, torch.Tensor], folder: Path) -> ScoreHead:
-    """What reads the score rows of a spec. Raises ValueError for tensors that are missing or of another shape."""
+    """What reads the score rows of a spec. Raises UserError for tensors that are missing or of another shape."""
     head = spec.head
     if head.kind == "classification":
         if not config.num_labels:
-            raise ValueError(f"verifier spec {spec.name!r} reads a *ForTokenClassification, got {config.architecture}")
+            raise UserError(f"verifier spec {spec.name!r} reads a *ForTokenClassification, got {config.architecture}")
         made = classification_head(config, tensors)
         if not 0 <= _good(spec, config.num_labels) < config.num_labels:
-            raise ValueError(f"verifier spec {spec.name!r}: good is {head.good}, of {config.num_labels} labels")
+            raise UserError(f"verifier spec {spec.name!r}: good is {head.good}, of {config.num_labels} labels")
         return replace(made, good_index=_good(spec, config.num_labels))
     if head.kind == "lm-rows":
         tokenizer = load_tokenizer(folder) if any(isinstance(row, str) for row in head.rows) else None
@@ -56,14 +57,14 @@ def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, to
 
 
 def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM, shares_steps: bool = True) -> PRMVerifier | SpecVerifier:
-    """The verifier over a loaded model. Raises ValueError for a spec that its tokenizer does not fit."""
+    """The verifier over a loaded model. Raises UserError for a spec that its tokenizer does not fit."""
     if spec.layout == "tokens":
-        return (AnswerVerifier if spec.judges == "answers" else PRMVerifier)(llm, policy, shares_steps)
+        return (ORMVerifier if spec.judges == "answers" else PRMVerifier)(llm, policy, shares_steps)
     folder = llm.folder
     template = ChatTemplate.load(folder) if spec.layout == "chat" else None
     bos = special_tokens(read_tokenizer_config(folder)).get("bos_token")
     if bos is not None and llm.tokenizer.token_to_id(bos) is None:
-        raise ValueError(f"bos_token {bos!r} of {folder} is no token of its tokenizer")
+        raise UserError(f"bos_token {bos!r} of {folder} is no token of its tokenizer")
     return SpecVerifier(llm, Layout(spec, llm.tokenizer, template, bos), shares_steps)
 
 
@@ -75,5 +76,5 @@ def _token(text: str, tokenizer: Tokenizer) -> int:
     """The last token of a text."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if not ids:
-        raise ValueError(f"the text {text!r} of a verifier's score is no token of its tokenizer")
+        raise UserError(f"the text {text!r} of a verifier's score is no token of its tokenizer")
     return ids[-1]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from engine.accounting import Ledger
+from engine.errors import UserError
 from engine.runtime import LLM, Branch
 from engine.types import Problem, Step
 
@@ -20,7 +21,7 @@ class PRMVerifier:
 
     def __init__(self, llm: LLM, policy: LLM, shares_steps: bool = True):
         if llm.runner.score_head is None or llm.runner.lm_head is not None:
-            raise ValueError(f"the model at {llm.folder} is not a step verifier (a *ForTokenClassification)")
+            raise UserError(f"the model at {llm.folder} is not a step verifier (a *ForTokenClassification)")
         self.llm = llm
         self.shares_steps = shares_steps
         self.shares_roots = False  # between branches of the same problem that were opened apart
@@ -34,7 +35,7 @@ class PRMVerifier:
         return self.llm.open(problem.prompt, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
 
     async def score(self, branches: Sequence[Branch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
-        """One score per step, in one forward for all branches. Raises ValueError for a text over the context."""
+        """One score per step, in one forward for all branches. Raises UserError for a text over the context."""
         tokens = [[self._tokens(step) for step in run] for run in steps]
         return await read_steps(self.llm, branches, tokens, self.shares_steps)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from engine.errors import UserError
+
 _FOLDER = Path(__file__).with_name("specs")
 _MAX_BYTES = 1 << 16
 
@@ -99,18 +101,18 @@ class VerifierSpec:
 
     def __post_init__(self) -> None:
         if self.score_at != "last" and not self.tag:
-            raise ValueError(f"verifier spec {self.name!r}: score_at {self.score_at!r} needs a tag")
+            raise UserError(f"verifier spec {self.name!r}: score_at {self.score_at!r} needs a tag")
         if self.judges == "steps" and self.layout != "tokens" and self.score_at == "last":
-            raise ValueError(f"verifier spec {self.name!r}: score_at 'last' is for answers, or for layout tokens")
+            raise UserError(f"verifier spec {self.name!r}: score_at 'last' is for answers, or for layout tokens")
         if self.layout == "tokens" and self.score_at != "last":
-            raise ValueError(f"verifier spec {self.name!r}: layout 'tokens' needs score_at 'last'")
+            raise UserError(f"verifier spec {self.name!r}: layout 'tokens' needs score_at 'last'")
         if self.layout == "pieces" and self.score_at == "before-tag":
-            raise ValueError(f"verifier spec {self.name!r}: score_at 'before-tag' is not for layout 'pieces'")
+            raise UserError(f"verifier spec {self.name!r}: score_at 'before-tag' is not for layout 'pieces'")
         for field, name in (("problem", "{problem}"), ("step", "{step}")):
             if name not in getattr(self, field):
-                raise ValueError(f"verifier spec {self.name!r}: {field} must hold {name}, got {getattr(self, field)!r}")
+                raise UserError(f"verifier spec {self.name!r}: {field} must hold {name}, got {getattr(self, field)!r}")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"verifier spec {self.name!r}: max_tokens must be at least 1, got {self.max_tokens}")
+            raise UserError(f"verifier spec {self.name!r}: max_tokens must be at least 1, got {self.max_tokens}")
 
 
 def built_in_names() -> list[str]:
@@ -119,11 +121,11 @@ def built_in_names() -> list[str]:
 
 
 def load_spec(name_or_file: str | Path) -> VerifierSpec:
-    """A built-in spec by its name, or a file. Raises ValueError that names what is wrong with it."""
+    """A built-in spec by its name, or a file. Raises UserError that names what is wrong with it."""
     name = str(name_or_file)
     path = _FOLDER / f"{name}.yaml" if name in built_in_names() else Path(name)
     if not path.is_file():
-        raise ValueError(f"verifier spec {name!r} is neither a file nor one of {', '.join(built_in_names())}")
+        raise UserError(f"verifier spec {name!r} is neither a file nor one of {', '.join(built_in_names())}")
     return parse_spec(_read(path), path.stem)
 
 
@@ -135,11 +137,11 @@ def built_in_specs() -> list[VerifierSpec]:
 def parse_spec(raw: object, name: str) -> VerifierSpec:
     """A spec from what its file states; fields that it leaves out come from its base."""
     if not isinstance(raw, dict):
-        raise ValueError(f"verifier spec {name!r} must be a mapping, got {str(raw)[:60]!r}")
+        raise UserError(f"verifier spec {name!r} must be a mapping, got {str(raw)[:60]!r}")
     base = raw.get("base")
     if base is not None:
         if base not in built_in_names():
-            raise ValueError(f"verifier spec {name!r}: base must be one of {', '.join(built_in_names())}, got {base!r}")
+            raise UserError(f"verifier spec {name!r}: base must be one of {', '.join(built_in_names())}, got {base!r}")
         inherited = _read(_FOLDER / f"{base}.yaml")
         if "base" in inherited:
             inherited = _read(_FOLDER / f"{inherited['base']}.yaml") | inherited
@@ -149,11 +151,11 @@ def parse_spec(raw: object, name: str) -> VerifierSpec:
     _check_fields(VerifierSpec, fields, where)
     for key, choices in _CHOICES.items():
         if key in fields and fields[key] not in choices:
-            raise ValueError(f"{where}: {key} must be one of {', '.join(choices)}, got {fields[key]!r}")
+            raise UserError(f"{where}: {key} must be one of {', '.join(choices)}, got {fields[key]!r}")
     for key in fields:
         layouts = _LAYOUTS_OF.get(key)
         if layouts is not None and fields["layout"] not in layouts:
-            raise ValueError(f"{where}: {key} has no effect with layout {fields['layout']!r}, got {fields[key]!r}")
+            raise UserError(f"{where}: {key} has no effect with layout {fields['layout']!r}, got {fields[key]!r}")
     fields["head"] = _head(fields["head"], where)
     rules = fields.get("detect", [])
     fields["detect"] = tuple(_part(Rule, rule, f"{where}: detect") for rule in rules)
@@ -164,31 +166,31 @@ def parse_spec(raw: object, name: str) -> VerifierSpec:
 
 def _read(path: Path) -> object:
     if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes, a verifier spec has {_MAX_BYTES} at most")
+        raise UserError(f"{path} has {path.stat().st_size} bytes, a verifier spec has {_MAX_BYTES} at most")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not valid YAML: {reason}") from None
+        raise UserError(f"{path} is not valid YAML: {reason}") from None
 
 
 def _head(raw: object, where: str) -> Head:
     head = _part(Head, raw, f"{where}: head")
     if head.kind not in _HEAD_KINDS:
-        raise ValueError(f"{where}: head kind must be one of {', '.join(_HEAD_KINDS)}, got {head.kind!r}")
+        raise UserError(f"{where}: head kind must be one of {', '.join(_HEAD_KINDS)}, got {head.kind!r}")
     for field in _HEAD_KINDS[head.kind]:
         if not getattr(head, field):
-            raise ValueError(f"{where}: a head of kind {head.kind!r} needs {field}")
+            raise UserError(f"{where}: a head of kind {head.kind!r} needs {field}")
     num_labels = len(head.rows) or head.num_labels
     if head.good is not None and num_labels and not 0 <= head.good < num_labels:
-        raise ValueError(f"{where}: good must be within 0..{num_labels - 1}, got {head.good}")
+        raise UserError(f"{where}: good must be within 0..{num_labels - 1}, got {head.good}")
     return head
 
 
 def _part(part: type, raw: object, where: str):
     """A Head or a Rule from its mapping."""
     if not isinstance(raw, dict):
-        raise ValueError(f"{where} must be a mapping, got {str(raw)[:60]!r}")
+        raise UserError(f"{where} must be a mapping, got {str(raw)[:60]!r}")
     _check_fields(part, raw, where)
     return part(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
 
@@ -209,11 +211,11 @@ _TYPES = {
 
 
 def _check_fields(part: type, raw: dict, where: str) -> None:
-    """Raises ValueError for a field that is unknown, missing, or of another type."""
+    """Raises UserError for a field that is unknown, missing, or of another type."""
     known = {field.name: field for field in dataclasses.fields(part) if field.name != "name"}
     for key, value in raw.items():
         if key not in known:
-            raise ValueError(f"{where} has no field {key!r}; it has {', '.join(known)}")
+            raise UserError(f"{where} has no field {key!r}; it has {', '.join(known)}")
         wanted = _TYPES[known[key].type]
         if isinstance(wanted, list):
             is_right = isinstance(value, list) and all(type(each) in wanted for each in value)
@@ -221,7 +223,7 @@ def _check_fields(part: type, raw: dict, where: str) -> None:
         else:
             is_right, shown = type(value) is wanted, wanted.__name__
         if not is_right:
-            raise ValueError(f"{where}: {key} must be {shown}, got {value!r}")
+            raise UserError(f"{where}: {key} must be {shown}, got {value!r}")
     for field in known.values():
         if field.default is dataclasses.MISSING and field.name not in raw:
-            raise ValueError(f"{where} needs the field {field.name!r}")
+            raise UserError(f"{where} needs the field {field.name!r}")

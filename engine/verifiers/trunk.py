@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.accounting.ledger import Ledger
+from engine.errors import UserError
 from engine.types import Problem, Step
 
 
@@ -25,9 +26,9 @@ class TrunkVerifier:
         return TrunkBranch()
 
     async def score(self, branches: Sequence[TrunkBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
-        """Raises ValueError for a step without a score: the policy has no trunk head."""
+        """Raises UserError for a step without a score: the policy has no trunk head."""
         for new_steps in steps:
             for step in new_steps:
                 if step.trunk_score is None:
-                    raise ValueError(f"the policy gave step {step.text[:40]!r} no trunk score: no trunk head is loaded")
+                    raise UserError(f"the policy gave step {step.text[:40]!r} no trunk score: no trunk head is loaded")
         return [[step.trunk_score for step in new_steps] for new_steps in steps]

@@ -13,7 +13,7 @@ from benchmarks.flops_matched import main
 from engine import DVTS, BeamSearch, BestOfN, Engine
 from engine.accounting import Exchange
 from engine.model import HOME, read_config
-from engine.reports import RunLedger
+from engine.reports import Journal
 from engine.tasks import take_problems
 from tests.tiny import tiny_family, tiny_policy, tiny_prm
 
@@ -155,7 +155,7 @@ def test_a_stopped_run_goes_on_at_the_problem_where_it_was_stopped(tmp_path, mon
     path = next(tmp_path.glob("*.ledger"))
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
     config = json.loads(path.read_text())["config"]
-    with RunLedger(path, config), pytest.raises(ValueError, match="another process: 0 of 12 are there"):
+    with Journal(path, config), pytest.raises(ValueError, match="another process: 0 of 12 are there"):
         kept.rows("best-of-n", BestOfN(), 2, seed=1)
 
 

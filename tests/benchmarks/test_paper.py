@@ -20,7 +20,7 @@ from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import Study, run_cells, score_pool
 from engine import Engine
 from engine.cli.errors import run_app
-from engine.reports import RunLedger
+from engine.reports import Journal
 from engine.scheduler import Predictor
 from engine.search import Adaptive, BeamSearch, BestOfN, Majority
 from engine.tasks import take_problems
@@ -217,7 +217,7 @@ def test_a_torn_run_goes_on_where_it_stopped(tmp_path):
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path, capsys):
     path, config = tmp_path / "cell.ledger", {"seed": 0}
-    with RunLedger(path, config):  # a lock holds between descriptors, as between processes
+    with Journal(path, config):  # a lock holds between descriptors, as between processes
         run_rows(path, config, 2, lambda todo: pytest.fail("it is being made"), "cell:")
     assert capsys.readouterr().err == "cell: left to another process\n"
     run_rows(

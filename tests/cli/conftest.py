@@ -10,7 +10,7 @@ import pytest
 
 from engine.cli import main
 from engine.reports import read_rows
-from engine.reports.rows import Row
+from engine.results.rows import Row
 from tests.tiny import tiny_policy, tiny_prm, tiny_trunk_head
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.reports import ledger_path, read_rows
+from engine.reports import journal_path, read_rows
 from engine.scheduler import Bins, Predictor, parse_strategy, read_calibration
 from engine.search import BeamSearch, BestOfN, Majority
 from tests.cli.conftest import assert_refused, comparable, small_search
@@ -115,13 +115,13 @@ def test_another_cut_uses_what_was_measured_and_a_killed_run_goes_on(ttc, models
     out = tmp_path / "calibration.json"
     arguments = small_calibrate(models, out)
     assert ttc(*arguments).status == 0
-    whole, lines = read_calibration(out), ledger_path(out).read_bytes().splitlines(keepends=True)
+    whole, lines = read_calibration(out), journal_path(out).read_bytes().splitlines(keepends=True)
     assert "resumed 42" in ttc(*arguments, "--bins", "one").last_line
     assert whole.bins.count > read_calibration(out).bins.count == 1
     assert "resumed 42" in ttc(*arguments, "--bins", "quantiles:3").last_line
     assert sorted(read_calibration(out).num_per_bin) == [4, 5, 5]
 
-    ledger_path(out).write_bytes(b"".join(lines[:9]))
+    journal_path(out).write_bytes(b"".join(lines[:9]))
     assert "resumed 8" in ttc(*arguments).last_line
     again = read_calibration(out)
     assert (again.bins, again.num_per_bin, again.verdicts) == (whole.bins, whole.num_per_bin, whole.verdicts)
@@ -297,8 +297,8 @@ def test_rows_do_not_depend_on_the_batch_and_resume(ttc, models, tmp_path, file)
     assert found[:2] == found[2:]
     assert sum(row["num_generations"] for row in found[1]) <= 25
     out = tmp_path / "a25.jsonl"
-    lines = ledger_path(out).read_bytes().splitlines(keepends=True)
-    ledger_path(out).write_bytes(b"".join(lines[:3]))
+    lines = journal_path(out).read_bytes().splitlines(keepends=True)
+    journal_path(out).write_bytes(b"".join(lines[:3]))
     arguments = [each for each in steered(models, out, file(*cells)) if each not in ("--budget", 8)]
     outcome = ttc(*arguments, "--total-budget", 25)
     assert "resumed 2" in outcome.last_line

@@ -8,7 +8,7 @@ import pytest
 
 from engine import Revisions
 from engine.cli.strategies import build_strategy
-from engine.reports.rows import FIELDS
+from engine.results.rows import FIELDS
 from tests.cli.conftest import assert_refused, comparable, small_search
 
 # Option and value, what the row shows of it, and the options beside it.

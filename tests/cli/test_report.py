@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.cli.report import seconds_of
-from engine.reports import ledger_path, read_rows
+from engine.reports import journal_path, read_rows
 from tests.cli.conftest import assert_refused
 
 
@@ -32,7 +32,7 @@ def test_seconds_come_from_the_ledgers(search, tmp_path):
     assert all(value > 0 for value in seconds.values())
     twice = seconds_of([*files, files[0]])
     assert twice["beam"] == pytest.approx(2 * seconds["beam"])
-    ledger_path(files[0]).unlink()
+    journal_path(files[0]).unlink()
     assert set(seconds_of(files)) == {"best-of-n"}
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.reports import ledger_path, read_rows
-from engine.reports.rows import FIELDS, Row
+from engine.reports import journal_path, read_rows
+from engine.results.rows import FIELDS, Row
 from engine.tasks import get_task, take_problems
 from tests.cli.conftest import assert_refused, comparable, small_search
 
@@ -67,13 +67,13 @@ def test_finished_problems_are_not_searched_again(ttc, models, tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = small_search(models, out)
     assert ttc(*arguments).status == 0
-    rows, written = out.read_bytes(), ledger_path(out).read_bytes()
+    rows, written = out.read_bytes(), journal_path(out).read_bytes()
     out.unlink()
     outcome = ttc(*arguments, "--max-batch", 5, "--num-blocks", 300)
     assert outcome.status == 0
     assert "resumed 4" in outcome.last_line
     assert outcome.err == ""
-    assert (out.read_bytes(), ledger_path(out).read_bytes()) == (rows, written)
+    assert (out.read_bytes(), journal_path(out).read_bytes()) == (rows, written)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_finished_problems_are_not_searched_again(ttc, models, tmp_path):
 def test_another_configuration_is_refused(ttc, models, tmp_path, option, value, named):
     out = tmp_path / "rows.jsonl"
     assert ttc(*small_search(models, out)).status == 0
-    rows, written = out.read_bytes(), ledger_path(out).read_bytes()
+    rows, written = out.read_bytes(), journal_path(out).read_bytes()
     assert_refused(ttc(*small_search(models, out), option, value), str(out), named, "--overwrite")
-    assert (out.read_bytes(), ledger_path(out).read_bytes()) == (rows, written)
+    assert (out.read_bytes(), journal_path(out).read_bytes()) == (rows, written)
 
 
 def test_other_checkpoints_are_another_configuration(ttc, models, tmp_path):
@@ -111,7 +111,7 @@ def test_overwrite(ttc, models, tmp_path):
     assert outcome.status == 0
     assert "resumed" not in outcome.out
     assert {row["seed"] for row in read_rows(out)} == {1}
-    ledger_path(out).unlink()
+    journal_path(out).unlink()
     assert_refused(ttc(*small_search(models, out)), str(out), "no run ledger")
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_fails_keeps_what_was_there(ttc, models, tmp_path):
     file.write_text('{"problem": "not a chain"}\n')
     oracle = [*small_search(models, out, verifier=None), "--verifier", "oracle"]
     assert_refused(ttc(*oracle, file), "not a chain problem")
-    assert not ledger_path(out).exists()
+    assert not journal_path(out).exists()
     assert ttc(*oracle).status == 0
     rows = out.read_bytes()
     assert_refused(ttc(*oracle, file), "another configuration")
@@ -134,11 +134,11 @@ def test_a_torn_ledger_gives_the_same_rows(ttc, models, tmp_path):
     out = tmp_path / "rows.jsonl"
     arguments = small_search(models, out)
     assert ttc(*arguments).status == 0
-    rows, whole = read_rows(out), ledger_path(out).read_bytes()
+    rows, whole = read_rows(out), journal_path(out).read_bytes()
     rng = random.Random(0)
     for _ in range(50):
         size = rng.randrange(len(whole))
-        ledger_path(out).write_bytes(whole[:size])
+        journal_path(out).write_bytes(whole[:size])
         out.unlink()
         num_kept = max(0, whole[:size].count(b"\n") - 1)
         outcome = ttc(*arguments)
@@ -194,5 +194,5 @@ def _stop(command: list[str], out: Path, *, after: int, with_signal: int) -> tup
 
 
 def _num_rows(out: Path) -> int:
-    path = ledger_path(out)
+    path = journal_path(out)
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0

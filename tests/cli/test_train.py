@@ -9,7 +9,7 @@ import typer
 
 from engine.cli.errors import run_app
 from engine.cli.recipes import with_recipe
-from engine.reports import ledger_path
+from engine.reports import journal_path
 from engine.training.discriminator import DiscriminatorRecipe
 from engine.training.orm import ORMRecipe
 from engine.training.policy import PolicyRecipe
@@ -108,8 +108,8 @@ def test_rollouts_go_on_where_they_stopped(ttc, models, tmp_path):
     assert all(len(row["labels"]) == len(row["token_ids"]) for row in rows)
     assert len({row["prompt"] for row in rows}) > 3
 
-    lines = ledger_path(file).read_bytes().splitlines(keepends=True)
-    ledger_path(file).write_bytes(b"".join(lines[:4]) + lines[4][:30])
+    lines = journal_path(file).read_bytes().splitlines(keepends=True)
+    journal_path(file).write_bytes(b"".join(lines[:4]) + lines[4][:30])
     file.unlink()
     outcome = ttc(*arguments, "--max-batch", 3, "--workers", 2)
     assert outcome.status == 0, outcome.err

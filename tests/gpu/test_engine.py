@@ -10,7 +10,7 @@ import torch
 from engine import BeamSearch, Engine, Sampling
 from engine.model import load_trunk_head, read_config
 from engine.runtime import LLM
-from engine.runtime.device_model import DeviceModel
+from engine.runtime.executors.gpu import DeviceModel
 from engine.types import GREEDY
 from tests.tiny import tiny_family, tiny_policy, tiny_prm, tiny_trunk_head
 from tests.ttc_kernels.test_cuda_kernels import head_inputs

@@ -6,7 +6,7 @@ import random
 
 from engine.accounting import Ledger
 from engine.reports import result_row
-from engine.reports.rows import Row
+from engine.results.rows import Row
 from engine.types import Candidate, Problem, SearchResult, SearchTree, TreeNode
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from engine.reports import report_html, result_row, row_line
 from engine.reports.pools import pool_vote
-from engine.reports.rows import parse_row
+from engine.results.rows import parse_row
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
 from tests.search.fakes import search
 

@@ -6,7 +6,7 @@ import torch
 
 from engine.model import Placement, load_trunk_head, read_config
 from engine.runtime import decode_step, device_model
-from engine.runtime.device_model import DeviceModel, counts_until_end
+from engine.runtime.executors.gpu import DeviceModel, counts_until_end
 from engine.types import Sampling
 
 from .builders import NAN, assert_idle, load_llm
@@ -37,8 +37,8 @@ def sample_all(llm, monkeypatch, max_ahead: int, **options):
             ((drawn, _),) = runner.rows.sampled([job.row])
             assert runner.tree.tokens(job.partial.handle).tolist() == [*job.partial.origin.token_ids(), *drawn[:-1]]
     for branch in branches:
-        if branch.tip.is_resident:
-            held = runner.tree.tokens(branch.tip.handle).tolist()
+        if branch.segment.is_resident:
+            held = runner.tree.tokens(branch.segment.handle).tolist()
             assert held == branch.token_ids[: len(held)]
             assert len(held) >= branch.num_tokens - 1
         assert len(branch.token_ids) == branch.num_tokens

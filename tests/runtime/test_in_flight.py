@@ -9,8 +9,8 @@ import torch
 
 from engine import BeamSearch, Engine, Sampling
 from engine.model import Placement
-from engine.runtime.device_model import DeviceModel
-from engine.runtime.transfers import Fetch
+from engine.runtime.executors.gpu import DeviceModel
+from engine.runtime.executors.transfers import Fetch
 from tests.runtime.builders import PROBLEMS, assert_idle, fingerprint, load_llm
 
 ON_CPU = Placement(torch.device("cpu"), "native")

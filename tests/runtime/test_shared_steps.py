@@ -29,7 +29,7 @@ def test_one_reading_for_all_that_say_the_same(prm):
     assert first == again
     assert first[:1] == other[:1]
     assert first[1] != other[1]
-    assert branches[0].tip is branches[2].tip
+    assert branches[0].segment is branches[2].segment
     num_prompt, num_read = root.num_tokens, 4 + 3 + 3 + 3
     assert root.ledger.tokens["verified"] == num_read
     assert [branch.num_tokens for branch in branches] == [num_prompt + 10, num_prompt + 7, num_prompt + 10]
@@ -105,7 +105,7 @@ def test_nothing_to_read_and_too_much(prm):
     assert prm.append_steps([branch], [[]]).scores == [[]]
     with pytest.raises(ValueError, match="over the context of the model"):
         prm.append_steps([branch], [[[5] * 600, [6] * 600]])
-    assert branch.tip is root.tip
+    assert branch.segment is root.segment
     assert root.ledger.tokens["cached"] == 0
     for each in (branch, root):
         each.close()
@@ -163,11 +163,11 @@ def test_branches_of_one_prompt_that_were_opened_apart(prm):
     """They stand at one place while one of them is open; who comes last pays for what is still to be fed."""
     first = prm.open(PROMPT, is_shared=True)
     other = prm.open(PROMPT)
-    assert other.tip is not first.tip
+    assert other.segment is not first.segment
     prm.run(prm.append_steps([first], [STEPS[:2]]))
     later = prm.open(PROMPT, is_shared=True)
-    assert later.tip is not first.tip, "it stands at the prompt's end"
-    assert later.tip is first.tip.origin.origin
+    assert later.segment is not first.segment, "it stands at the prompt's end"
+    assert later.segment is first.segment.origin.origin
     prm.run(prm.append_steps([later], [STEPS]))
     assert later.ledger.tokens["verified"] == len(STEPS[2])
     assert first.ledger.tokens["verified"] == len(STEPS[0]) + len(STEPS[1])

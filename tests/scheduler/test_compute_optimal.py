@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from engine.scheduler import CalibrationWarning, ComputeOptimal, Plan, Planned, Predictor
+from engine.scheduler import Assigned, CalibrationWarning, ComputeOptimal, Plan, Predictor
 from engine.search import DVTS, BeamSearch, BestOfN, Majority
 from engine.types import Problem
 from tests.search.fakes import FakePolicy, FakeVerifier, drive, hashed_judge, random_draw
@@ -115,9 +115,9 @@ def test_a_calibration_may_be_a_file(tmp_path):
 
 def test_plans_are_by_problem():
     plans = {EASY.id: Plan(Majority(), 3), HARD.id: Plan(BestOfN(), 5)}
-    planned = Planned(plans)
+    planned = Assigned(plans)
     assert [plan(planned, problem, 5).num_generations for problem in (EASY, HARD)] == [3, 5]
     assert planned.is_scored
-    assert not Planned({EASY.id: Plan(Majority(), 3)}).is_scored
+    assert not Assigned({EASY.id: Plan(Majority(), 3)}).is_scored
     with pytest.raises(ValueError, match="spends 5 generations, over the budget of 4"):
         planned.groups(4)

@@ -8,9 +8,9 @@ import torch
 
 from engine.accounting import Ledger
 from engine.search import BeamSearch, BestOfN, Majority
+from engine.search.aggregate import AGG_STRATEGIES, aggregate
 from engine.tasks import chain
 from engine.types import Problem, Step
-from engine.verifiers.aggregate import AGG_STRATEGIES, aggregate
 from engine.verifiers.callable import CallableVerifier
 from engine.verifiers.oracle import OracleVerifier
 from engine.verifiers.trunk import TrunkVerifier

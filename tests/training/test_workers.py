@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.runtime import LLM
-from engine.runtime.memory import PoolTooSmall
+from engine.runtime.preemption import PoolTooSmall
 from engine.training import workers
 from engine.training.rollouts import RolloutRecipe, generate, questions
 from engine.training.workers import generate_in_workers

@@ -18,9 +18,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForTokenClass
 
 from engine.accounting import Ledger
 from engine.types import Problem, Step
-from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.detect import find_spec
 from engine.verifiers.loading import build_verifier, load_verifier_model
+from engine.verifiers.spec_verifier import SpecVerifier
 from tests.runtime.builders import NAN
 from tests.verifiers.tokenizers import CHATML, LLAMA_CHAT, WORDS, byte_level, sentence_piece
 

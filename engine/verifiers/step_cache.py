@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from engine.accounting import Ledger
 from engine.types import Problem, Step
-from engine.verifiers.by_spec import SpecVerifier
 from engine.verifiers.prm import PRMVerifier
+from engine.verifiers.spec_verifier import SpecVerifier
 
 _LEAST_FREE = 0.5  # of the pool's blocks: with fewer, nothing is kept any longer
 
 
-class KeptSteps:
+class StepCache:
     """A verifier that shares steps, over a model: what it has read in one search is not read again in the next.
 
     It holds a fork of every branch that was scored, until `close` or until the KV pool is half full.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engine.reports import RunLedger, ledger_path, open_run, read_rows, row_line
+from engine.reports import Journal, journal_path, open_run, read_rows, row_line
 from tests.reports.builders import make_row
 
 CONFIG = {
@@ -18,7 +18,7 @@ CONFIG = {
 
 
 def fill(path, indices, config=CONFIG):
-    with RunLedger(path, config) as ledger:
+    with Journal(path, config) as ledger:
         for index in indices:
             ledger.append(index, make_row(f"p{index}"))
 
@@ -38,7 +38,7 @@ def test_rows_come_out_in_input_order(tmp_path):
 def test_a_second_run_finds_what_is_done(tmp_path):
     path = tmp_path / "ledger"
     fill(path, [0, 3])
-    with RunLedger(path, dict(reversed(CONFIG.items()))) as ledger:  # the order of keys is no difference
+    with Journal(path, dict(reversed(CONFIG.items()))) as ledger:  # the order of keys is no difference
         assert set(ledger.done) == {0, 3}
         assert ledger.num_resumed == 2
         assert ledger.done[3] == make_row("p3")
@@ -47,14 +47,14 @@ def test_a_second_run_finds_what_is_done(tmp_path):
         with pytest.raises(ValueError, match="counts from 0, got -1"):
             ledger.append(-1, make_row())
         ledger.append(1, make_row("p1"))
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         assert set(ledger.done) == {0, 1, 3}
 
 
 def test_incomplete_rows_are_written_unless_all_are_expected(tmp_path):
     out = tmp_path / "results.jsonl"
     out.write_text("old")
-    with RunLedger(ledger_path(out), CONFIG) as ledger:
+    with Journal(journal_path(out), CONFIG) as ledger:
         ledger.append(1, make_row("p1"))
         with pytest.raises(ValueError, match="1 of 2 rows are not done, the first is 0"):
             ledger.write_rows(out, num_expected=2)
@@ -66,14 +66,14 @@ def test_incomplete_rows_are_written_unless_all_are_expected(tmp_path):
 def test_cut_at_any_byte_it_resumes(tmp_path):
     path = tmp_path / "ledger"
     config = {"seed": 0}
-    with RunLedger(path, config) as ledger:
+    with Journal(path, config) as ledger:
         for index in range(3):
             ledger.append(index, {"id": f"p{index}é", "seed": 0, "strategy": "beam"}, seconds=1.0)
     whole = path.read_bytes()
     ends = [end + 1 for end, byte in enumerate(whole) if byte == ord("\n")]
     for length in range(0, len(whole), 3):
         path.write_bytes(whole[:length])
-        with RunLedger(path, config) as ledger:
+        with Journal(path, config) as ledger:
             num_whole = sum(end <= length for end in ends)
             assert set(ledger.done) == set(range(max(num_whole - 1, 0)))
             if length % 5 == 0:  # going on from here gives the file of an undisturbed run
@@ -87,10 +87,10 @@ def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path):
     path = tmp_path / "ledger"
     fill(path, [0])
     path.write_bytes(path.read_bytes() + b"\0" * 500)
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         assert set(ledger.done) == {0}
         ledger.append(1, make_row("p1"))
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         assert set(ledger.done) == {0, 1}
 
 
@@ -111,23 +111,23 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path, change, 
     fill(path, [0])
     before = path.read_bytes()
     with pytest.raises(ValueError, match="another configuration") as caught:
-        RunLedger(path, {**CONFIG, **change})
+        Journal(path, {**CONFIG, **change})
     assert message in str(caught.value)
     assert len(str(caught.value)) < 600
     assert path.read_bytes() == before
-    with RunLedger(path, {**CONFIG, **change}, overwrite=True) as ledger:
+    with Journal(path, {**CONFIG, **change}, overwrite=True) as ledger:
         assert ledger.done == {}
 
 
 def test_a_second_writer_is_refused(tmp_path):
     path = tmp_path / "ledger"
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         ledger.append(0, make_row())
         for overwrite in (False, True):
             with pytest.raises(ValueError, match="another run is writing to"):
-                RunLedger(path, CONFIG, overwrite=overwrite)
+                Journal(path, CONFIG, overwrite=overwrite)
         ledger.append(1, make_row("p1"))
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         assert set(ledger.done) == {0, 1}
 
 
@@ -135,8 +135,8 @@ def test_a_refused_file_is_not_left_locked(tmp_path):
     path = tmp_path / "ledger"
     fill(path, [0])
     with pytest.raises(ValueError, match="another configuration"):
-        RunLedger(path, {})
-    RunLedger(path, CONFIG).close()
+        Journal(path, {})
+    Journal(path, CONFIG).close()
 
 
 def damage(lines):
@@ -164,7 +164,7 @@ def test_damage_inside_the_file_is_reported(tmp_path):
         data = b"\n".join(lines) + b"\n"
         path.write_bytes(data)
         with pytest.raises(ValueError, match="ledger") as caught:
-            RunLedger(path, CONFIG)
+            Journal(path, CONFIG)
         assert message in str(caught.value), name
         assert path.read_bytes() == data, name
 
@@ -180,7 +180,7 @@ def test_results_without_a_ledger_are_not_overwritten(tmp_path):
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     path = tmp_path / "ledger"
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         ledger.append(0, make_row())
         before = path.read_bytes()
         real = os.pwrite
@@ -197,16 +197,16 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
         assert path.read_bytes() == before
         assert set(ledger.done) == {0}
         ledger.append(1, make_row("p1"))
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         assert set(ledger.done) == {0, 1}
 
 
 def test_seconds_add_up_per_strategy_over_runs(tmp_path):
     path = tmp_path / "ledger"
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         ledger.append(0, make_row(strategy="beam"), seconds=1.5)
         ledger.append(1, make_row(strategy="majority"), seconds=4)
-    with RunLedger(path, CONFIG) as ledger:
+    with Journal(path, CONFIG) as ledger:
         ledger.append(2, make_row(strategy="beam"), seconds=2.0)
         assert ledger.seconds_by_strategy() == {"beam": 3.5, "majority": 4.0}
         ledger.append(3, make_row(strategy="dvts"))
@@ -217,13 +217,13 @@ def test_seconds_add_up_per_strategy_over_runs(tmp_path):
 def test_a_path_that_cannot_be_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot open the run ledger"):
-        RunLedger(tmp_path / "file" / "ledger", CONFIG)
+        Journal(tmp_path / "file" / "ledger", CONFIG)
     with pytest.raises(ValueError, match=r"cannot open the run ledger .*: Is a directory"):
-        RunLedger(tmp_path, CONFIG)
+        Journal(tmp_path, CONFIG)
 
 
 def test_rows_can_go_to_what_is_no_file(tmp_path):
-    with RunLedger(tmp_path / "ledger", CONFIG) as ledger:
+    with Journal(tmp_path / "ledger", CONFIG) as ledger:
         ledger.append(0, make_row())
         assert ledger.write_rows(os.devnull) == 1
         link, target = tmp_path / "link.jsonl", tmp_path / "target.jsonl"
@@ -237,9 +237,9 @@ def test_rows_can_go_to_what_is_no_file(tmp_path):
 
 WRITER = """
 import sys
-from engine.reports.run_ledger import RunLedger
+from engine.results.journal import Journal
 from tests.reports.builders import make_row
-with RunLedger(sys.argv[1], {"seed": 0}) as ledger:
+with Journal(sys.argv[1], {"seed": 0}) as ledger:
     for index in range(100_000):
         if index not in ledger.done:
             ledger.append(index, make_row(f"p{index}"))
@@ -257,6 +257,6 @@ def test_kill_9_loses_no_row_that_was_reported(tmp_path):
         rest = process.stdout.read().split()
         process.wait()
         reported = int(rest[-1]) if rest else reported
-        with RunLedger(path, {"seed": 0}) as ledger:
+        with Journal(path, {"seed": 0}) as ledger:
             # One row may be on the disk whose report did not get out.
             assert list(ledger.done) in (list(range(reported + 1)), list(range(reported + 2)))

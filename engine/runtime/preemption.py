@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import TYPE_CHECKING
 
-from engine.runtime.tips import Tip
+from engine.errors import UserError
+from engine.runtime.segments import Segment
 
 if TYPE_CHECKING:
     from engine.runtime.runner import Runner
 
 
-class PoolTooSmall(ValueError):
+class PoolTooSmall(UserError):
     """A branch that cannot fit the KV pool however much is suspended."""
 
 
-def free_some(runner: Runner, busy: Set[Tip], may_suspend: bool) -> bool:
+def free_some(runner: Runner, busy: Set[Segment], may_suspend: bool) -> bool:
     """Suspends one branch; False if there is none that may give way.
 
     (The tree has evicted closed prefixes before it raised.) Branches whose answer is finished go
@@ -24,14 +25,16 @@ def free_some(runner: Runner, busy: Set[Tip], may_suspend: bool) -> bool:
     then be dropped, after those that do. Only leaves are dropped, never an ancestor that a resident branch shares.
     """
     jobs = {job.partial: job for job in runner.decoding.rows.decoding_jobs()}
-    leaves = [tip for tip in runner.store.leaves() if tip not in busy and (may_suspend or tip not in jobs)]
+    leaves = [
+        segment for segment in runner.store.leaves() if segment not in busy and (may_suspend or segment not in jobs)
+    ]
     if not leaves:
         return False
-    oldest = min(tip.age for tip in runner.store.resident)
+    oldest = min(segment.age for segment in runner.store.resident)
 
-    def turn(tip: Tip) -> tuple:
-        is_empty = runner.tree.num_tokens(tip.handle) <= tip.start
-        return not tip.is_finished, tip.age == oldest, is_empty, tip.priority, -tip.age, -tip.start
+    def turn(segment: Segment) -> tuple:
+        is_empty = runner.tree.num_tokens(segment.handle) <= segment.start
+        return not segment.is_finished, segment.age == oldest, is_empty, segment.priority, -segment.age, -segment.start
 
     victim = min(leaves, key=turn)
     if victim in jobs:

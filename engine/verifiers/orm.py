@@ -13,7 +13,7 @@ from engine.types import Problem, Step
 from engine.verifiers.prm import PRMVerifier, read_steps
 
 
-class AnswerBranch:
+class ORMBranch:
     """The live branch, and the answers in it: each stands after the prompt."""
 
     def __init__(self, prompt: list[int], live: Branch, held: Sequence[list[int]], is_answered: bool):
@@ -21,17 +21,17 @@ class AnswerBranch:
         self.held = held  # ids of answers, oldest first
         self.is_answered = is_answered  # nothing stands after the last of them; else the prompt does
 
-    def fork(self, num_branches: int) -> list[AnswerBranch]:
-        """Raises ValueError once closed, as the live branch does."""
+    def fork(self, num_branches: int) -> list[ORMBranch]:
+        """Raises UserError once closed, as the live branch does."""
         forks = self.live.fork(num_branches)
-        return [AnswerBranch(self.prompt, live, self.held, self.is_answered) for live in forks]
+        return [ORMBranch(self.prompt, live, self.held, self.is_answered) for live in forks]
 
     def close(self) -> None:
-        """Raises ValueError the second time."""
+        """Raises UserError the second time."""
         self.live.close()
 
 
-class AnswerVerifier(PRMVerifier):
+class ORMVerifier(PRMVerifier):
     """Scores a whole answer at its end of text, by the probability of the good label.
 
     The ids are `[prompt, attempt 1, ..., prompt, answer]`, as `ttc train orm` lays them out. An answer costs its
@@ -42,14 +42,14 @@ class AnswerVerifier(PRMVerifier):
     judges: ClassVar[str] = "answers"
     reads_history: ClassVar[bool] = True
 
-    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Sequence[Step]] = ()) -> AnswerBranch:
-        """Raises ValueError for a problem that the context cannot hold."""
+    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Sequence[Step]] = ()) -> ORMBranch:
+        """Raises UserError for a problem that the context cannot hold."""
         return self._open(self.opening(problem), [self._attempt_ids(each) for each in history], 1, ledger)
 
-    async def score(self, branches: Sequence[AnswerBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
+    async def score(self, branches: Sequence[ORMBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per answer, which then is an attempt that further answers revise.
 
-        Raises ValueError for an answer over the context even without a history.
+        Raises UserError for an answer over the context even without a history.
         """
         judged = [(branch, self._attempt_ids(run)) for branch, run in zip(branches, steps, strict=True) if run]
         tokens = []
@@ -66,7 +66,7 @@ class AnswerVerifier(PRMVerifier):
         found = iter(await read_steps(self.llm, live, [[ids] for ids in tokens], self.shares_steps))
         return [list(next(found)) if run else [] for run in steps]
 
-    def _open(self, prompt: list[int], held: Sequence[list[int]], num_more: int, ledger: Ledger) -> AnswerBranch:
+    def _open(self, prompt: list[int], held: Sequence[list[int]], num_more: int, ledger: Ledger) -> ORMBranch:
         """A branch with as many of the latest answers as fit beside `num_more` tokens."""
         room, count = self.llm.config.context - len(prompt) - num_more, 0
         for answer in reversed(held):
@@ -77,7 +77,7 @@ class AnswerVerifier(PRMVerifier):
         held = held[len(held) - count :]
         ids = after_attempts(prompt, held)
         live = self.llm.open(ids, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
-        return AnswerBranch(prompt, live, held, is_answered=False)
+        return ORMBranch(prompt, live, held, is_answered=False)
 
     def _attempt_ids(self, steps: Sequence[Step]) -> list[int]:
         if self.shares_tokens:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from engine.errors import UserError
+
 AGG_STRATEGIES = ("last", "min", "prod", "mean")
 
 
 def check_agg_strategy(agg_strategy: str) -> None:
-    """Raises ValueError for a name outside AGG_STRATEGIES."""
+    """Raises UserError for a name outside AGG_STRATEGIES."""
     if agg_strategy not in AGG_STRATEGIES:
-        raise ValueError(f"agg_strategy must be one of {', '.join(AGG_STRATEGIES)}, got {agg_strategy!r}")
+        raise UserError(f"agg_strategy must be one of {', '.join(AGG_STRATEGIES)}, got {agg_strategy!r}")
 
 
 def aggregate(scores: Sequence[float], agg_strategy: str) -> float:

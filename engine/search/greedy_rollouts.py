@@ -27,7 +27,7 @@ class _Rollout:
 
 
 @dataclass(frozen=True)
-class LookAhead:
+class GreedyRollouts:
     """Rolls trajectories of one problem's search out."""
 
     policy: Policy

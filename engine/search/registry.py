@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
+from engine.errors import UserError
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
 
 _STRATEGIES = (Majority, BestOfN, BeamSearch, Lookahead, DVTS, Rebase, Adaptive, Revisions)
@@ -18,20 +19,20 @@ def strategy_spec(strategy: Strategy) -> dict[str, object]:
 
 
 def strategy_from_spec(spec: Mapping[str, object]) -> Strategy:
-    """The strategy of `strategy_spec`. Raises ValueError for an unknown name, option or value."""
+    """The strategy of `strategy_spec`. Raises UserError for an unknown name, option or value."""
     options = dict(spec)
     name = options.pop("strategy", None)
     if name not in _CLASSES:
-        raise ValueError(f"strategy must be one of {', '.join(_CLASSES)}, got {name!r}")
+        raise UserError(f"strategy must be one of {', '.join(_CLASSES)}, got {name!r}")
     known = [field.name for field in fields(_CLASSES[name])]
     for option in options:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"strategy {name} has no option {option!r}; {has}")
+            raise UserError(f"strategy {name} has no option {option!r}; {has}")
     try:
         return _CLASSES[name](**options)
     except TypeError:  # a text where a number belongs
-        raise ValueError(f"strategy {name} cannot have the options {options}") from None
+        raise UserError(f"strategy {name} cannot have the options {options}") from None
 
 
 def parse_strategy(text: str) -> Strategy:
@@ -41,7 +42,7 @@ def parse_strategy(text: str) -> Strategy:
     for part in parts:
         option, has_value, value = part.partition("=")
         if not has_value:
-            raise ValueError(f"options of a strategy are written as in 'beam:width=2', got {text!r}")
+            raise UserError(f"options of a strategy are written as in 'beam:width=2', got {text!r}")
         spec[option] = _value(value)
     return strategy_from_spec(spec)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from engine.model import ModelConfig, read_config, resolve_device, resolve_dtype, weight_bytes
+from engine.runtime.executors.transfers import Transfers
 from engine.runtime.kv import GPU_SHARE, MAX_BLOCKS, KVPool, blocks_within, bytes_per_block
-from engine.runtime.transfers import Transfers
 from tests.runtime.builders import Folders
 
 

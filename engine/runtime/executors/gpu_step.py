@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from engine.runtime.graph import Graph
+from engine.runtime.executors.cuda_graph import Graph
 from ttc_kernels._native import Plan
 from ttc_kernels.tree_attention import implementation
 from ttc_kernels.tree_attention.work import AttentionWork
 
 if TYPE_CHECKING:
-    from engine.runtime.device_model import DeviceModel
+    from engine.runtime.executors.gpu import DeviceModel
 
 MIN_SIZE = 16  # rows
 # Forwards that the host starts one after the other, without having seen what the ones before drew. A row that ends in

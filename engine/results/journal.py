@@ -14,37 +14,38 @@ import os
 import time
 from pathlib import Path
 
-from engine.reports.files import sync_folder, write_atomically
-from engine.reports.rows import Row, row_line
+from engine.errors import UserError
+from engine.results.files import sync_folder, write_atomically
+from engine.results.rows import Row, row_line
 
 _FORMAT = "ttc run ledger 1"
 _MARK = json.dumps({"format": _FORMAT})[:-1].encode()  # every ledger file starts with these bytes
 
 
-def ledger_path(out: str | os.PathLike[str]) -> Path:
+def journal_path(out: str | os.PathLike[str]) -> Path:
     """Where the run ledger of a results file stands: `results.jsonl.ledger` for `results.jsonl`."""
     return Path(f"{os.fspath(out)}.ledger")
 
 
-def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> RunLedger:
+def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> Journal:
     """The run ledger beside a results file.
 
-    Raises ValueError as RunLedger does, and for results without a ledger, which nothing could resume.
+    Raises UserError as Journal does, and for results without a ledger, which nothing could resume.
     """
-    path = ledger_path(out)
+    path = journal_path(out)
     if os.path.isfile(out) and not path.exists() and not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{os.fspath(out)} exists and no run ledger {path.name} stands beside it: "
             "choose another file or overwrite it"
         )
-    return RunLedger(path, config, overwrite=overwrite)
+    return Journal(path, config, overwrite=overwrite)
 
 
-class LedgerInUse(ValueError):
+class JournalInUse(UserError):
     """Another process writes to the run ledger."""
 
 
-class RunLedger:
+class Journal:
     """Finished rows of a run by their position in the input, safe on the disk one by one.
 
     `config` is what the results depend on (strategy, budget, seed, checkpoints, problems ...), as
@@ -52,8 +53,8 @@ class RunLedger:
     with `is_read_only` it takes none, changes nothing and needs the file to be there: the rows of a
     run that may be going on.
 
-    Raises ValueError for a file with another configuration (naming what differs), for one that is
-    no run ledger or is damaged before its last line; LedgerInUse for one that another process has open.
+    Raises UserError for a file with another configuration (naming what differs), for one that is
+    no run ledger or is damaged before its last line; JournalInUse for one that another process has open.
     """
 
     def __init__(
@@ -99,14 +100,14 @@ class RunLedger:
         """Puts a finished row on the disk. `index` is its position in the input, from 0.
 
         `seconds` is the time spent on it, by default the time since the row before it, which over a
-        run adds up to the run's wall-clock time. Raises ValueError for an index that is negative or
+        run adds up to the run's wall-clock time. Raises UserError for an index that is negative or
         already done, OSError if the disk is full: the file is then as it was before.
         """
         assert self._descriptor >= 0, "the ledger is open for writing"
         if index < 0:
-            raise ValueError(f"a row's position counts from 0, got {index}")
+            raise UserError(f"a row's position counts from 0, got {index}")
         if index in self._done:
-            raise ValueError(f"row {index} of {self.path} is already done")
+            raise UserError(f"row {index} of {self.path} is already done")
         now = time.monotonic()
         seconds = now - self._last_time if seconds is None else seconds
         key = _row_key(self._hash, index, row)
@@ -124,10 +125,10 @@ class RunLedger:
     def write_rows(self, out: str | os.PathLike[str], *, num_expected: int | None = None) -> int:
         """Writes the finished rows to `out` in input order, atomically; returns how many.
 
-        Raises ValueError, leaving `out` alone, where `num_expected` is given and rows are missing.
+        Raises UserError, leaving `out` alone, where `num_expected` is given and rows are missing.
         """
         if num_expected is not None and (missing := sorted(set(range(num_expected)) - self._done.keys())):
-            raise ValueError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
+            raise UserError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
         write_atomically(out, b"".join(row_line(self._done[index]) for index in sorted(self._done)))
         return len(self._done)
 
@@ -137,7 +138,7 @@ class RunLedger:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def __enter__(self) -> RunLedger:
+    def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,19 +149,19 @@ class RunLedger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise ValueError(f"cannot open the run ledger {self.path}: {error.strerror}") from None
+            raise UserError(f"cannot open the run ledger {self.path}: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise LedgerInUse(f"another run is writing to {self.path}") from None
+            raise JournalInUse(f"another run is writing to {self.path}") from None
         return descriptor
 
     def _load(self) -> int:
         """Reads the whole lines into `done`; returns how many bytes they take."""
         data = self.path.read_bytes()
         if not (data.startswith(_MARK) or _MARK.startswith(data)):
-            raise ValueError(f"{self.path} is not a run ledger: it starts with {data[:40]!r}")
+            raise UserError(f"{self.path} is not a run ledger: it starts with {data[:40]!r}")
         size = data.rfind(b"\n") + 1
         lines = data[:size].split(b"\n")[:-1]
         for number, line in enumerate(lines, 1):
@@ -173,13 +174,13 @@ class RunLedger:
             except _OtherConfiguration:
                 raise
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path}, line {number} is damaged: {error}") from None
+                raise UserError(f"{self.path}, line {number} is damaged: {error}") from None
         return size
 
     def _check_header(self, header: dict) -> None:
         theirs = header["config"]
         if _digest(json.dumps(theirs, sort_keys=True)) != header["config_hash"]:
-            raise ValueError("its configuration does not match its hash")
+            raise UserError("its configuration does not match its hash")
         if header["config_hash"] != self._hash:
             difference = _difference(theirs, self._config)
             raise _OtherConfiguration(f"{self.path} is of a run with another configuration: {difference}")
@@ -187,9 +188,9 @@ class RunLedger:
     def _take(self, entry: dict) -> None:
         index, row = entry["index"], entry["row"]
         if entry["key"] != _row_key(self._hash, index, row):
-            raise ValueError(f"the key of row {index} does not fit its configuration, id, seed and position")
+            raise UserError(f"the key of row {index} does not fit its configuration, id, seed and position")
         if index in self._done:
-            raise ValueError(f"row {index} stands twice")
+            raise UserError(f"row {index} stands twice")
         self._done[index], self._seconds[index] = row, float(entry["seconds"])
 
     def _write(self, line: bytes) -> None:
@@ -205,7 +206,7 @@ class RunLedger:
         self._size += len(line)
 
 
-class _OtherConfiguration(ValueError):
+class _OtherConfiguration(UserError):
     pass
 
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from engine.model import Decoder, LMHead, ScoreHead
-from engine.runtime.decode_step import MAX_AHEAD, DecodeStep, padded_size
-from engine.runtime.graph import Graph
+from engine.runtime.decode_table import Active, Ready, Rows
+from engine.runtime.executors.cpu import Drawn, planned
+from engine.runtime.executors.cuda_graph import Graph
+from engine.runtime.executors.gpu_step import MAX_AHEAD, DecodeStep, padded_size
+from engine.runtime.executors.transfers import Fetch, Transfers
 from engine.runtime.kv import KVPool
-from engine.runtime.model import Drawn, planned
-from engine.runtime.rows import Active, Ready, Rows
 from engine.runtime.stops import StopRules
-from engine.runtime.transfers import Fetch, Transfers
 from ttc_kernels._native import Plan
 
 

@@ -12,7 +12,7 @@ import torch
 from engine.model import Placement
 from engine.runtime import LLM
 from engine.runtime import decode_step as decode_step_module
-from engine.runtime.device_model import DeviceModel
+from engine.runtime.executors.gpu import DeviceModel
 from engine.types import Sampling
 from tests.tiny import tiny_family
 from tests.ttc_kernels.cuda_library import emulated

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from engine.accounting import Ledger
+from engine.errors import UserError
 from engine.runtime import LLM, Branch
 from engine.types import Problem, Step
 from engine.verifiers.layouts import Layout, num_common
@@ -23,14 +24,14 @@ class SpecBranch:
         self.last_score = NO_SCORE
 
     def fork(self, num_branches: int) -> list[SpecBranch]:
-        """Raises ValueError once closed, as the live branch does."""
+        """Raises UserError once closed, as the live branch does."""
         children = [SpecBranch(self.problem, live, self.ids, self.ledger) for live in self.live.fork(num_branches)]
         for child in children:
             child.steps, child.last_score = self.steps, self.last_score
         return children
 
     def close(self) -> None:
-        """Raises ValueError the second time."""
+        """Raises UserError the second time."""
         self.live.close()
 
 
@@ -53,14 +54,14 @@ class SpecVerifier:
         return self.layout.opening(problem.prompt)
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> SpecBranch:
-        """Raises ValueError for a problem that the verifier's context cannot hold."""
+        """Raises UserError for a problem that the verifier's context cannot hold."""
         ids = self.opening(problem)
         return SpecBranch(problem, self._open(ids, ledger), ids, ledger)
 
     async def score(self, branches: Sequence[SpecBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per step, in one forward for all branches.
 
-        A step over the maximum length is what the spec's `overlong` says. Raises ValueError for one
+        A step over the maximum length is what the spec's `overlong` says. Raises UserError for one
         where that is an error, before anything is fed.
         """
         encoded = [self._encode(branch, new) for branch, new in zip(branches, steps, strict=True)]
@@ -87,7 +88,7 @@ class SpecVerifier:
         ids, places = self.layout.encode(branch.problem.prompt, texts)
         fitting = [place for place in places[-len(new) :] if place < self.max_tokens]
         if len(fitting) < len(new) and self.spec.overlong == "error":
-            raise ValueError(
+            raise UserError(
                 f"{len(ids)} tokens of problem {branch.problem.id!r} and its steps are over the maximum of the "
                 f"verifier, {self.max_tokens}"
             )

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from engine.accounting import Ledger
+from engine.runtime.decode_table import Rows
 from engine.runtime.requests import SampleJob, SampleRequest
-from engine.runtime.rows import Rows
+from engine.runtime.segments import Segment
 from engine.runtime.stops import StopRules
-from engine.runtime.tips import Tip
 from engine.types import Sampling
 
 
@@ -16,10 +16,10 @@ def make_jobs(num: int, *, max_tokens: int = 300, num_done: int = 0) -> list[Sam
     request = SampleRequest(None, num, sampling=Sampling(temperature=0.5, top_k=3), stop_rule=1)
     jobs = []
     for i in range(num):
-        source = Tip(None, [1] * (i + 2), 0, 0, Ledger(), "prefilled")
+        source = Segment(None, [1] * (i + 2), 0, 0, Ledger(), "prefilled")
         jobs.append(SampleJob(request, i, None, 100 + i, max_tokens, 0.0, 0, source))
     if num_done:
-        jobs[0].partial = jobs[0].source = Tip(jobs[0].source, list(range(num_done)), 2, 1, Ledger(), "generated")
+        jobs[0].partial = jobs[0].source = Segment(jobs[0].source, list(range(num_done)), 2, 1, Ledger(), "generated")
         jobs[0].logprobs = [-float(i) for i in range(num_done)]
     return jobs
 

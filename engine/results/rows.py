@@ -7,6 +7,7 @@ import math
 import os
 
 from engine.accounting import PURPOSES
+from engine.errors import UserError
 from engine.types import SearchResult, SearchTree
 
 FIELDS = (
@@ -94,7 +95,7 @@ def tree_nodes(tree: SearchTree, answers: dict[tuple[int, ...], str | None]) -> 
 
 
 def row_line(row: Row) -> bytes:
-    """One line of JSON in UTF-8, newline included. Raises ValueError for NaN and infinities."""
+    """One line of JSON in UTF-8, newline included. Raises UserError for NaN and infinities."""
     try:
         return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can state and UTF-8 cannot
@@ -104,7 +105,7 @@ def row_line(row: Row) -> bytes:
 def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
     """The rows of one or more files, in order. Blank lines are passed over.
 
-    Raises ValueError that names the file, the line and what is wrong with it.
+    Raises UserError that names the file, the line and what is wrong with it.
     """
     rows = []
     for path in paths:
@@ -112,37 +113,37 @@ def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
             with open(path, "rb") as file:
                 lines = file.read().split(b"\n")
         except OSError as error:
-            raise ValueError(f"cannot read results from {os.fspath(path)}: {error.strerror}") from None
+            raise UserError(f"cannot read results from {os.fspath(path)}: {error.strerror}") from None
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     rows.append(parse_row(line))
                 except ValueError as error:
-                    raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+                    raise UserError(f"{os.fspath(path)}, line {number}: {error}") from None
     return rows
 
 
 def parse_row(line: bytes | str) -> Row:
-    """A row from its line. Raises ValueError that says what is wrong."""
+    """A row from its line. Raises UserError that says what is wrong."""
     try:
         text = line.decode() if isinstance(line, bytes) else line
         row = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text") from None
+        raise UserError("not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno}): {_shown(line)}") from None
+        raise UserError(f"not JSON ({error.msg} at column {error.colno}): {_shown(line)}") from None
     except RecursionError:
-        raise ValueError(f"not a result row (nested too deep): {_shown(line)}") from None
+        raise UserError(f"not a result row (nested too deep): {_shown(line)}") from None
     check_row(row)
     return row
 
 
 def check_row(row: object) -> None:
-    """Raises ValueError that names the first field that is missing or wrong."""
+    """Raises UserError that names the first field that is missing or wrong."""
     if not isinstance(row, dict):
-        raise ValueError(f"not a result row (a JSON object): {_shown(row)}")
+        raise UserError(f"not a result row (a JSON object): {_shown(row)}")
     if missing := [name for name in FIELDS if name not in row]:
-        raise ValueError(f"not a result row: no field {', '.join(map(repr, missing))}")
+        raise UserError(f"not a result row: no field {', '.join(map(repr, missing))}")
     for name in ("id", "problem", "strategy"):
         _require(isinstance(row[name], str), row, name, "text")
     for name in ("answer", "pred"):
@@ -188,34 +189,34 @@ def _check_ledger(ledger: object) -> None:
     for part in ("tokens", "flops"):
         entries = ledger.get(part) if isinstance(ledger, dict) else None
         if not isinstance(entries, dict):
-            raise ValueError(f"'ledger' needs the object {part!r}, got {_shown(ledger)}")
+            raise UserError(f"'ledger' needs the object {part!r}, got {_shown(ledger)}")
         for purpose, amount in entries.items():
             if purpose not in PURPOSES:
-                raise ValueError(f"'ledger' has no purpose {purpose!r}; it has {', '.join(PURPOSES)}")
+                raise UserError(f"'ledger' has no purpose {purpose!r}; it has {', '.join(PURPOSES)}")
             if not _is_number(amount) or amount < 0:
-                raise ValueError(f"'ledger' needs {part} from 0 up, got {_shown(amount)} {purpose}")
+                raise UserError(f"'ledger' needs {part} from 0 up, got {_shown(amount)} {purpose}")
 
 
 def _check_tree(nodes: object) -> None:
     if not isinstance(nodes, list) or not nodes:
-        raise ValueError(f"'tree' must be a list of nodes, got {_shown(nodes)}")
+        raise UserError(f"'tree' must be a list of nodes, got {_shown(nodes)}")
     for index, node in enumerate(nodes):
         if not isinstance(node, dict) or node.get("status") not in _STATUSES:
             expected = ", ".join(_STATUSES)
-            raise ValueError(f"'tree' node {index} needs a status of {expected}, got {_shown(node)}")
+            raise UserError(f"'tree' node {index} needs a status of {expected}, got {_shown(node)}")
         parent = node.get("parent")
         is_parent = parent is None if index == 0 else _is_count(parent) and parent < index
         if not is_parent:
-            raise ValueError(f"'tree' node {index} needs a parent that comes before it, got {_shown(parent)}")
+            raise UserError(f"'tree' node {index} needs a parent that comes before it, got {_shown(parent)}")
         if not _is_score(node.get("score")) or not _is_score(node.get("agg_score")):
-            raise ValueError(f"'tree' node {index} needs a number or null as its score, got {_shown(node)}")
+            raise UserError(f"'tree' node {index} needs a number or null as its score, got {_shown(node)}")
         if not isinstance(node.get("text", ""), str) or not _is_count(node.get("tokens", 0)):
-            raise ValueError(f"'tree' node {index} needs a text and a count of tokens, got {_shown(node)}")
+            raise UserError(f"'tree' node {index} needs a text and a count of tokens, got {_shown(node)}")
 
 
 def _require(is_right: bool, row: Row, name: str, expected: str) -> None:
     if not is_right:
-        raise ValueError(f"{name!r} must be {expected}, got {_shown(row[name])}")
+        raise UserError(f"{name!r} must be {expected}, got {_shown(row[name])}")
 
 
 def _is_number(value: object) -> bool:
@@ -235,7 +236,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; a missing number is null")
+    raise UserError(f"{name} is not JSON; a missing number is null")
 
 
 def _shown(value: object) -> str:

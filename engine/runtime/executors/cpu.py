@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from engine.model import Decoder, LMHead, ScoreHead
+from engine.runtime.decode_table import Active, Ready, Rows
+from engine.runtime.executors.transfers import Fetch
 from engine.runtime.kv import KVPool
-from engine.runtime.rows import Active, Ready, Rows
 from engine.runtime.stops import StopRules
-from engine.runtime.transfers import Fetch
 from ttc_kernels._native import Plan
 from ttc_kernels.decoder import DecodeLoop
 from ttc_kernels.sample import sample
