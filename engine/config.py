@@ -1,0 +1,89 @@
+"""What an engine is loaded with, and what a search is run with: plain values that are passed on whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.types import Sampling
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What `Engine.load` loads, and how. The command line's options for models and prompts are made from it."""
+
+    policy: str | Path = "home"
+    """Hugging Face folder, or the shipped policy."""
+
+    prm: str | Path | None = None
+    """Hugging Face folder; with the shipped policy `home`."""
+
+    prm_spec: str | Path | None = None
+    """The PRM's format, where it is not detected: a built-in name or a YAML file."""
+
+    orm: str | Path | None = None
+    """Hugging Face folder of a verifier of answers."""
+
+    orm_spec: str | Path | None = None
+    """The ORM's format, as --prm-spec."""
+
+    trunk_head: str | Path | None = None
+    """Folder; with the shipped policy `home`."""
+
+    reviser: str | Path | None = None
+    """Folder of the model that revises; with the shipped policy the shipped one."""
+
+    task: str = "chain"
+    """How prompts are written and answers graded."""
+
+    prompt_style: str = "plain"
+    """plain; chat: the model's template; steps, boxed: chats that ask for such answers."""
+
+    system_prompt: str | None = None
+    """File or text, in the place of the style's own."""
+
+    few_shot: str | Path | None = None
+    """Worked examples: JSONL with `problem` and `solution`, or any text."""
+
+    step_delimiter: str | None = None
+    r"""Ends a step, \n being a line's end; by default the style's or task's."""
+
+    device: str = "cpu"
+    """cpu, cuda."""
+
+    dtype: str = "float32"
+    """float32, bfloat16; with cuda float16."""
+
+    max_batch: int | None = None
+    """Branches of one forward; changes no result. Default: what is fastest."""
+
+    num_blocks: int | None = None
+    """KV pool of each model, in blocks of 16 tokens; 1 GiB if not given, of a GPU most."""
+
+    shares_steps: bool = True
+    """Whether a verifier reads a step that several branches of a problem have at the same place once for all."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How one problem is searched, beside the strategy. The command line's options are made from it."""
+
+    budget: int = 16
+    """Sampled answers per problem."""
+
+    seed: int = 0
+    """Of every draw."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are drawn."""
+
+    max_tokens: int | None = None
+    """Tokens of a completion; by default the task's."""
+
+    agg_strategy: str = "last"
+    """last, min, prod, mean of an answer's step scores."""
+
+    verifier: str | Callable[[str, list[str]], float] | Any = "prm"
+    """prm, trunk, orm (of whole answers), oracle; in Python also a function or any object with the Verifier protocol."""
