@@ -86,4 +86,4 @@ class SearchConfig:
     """last, min, prod, mean of an answer's step scores."""
 
     verifier: str | Callable[[str, list[str]], float] | Any = "prm"
-    """prm, trunk, orm (of whole answers), oracle; in Python also a function or any object with the Verifier protocol."""
+    """prm, trunk, orm (of whole answers), oracle; in Python also a function or an object with the Verifier protocol."""
