@@ -15,10 +15,9 @@ from types import ModuleType
 
 import torch
 
-from ttc_kernels.cuda import LIBRARY
+from ttc_kernels.cuda import CUDA_OPS, LIBRARY
 
 IMPLEMENTATIONS = ("native", "triton", "cuda", "reference")
-CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")
 # Types that an implementation takes in ops that hold the reference to the kernels' types.
 DTYPES = {
     "native": (torch.float32, torch.bfloat16),

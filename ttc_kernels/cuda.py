@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("_cuda.so")  # where it is, if it was built
-OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")  # exported as ttc_<op>
+CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")  # exported as ttc_<op>
 
 
 class Library:
@@ -24,7 +24,7 @@ class Library:
         self.path, self.device_type = path, device_type
         self._functions = {}
         loaded = ctypes.CDLL(str(path))
-        for op in OPS:
+        for op in CUDA_OPS:
             function = getattr(loaded, f"ttc_{op}")
             function.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
             function.restype = ctypes.c_char_p

@@ -102,7 +102,7 @@ def test_wrong_settings_are_refused(tree):
 def test_python_and_the_sources_agree_on_the_functions():
     sources = "".join(path.read_text() for path in sorted(ROOT.glob("csrc/*/*.cu")))
     exported = re.findall(r"TTC_EXPORT const char\* ttc_(\w+)\(([^)]*)\)", sources)
-    assert {name for name, _ in exported} == set(cuda.OPS)
+    assert {name for name, _ in exported} == set(cuda.CUDA_OPS)
     for _, parameters in exported:
         assert re.fullmatch(r"int64_t device, int64_t stream, const ttc::gpu::\w+Args\* args", parameters)
 
