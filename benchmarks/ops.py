@@ -7,7 +7,7 @@ AssertionError.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -61,10 +61,15 @@ class Op:
         return None
 
 
+def like(value: tuple | list, items: Iterable[object]) -> tuple | list:
+    """Other items in a tuple, named tuple or list of the same type."""
+    return value._make(items) if hasattr(value, "_make") else type(value)(items)
+
+
 def place(value: object, device: str) -> object:
     """A value of `inputs` on a device; a GPU's caches are contiguous, a CPU's keep their layout."""
     if isinstance(value, tuple | list):
-        return type(value)(place(item, device) for item in value)
+        return like(value, (place(item, device) for item in value))
     if not isinstance(value, torch.Tensor) or device == "cpu":
         return value
     return value.to(device).contiguous()
@@ -73,7 +78,7 @@ def place(value: object, device: str) -> object:
 def widen(value: object) -> object:
     """Floating-point tensors in float64."""
     if isinstance(value, tuple | list):
-        return type(value)(map(widen, value))
+        return like(value, map(widen, value))
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
@@ -119,6 +124,9 @@ class Sample(Op):
     def logits(self, inputs: dict) -> torch.Tensor:
         return inputs["logits"].double()
 
+    def noise_inputs(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        return inputs["keys"], inputs["positions"]
+
     def tolerance(self, case) -> float:
         """Of a logit over the temperature, and of a log-probability."""
         return 1e-5
@@ -130,7 +138,7 @@ class Sample(Op):
         differs = out["tokens"] != expected["tokens"]
         if differs.any():
             assert case.temperature > 0, f"greedy tokens {out['tokens'].tolist()}, not {expected['tokens'].tolist()}"
-            noise = gumbel(on_cpu["keys"], on_cpu["positions"], case.vocab)
+            noise = gumbel(*self.noise_inputs(on_cpu), case.vocab)
             score = self.logits(on_cpu) / case.temperature + noise
             pair = torch.stack([out["tokens"], expected["tokens"]], 1).long()
             assert ((pair >= 0) & (pair < case.vocab)).all(), f"tokens {out['tokens'].tolist()}"
@@ -146,6 +154,9 @@ class SampleHead(Sample):
 
     def logits(self, inputs: dict) -> torch.Tensor:
         return inputs["hidden"].double() @ inputs["weight"].double().t()
+
+    def noise_inputs(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        return inputs["sampling"].keys, inputs["sampling"].positions
 
     def tolerance(self, case) -> float:
         largest_logit = 3 * 6  # standard deviations of 3, of up to 40 million draws

@@ -109,8 +109,9 @@ def _with_logprob(tokens: torch.Tensor, scaled: torch.Tensor) -> tuple[torch.Ten
 
 
 def _scores(inputs: dict) -> torch.Tensor:
-    logits = F.linear(inputs["hidden"][inputs["rows"].long()], inputs["weight"], inputs["bias"]).float()
-    return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, inputs["good_index"]]
+    weight, bias, good_index = inputs["head"]
+    logits = F.linear(inputs["hidden"][inputs["rows"].long()], weight, bias).float()
+    return logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, good_index]
 
 
 def _scores_only(case, inputs: dict) -> Call:

@@ -1,7 +1,7 @@
-"""Who computes an op: the one table behind `impl="auto"`, and Triton, imported only when asked for.
+"""Which implementation computes an op: the one table behind `impl="auto"`, and the import of Triton on demand.
 
-Explicit requests run or raise. "cuda" is hand-written and there for `CUDA_OPS` alone; `sample_head` has no filters in
-CUDA, so where top-k, top-p or min-p is set "auto" goes by logits and `sample`, and a request for "cuda" raises.
+An explicit request runs or raises. Only `CUDA_OPS` have hand-written CUDA kernels; `sample_head`'s has no filters, so
+where top-k, top-p or min-p is set "auto" goes by logits and `sample`, and a request for "cuda" raises.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from types import ModuleType
 
 import torch
 
-from ttc_kernels.cuda import LIBRARY
+from ttc_kernels.cuda import CUDA_OPS, LIBRARY
 
 IMPLEMENTATIONS = ("native", "triton", "cuda", "reference")
-CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")
-# What the reference takes where it is held to the kernels' types.
+# Types that an implementation takes in ops that hold the reference to the kernels' types.
 DTYPES = {
     "native": (torch.float32, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
@@ -31,21 +30,24 @@ UNMEASURED = "unmeasured default: no GPU at hand"
 
 
 @dataclass(frozen=True)
-class Row:
+class Choice:
+    """One row of the table: an op on a device goes to an implementation where the conditions hold.
+
+    The conditions are on the op's first tensor. Of the choices that apply the one with the highest `min_rows` wins, of
+    equals the later.
+    """
+
     device: str  # torch's device type
     op: str
     implementation: str
     set_by: str  # the run that measured it: commit, hardware, figures
-    # Of the rows that apply the one with the highest count decides, of equals the later; counted in the op's first
-    # tensor, as the other conditions are.
     min_rows: int = 0
-    dtypes: tuple[torch.dtype, ...] = ()  # () takes any
-    sizes: tuple[int, ...] = ()  # of the last dimension; () takes any
-    multiple: int = 1  # of which the last dimension must be one
+    dtypes: tuple[torch.dtype, ...] = ()  # () allows any
+    sizes: tuple[int, ...] = ()  # sizes that the last dimension may have; () allows any
+    multiple: int = 1  # which divides the last dimension
 
     def applies(self, x: torch.Tensor) -> bool:
-        """Whether the row speaks for a tensor on its device; one of CUDA's only where the library was built, one of
-        flash-attn's only where that can be imported."""
+        """Whether the conditions hold for a tensor on the choice's device and the implementation is installed."""
         return (
             self.min_rows <= len(x)
             and (not self.dtypes or x.dtype in self.dtypes)
@@ -62,50 +64,50 @@ def _has_flash_attn() -> bool:
 
 
 TABLE = (
-    Row("cpu", "tree_attention", "native", "the only one made for a CPU"),
-    Row("cpu", "rope_store_kv", "native", "the only one made for a CPU"),
-    Row("cpu", "copy_blocks", "native", "the only one made for a CPU"),
-    Row("cpu", "rms_norm", "native", "the only one made for a CPU"),
-    Row("cpu", "swiglu", "native", "the only one made for a CPU"),
-    Row("cpu", "sample", "native", "the only one made for a CPU"),
-    Row("cpu", "step_score", "native", "the only one made for a CPU"),
-    Row("cpu", "sample_head", "native", "the only one made for a CPU"),
-    Row("cuda", "tree_attention", "triton", UNMEASURED),
-    Row("cuda", "tree_attention", "cuda", UNMEASURED, dtypes=_HALF, sizes=(64, 128)),
-    Row("cuda", "rope_store_kv", "triton", UNMEASURED),
-    Row("cuda", "copy_blocks", "triton", UNMEASURED),
-    Row("cuda", "copy_blocks", "cuda", UNMEASURED),
-    Row("cuda", "rms_norm", "triton", UNMEASURED),
-    Row("cuda", "swiglu", "triton", UNMEASURED),
-    Row("cuda", "sample", "triton", UNMEASURED),
-    Row("cuda", "step_score", "triton", UNMEASURED),
-    Row("cuda", "step_score", "cuda", UNMEASURED),
-    Row("cuda", "sample_head", "triton", UNMEASURED),
-    Row("cuda", "sample_head", "cuda", UNMEASURED, dtypes=_HALF, multiple=8),
+    Choice("cpu", "tree_attention", "native", "the only one made for a CPU"),
+    Choice("cpu", "rope_store_kv", "native", "the only one made for a CPU"),
+    Choice("cpu", "copy_blocks", "native", "the only one made for a CPU"),
+    Choice("cpu", "rms_norm", "native", "the only one made for a CPU"),
+    Choice("cpu", "swiglu", "native", "the only one made for a CPU"),
+    Choice("cpu", "sample", "native", "the only one made for a CPU"),
+    Choice("cpu", "step_score", "native", "the only one made for a CPU"),
+    Choice("cpu", "sample_head", "native", "the only one made for a CPU"),
+    Choice("cuda", "tree_attention", "triton", UNMEASURED),
+    Choice("cuda", "tree_attention", "cuda", UNMEASURED, dtypes=_HALF, sizes=(64, 128)),
+    Choice("cuda", "rope_store_kv", "triton", UNMEASURED),
+    Choice("cuda", "copy_blocks", "triton", UNMEASURED),
+    Choice("cuda", "copy_blocks", "cuda", UNMEASURED),
+    Choice("cuda", "rms_norm", "triton", UNMEASURED),
+    Choice("cuda", "swiglu", "triton", UNMEASURED),
+    Choice("cuda", "sample", "triton", UNMEASURED),
+    Choice("cuda", "step_score", "triton", UNMEASURED),
+    Choice("cuda", "step_score", "cuda", UNMEASURED),
+    Choice("cuda", "sample_head", "triton", UNMEASURED),
+    Choice("cuda", "sample_head", "cuda", UNMEASURED, dtypes=_HALF, multiple=8),
 )
 
-# Who has the attention of many new tokens of one branch (tree_attention/prefill.py), of rows that apply the last; of a
-# run that has none, and on other devices, it is tree_attention's own.
+# Which implementation computes the attention of many new tokens of one branch (tree_attention/prefill.py): the last
+# choice that applies. Where none does, and on other devices, it is tree_attention's own kernel.
 PREFILL = (
-    Row("cuda", "prefill", "sdpa", UNMEASURED, min_rows=256),
-    Row("cuda", "prefill", "flash_attn", UNMEASURED, min_rows=256, dtypes=_HALF),
+    Choice("cuda", "prefill", "sdpa", UNMEASURED, min_rows=256),
+    Choice("cuda", "prefill", "flash_attn", UNMEASURED, min_rows=256, dtypes=_HALF),
 )
 
 
-def chooser(op: str, table: Iterable[Row] = TABLE) -> Callable[[str, torch.Tensor], str]:
-    """The function (impl, x) -> implementation of an op; a call takes 0.1 µs, as ops are called per layer and token.
+def chooser(op: str, table: Iterable[Choice] = TABLE) -> Callable[[str, torch.Tensor], str]:
+    """The function (impl, x) -> implementation of an op, where x is its first tensor.
 
-    x is the op's first tensor. The function raises ValueError for an `impl` that is neither "auto" nor of
-    IMPLEMENTATIONS, for "cuda" where the op has no such kernel, and where "auto" meets a device that the table does
-    not know.
+    A call takes 0.1 µs, as ops are called per layer and token. It raises ValueError for an `impl` that is neither
+    "auto" nor one of IMPLEMENTATIONS, for "cuda" where the op has no such kernel, and where "auto" meets a device that
+    the table does not know.
     """
-    rows: dict[str, list[Row]] = {}
+    choices: dict[str, list[Choice]] = {}
     taken = tuple(impl for impl in IMPLEMENTATIONS if impl != "cuda" or op in CUDA_OPS)
     names = f"{', '.join(map(repr, ('auto', *taken[:-1])))} or {taken[-1]!r}"
-    for row in sorted(table, key=lambda row: row.min_rows):
-        if row.op == op:
-            rows.setdefault(row.device, []).append(row)
-    on_cpu = rows.get("cpu", [])
+    for choice in sorted(table, key=lambda choice: choice.min_rows):
+        if choice.op == op:
+            choices.setdefault(choice.device, []).append(choice)
+    on_cpu = choices.get("cpu", [])
     always_on_cpu = on_cpu[0].implementation if len(on_cpu) == 1 else None
 
     def choose(impl: str, x: torch.Tensor) -> str:
@@ -116,9 +118,9 @@ def chooser(op: str, table: Iterable[Row] = TABLE) -> Callable[[str, torch.Tenso
         raise ValueError(f"{op}: impl must be {names}, got {impl!r}")
 
     def look_up(x: torch.Tensor) -> str:
-        if x.device.type not in rows:
+        if x.device.type not in choices:
             raise ValueError(f"{op}: impl 'auto' knows a CPU and CUDA, got a tensor on {x.device}")
-        return [row for row in rows[x.device.type] if row.applies(x)][-1].implementation
+        return [choice for choice in choices[x.device.type] if choice.applies(x)][-1].implementation
 
     return choose
 
@@ -141,6 +143,6 @@ def _import_triton(op: str) -> tuple[ModuleType, bool]:
         import triton
     except ImportError as error:
         raise ValueError(f"{op}: impl 'triton' needs the package triton, got {error}") from error
-    # Triton's own functions show what stood in the environment when it was imported.
+    # Whether Triton's own functions are compiled shows how TRITON_INTERPRET was set when it was imported.
     is_interpreted = not isinstance(triton.language.sum, triton.JITFunction)
     return importlib.import_module(f"ttc_kernels.{op}.triton"), is_interpreted

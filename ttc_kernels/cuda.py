@@ -1,7 +1,8 @@
 """The CUDA kernels' library, ttc_kernels/_cuda.so: loading it, and calling it with errors checked.
 
-setup.py builds it where it finds nvcc. It links neither torch nor libcudart, so it loads on a machine without a
-GPU; there a launch fails. Tensors go in as addresses and strides, the stream as an integer.
+setup.py builds it where it finds nvcc. It links neither torch nor libcudart, so it loads on a machine without a GPU;
+there a launch fails. Every function takes a device, a stream and a pointer to one struct, which the op's cuda.py
+declares again field for field.
 """
 
 from __future__ import annotations
@@ -12,17 +13,8 @@ from pathlib import Path
 
 import torch
 
-_INT, _FLOAT = ctypes.c_int64, ctypes.c_double
-
 LIBRARY = Path(__file__).with_name("_cuda.so")  # where it is, if it was built
-
-# (integers, floats) after device and stream of each exported function; the sources have their names.
-SIGNATURES = {
-    "tree_attention": (21, 1),
-    "copy_blocks": (5, 0),
-    "step_score": (18, 1),
-    "sample_head": (19, 0),
-}
+CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")  # exported as ttc_<op>
 
 
 class Library:
@@ -32,24 +24,24 @@ class Library:
         self.path, self.device_type = path, device_type
         self._functions = {}
         loaded = ctypes.CDLL(str(path))
-        for name, (num_ints, num_floats) in SIGNATURES.items():
-            function = getattr(loaded, f"ttc_{name}")
-            function.argtypes = [_INT] * (2 + num_ints) + [_FLOAT] * num_floats
+        for op in CUDA_OPS:
+            function = getattr(loaded, f"ttc_{op}")
+            function.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
             function.restype = ctypes.c_char_p
-            self._functions[name] = function
+            self._functions[op] = function
 
-    def call(self, op: str, device: torch.device, shapes: str, *values: float) -> None:
+    def call(self, op: str, device: torch.device, shapes: str, args: ctypes.Structure) -> None:
         """Launches `op` on the current stream of the device.
 
         Raises RuntimeError with the op, `shapes` and CUDA's name of the error where a launch fails.
         """
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        error = self._functions[op](device.index or 0, stream, *values)
+        error = self._functions[op](device.index or 0, stream, ctypes.byref(args))
         if error:
             raise RuntimeError(f"{op}: {error.decode()} from CUDA for {shapes}")
 
     def check_device(self, op: str, **tensors: torch.Tensor | None) -> torch.device:
-        """The one device of the tensors (None is left out); ValueError unless it is this library's kind."""
+        """The device that all tensors share (None is left out); ValueError unless it is of this library's kind."""
         devices = {name: x.device for name, x in tensors.items() if x is not None}
         first = next(iter(devices.values()))
         if first.type != self.device_type or any(device != first for device in devices.values()):

@@ -1,4 +1,4 @@
-"""The memory that holds keys and values: blocks of slots, one rule for every op and device."""
+"""The memory that holds keys and values, in blocks of slots, laid out the same way for every op."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def assert_within_budget(
     """Asserts that `out` is at most twice as far from `exact` as a plain torch run of the same precision.
 
     Distance is the largest absolute error over the tensor. On top come `num_ulps` units in the last place of
-    the largest exact value, for the cases that plain torch happens to hit on the nose.
+    the largest exact value, for the cases that plain torch happens to compute exactly.
     """
     assert out.shape == exact.shape == low_precision.shape, (out.shape, exact.shape, low_precision.shape)
     assert exact.dtype == torch.float64, exact.dtype
@@ -37,5 +37,5 @@ def assert_within_budget(
 
 
 def in_dtypes(cases: Iterable, dtypes: Sequence[torch.dtype]) -> list:
-    """The float32 cases of a list (its others only differ in type) in each of `dtypes`."""
+    """The float32 cases of a list, each in every one of `dtypes`; its other cases differ from these in type alone."""
     return [replace(case, dtype=dtype) for case in cases if case.dtype is torch.float32 for dtype in dtypes]

@@ -4,25 +4,34 @@
 
 namespace ttc {
 namespace gpu {
-namespace {
 
-constexpr int kCopyThreads = 256;
-
-// One cache as ttc_kernels/copy_blocks/cuda.py describes it: an address, and sizes in chunks of 16 bytes.
+// One cache: its address, and chunks of 16 bytes from layer to layer and in a block.
 struct Cache {
     int64_t data, layer_chunks, block_chunks;
 };
 
+// What Python passes, field for field (ttc_kernels/copy_blocks/cuda.py).
+struct CopyBlocksArgs {
+    const Cache* caches;  // (num_caches) in host memory, at most kMaxCaches
+    int64_t num_caches, num_layers;
+    const int32_t* pairs;  // (num_pairs, 2) on the device: from, to
+    int64_t num_pairs;
+};
+
+namespace {
+
+constexpr int kCopyThreads = 256;
 constexpr int kMaxCaches = 8;
 
-struct CopyArgs {
+// What the kernel gets.
+struct Copies {
     Cache caches[kMaxCaches];
     const int32_t* pairs;  // (num_pairs, 2): from, to
     int64_t num_pairs, num_layers;
     int64_t num_copies;  // caches * layers * pairs
 };
 
-TTC_KERNEL(kCopyThreads) copy_blocks(CopyArgs args) {
+TTC_KERNEL(kCopyThreads) copy_blocks(Copies args) {
     for (int64_t i = block_index(); i < args.num_copies; i += num_blocks()) {
         const int64_t pair = i % args.num_pairs, layer = i / args.num_pairs % args.num_layers;
         const Cache& cache = args.caches[i / args.num_pairs / args.num_layers];
@@ -37,16 +46,14 @@ TTC_KERNEL(kCopyThreads) copy_blocks(CopyArgs args) {
 }  // namespace gpu
 }  // namespace ttc
 
-// caches: (num_caches, 3) int64 in host memory, at most 8.
-TTC_EXPORT const char* ttc_copy_blocks(int64_t device, int64_t stream, int64_t caches, int64_t num_caches,
-                                       int64_t num_layers, int64_t pairs, int64_t num_pairs) {
+TTC_EXPORT const char* ttc_copy_blocks(int64_t device, int64_t stream, const ttc::gpu::CopyBlocksArgs* args) {
     using namespace ttc::gpu;
     const DeviceGuard guard(device);
     if (guard.error()) return guard.error();
-    if (num_caches > kMaxCaches) return "cudaErrorInvalidValue";
-    CopyArgs args = {};
-    for (int64_t i = 0; i < num_caches; ++i) args.caches[i] = ((const Cache*)caches)[i];
-    args.pairs = (const int32_t*)pairs, args.num_pairs = num_pairs, args.num_layers = num_layers;
-    args.num_copies = num_caches * num_layers * num_pairs;
-    return launch(copy_blocks, {args.num_copies, kCopyThreads, 0}, true, stream, args);
+    if (args->num_caches > kMaxCaches) return "cudaErrorInvalidValue";
+    Copies copies = {};
+    for (int64_t i = 0; i < args->num_caches; ++i) copies.caches[i] = args->caches[i];
+    copies.pairs = args->pairs, copies.num_pairs = args->num_pairs, copies.num_layers = args->num_layers;
+    copies.num_copies = args->num_caches * args->num_layers * args->num_pairs;
+    return launch(copy_blocks, {copies.num_copies, kCopyThreads, 0}, true, stream, copies);
 }

@@ -1,5 +1,5 @@
-// What the CUDA kernels ask of the device, by name: thread numbers, barriers, shuffles, asynchronous copies, tensor
-// cores. Kernels call nothing else, so that the very same sources also run on a CPU, thread for thread, in the tests
+// The device functions that the CUDA kernels use, by name: thread numbers, barriers, shuffles, asynchronous copies,
+// tensor cores. Kernels call nothing else, so that the tests can run the same sources on a CPU, thread for thread
 // (tests/ttc_kernels/cuda_emulation/emulator.h gives the same names there).
 #pragma once
 

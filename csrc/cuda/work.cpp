@@ -1,13 +1,12 @@
 // Cuts an attention plan into units for the GPU; see work.h. No CUDA is needed here.
 #include "cuda/work.h"
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+
+#include "common/views.h"
 
 namespace ttc {
 namespace {
@@ -86,7 +85,7 @@ public:
 private:
     int64_t num_packed(const Item& item) const { return item.num_rows() * group_; }
 
-    // So many tokens a unit that all units together are about as many as wanted.
+    // Chooses how many tokens a unit has, so that about num_wanted units come out.
     void choose_split() {
         split_ = round_up(shape_.split_tokens, kWorkTokens);
         if (split_) return;
@@ -176,23 +175,20 @@ void make_work(const int32_t* items, int64_t num_items, const int32_t* blocks, i
 
 void bind_attention_work(pybind11::module_& m) {
     namespace py = pybind11;
-    using Ints = py::array_t<int32_t, py::array::c_style>;
     m.def(
         "attention_work",
-        [](const Ints& items, const Ints& blocks, int32_t num_rows, int32_t num_heads, int32_t num_kv_heads,
-           int64_t num_blocks, int32_t block_size, int32_t num_wanted, int32_t split_tokens) {
-            if (items.ndim() != 2 || items.shape(1) != 5)
-                throw std::invalid_argument("attention_work: plan.items must have shape (num_items, 5)");
+        [](const ttc::PlanView& plan, int32_t num_rows, int32_t num_heads, int32_t num_kv_heads, int64_t num_blocks,
+           int32_t block_size, int32_t num_wanted, int32_t split_tokens) {
+            plan.check("attention_work");
             std::vector<int32_t> buffer;
-            ttc::make_work(items.data(), items.shape(0), blocks.data(), blocks.size(),
+            ttc::make_work(plan.items.data(), plan.num_items(), plan.blocks.data(), plan.num_block_ids(),
                            {num_rows, num_heads, num_kv_heads, num_blocks, block_size, num_wanted, split_tokens},
                            buffer);
-            return Ints(static_cast<py::ssize_t>(buffer.size()), buffer.data());
+            return ttc::PlanView::Array(static_cast<py::ssize_t>(buffer.size()), buffer.data());
         },
-        py::arg("items"), py::arg("blocks"), py::arg("num_rows"), py::arg("num_heads"), py::arg("num_kv_heads"),
+        py::arg("plan"), py::kw_only(), py::arg("num_rows"), py::arg("num_heads"), py::arg("num_kv_heads"),
         py::arg("num_blocks"), py::arg("block_size"), py::arg("num_wanted") = 264, py::arg("split_tokens") = 0,
-        R"(The GPU's work list of a plan, int32; csrc/cuda/work.h says what lies where.
+        R"(The GPU's work list of a plan, int32: a WorkHeader, then what its offsets point to; see csrc/cuda/work.h.
 
-Ints 0 to 7 are num_units, num_rows, the offsets of units, blocks, merge_start and merge_slots, num_slots, and the length.
-A node's tokens are split into units of `split_tokens` (0: so many that about `num_wanted` units come out).)");
+A node's tokens are split into units of `split_tokens` (0: as many as give about `num_wanted` units in all).)");
 }

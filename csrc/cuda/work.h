@@ -14,7 +14,8 @@ constexpr int kWideRows = 64;        // packed rows of a wide unit, which spread
 constexpr int32_t kDirect = -1;      // WorkUnit::slot_base of a unit that writes `out` itself
 constexpr int32_t kAllTokens = 1 << 30;  // WorkUnit::causal_add where every row sees all of the unit's keys
 
-// Starts the buffer. Offsets count int32 from the buffer's start.
+// The buffer begins with it. Offsets count int32 from the buffer's start. ttc_kernels/tree_attention/work.py lists the
+// fields of both structs again.
 struct WorkHeader {
     int32_t num_units, num_rows;
     int32_t units_at;        // (num_units) WorkUnit, the longest first
@@ -27,19 +28,20 @@ struct WorkHeader {
 
 // Packed row p of an item is query row row_lo + p / group and, for each KV head, its query head p % group.
 // A unit is packed rows [packed_lo, packed_lo + num_packed) of an item against tokens [kv_lo, kv_hi) of its node, for
-// each KV head. Row r sees the tokens below min(kv_hi, r + causal_add); what it gets out of them goes to partial slot
+// each KV head. Row r sees the tokens below min(kv_hi, r + causal_add); its result goes to partial slot
 // slot_base + (r - row_lo), or to row r of `out`.
 struct WorkUnit {
     int32_t row_lo, packed_lo, num_packed, block_offset, kv_lo, kv_hi, causal_add, slot_base;
 };
 
+// Sizes of the rows and the cache that a plan is for, and into how many units its work is cut.
 struct WorkShape {
     int32_t num_rows;  // of q; those that no item names see nothing
     int32_t num_heads, num_kv_heads;
     int64_t num_blocks;  // of the cache
     int32_t block_size;
-    int32_t num_wanted;    // units in all, about, that the machine should have to balance its load
-    int32_t split_tokens;  // tokens of a node that one unit reads at most; 0: as num_wanted asks, at least 128
+    int32_t num_wanted;    // about how many units in all the device needs to balance its load
+    int32_t split_tokens;  // most tokens of a node in one unit; 0: as many as give num_wanted units, at least 128
 };
 
 // items (num_items, 5) and blocks are the plan's. Throws std::invalid_argument for a plan that points outside the

@@ -83,7 +83,7 @@ class DecodeLoop {
     // Where a branch's next token goes, or, before it is counted, the one just drawn is.
     int64_t place(int32_t branch) const { return result_.counts[branch] * num_ + branch; }
 
-    // Lets branches that stand by take the places that are free.
+    // Gives the free places to waiting branches.
     void fill_places() {
         for (; next_ < num_ && int64_t(live_.size()) < args_.max_live; ++next_) {
             live_.push_back(int32_t(next_));

@@ -1,4 +1,4 @@
-// The trunk of a model as one call: what the dispatcher hands to the kernels of one instruction set.
+// The trunk of a model as one call: the structs that each instruction set's kernels take.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 namespace ttc {
 
-// A register block of the micro-kernel has at most so many rows.
+// The most rows of a register block of the micro-kernel.
 constexpr int kMaxBlockRows = 12;
 constexpr int kMaxDecoderHeadDim = 256;
 
@@ -52,15 +52,15 @@ struct LinearCall {
     float* out;
 };
 
-// Pieces of memory that are fetched into the second-level cache meanwhile, `per_step` lines for each step of the
-// matrix products.
+// Pieces of memory to be fetched into the second-level cache during the matrix products, `per_step` lines for each of
+// their steps.
 struct Ahead {
     const char* const* pieces = nullptr;
     int64_t num_pieces = 0, piece_lines = 0;  // lines of 64 bytes
     int per_step = 0;
 };
 
-// What lies between two attentions, for rows [row_lo, row_hi): the second half of layer `stage - 1` (stage 0: the
+// The work between two attentions, for rows [row_lo, row_hi): the second half of layer `stage - 1` (stage 0: the
 // embedding), then the first half of layer `stage` (the last stage: the final norm).
 using DecoderStage = void (*)(const DecoderCall& call, int stage, int64_t row_lo, int64_t row_hi, void* scratch,
                               const Ahead& ahead);
@@ -79,7 +79,7 @@ struct DecoderKernels {
 size_t stage_scratch_bytes(int64_t rows, int64_t hidden, int64_t intermediate, int64_t q_out, int64_t kv_out);
 size_t linear_scratch_bytes(int64_t rows, int64_t num_in);
 
-// Rows of operands: padded, and never a power of two apart, which would share few cache sets.
+// Elements from one row of operands to the next: padded, and never a power of two, at which rows share cache sets.
 static inline int64_t operand_stride(int64_t n) { return padded_width(n) + 32; }
 
 }  // namespace ttc

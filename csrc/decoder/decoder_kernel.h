@@ -77,7 +77,7 @@ inline void put(Operand* to, V v) {
 #endif
 }
 
-// Where the fetching of an Ahead stands.
+// How far the fetching of an Ahead has come.
 class Fetch {
   public:
     explicit Fetch(const Ahead& ahead) : ahead_(ahead) { next_piece(); }
@@ -97,7 +97,7 @@ class Fetch {
             line_ = ahead_.pieces[piece_++];
             left_ = ahead_.piece_lines;
             stride_ = 64;
-        } else {  // one line is asked for again and again until the product ends
+        } else {  // the same line is fetched again and again until the product ends
             left_ = INT64_MAX;
             stride_ = 0;
         }

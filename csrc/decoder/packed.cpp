@@ -15,7 +15,7 @@ namespace {
 // Below this many multiply-adds between two attentions a second thread costs more than it saves.
 constexpr int64_t kParallelWork = 1000 * 1000;
 // A strip's operands should stay in a core's first-level cache while the weights of a layer come from the second; but
-// where a layer's weights do not fit there, a strip has so many rows that reading them is no bottleneck.
+// where a layer's weights do not fit there, a strip has enough rows for reading them to be no bottleneck.
 constexpr int64_t kStripRows = kMaxBlockRows;
 constexpr int64_t kLongStripRows = 8 * kMaxBlockRows;
 constexpr int64_t kCachedLayerBytes = 512 * 1024;
@@ -117,8 +117,8 @@ DecoderCall PackedDecoder::base_call(const Caches& caches) const {
     call.embedding = embedding_;
     call.cos = cos_;
     call.sin = sin_;
-    call.k = reinterpret_cast<void*>(caches.k);
-    call.v = reinterpret_cast<void*>(caches.v);
+    call.k = caches.k;
+    call.v = caches.v;
     const std::vector<int64_t>&k = caches.k_strides, &v = caches.v_strides;
     call.k_layer = k[0], call.k_block = k[1], call.k_head = k[2], call.k_token = k[3], call.k_dim = k[4];
     call.v_layer = v[0], call.v_block = v[1], call.v_head = v[2], call.v_token = v[3];
@@ -200,7 +200,7 @@ void PackedDecoder::forward(const ForwardRows& rows, const Caches& caches, void*
     if (out_of_memory) throw std::bad_alloc();
 }
 
-// What each thread of the region does; the loops' ends are barriers.
+// The work of each thread of the parallel region; the loops' ends are barriers.
 void PackedDecoder::run_together(const Forward& forward, std::atomic<bool>& out_of_memory) const {
     const DecoderCall& call = forward.call;
     const Strips& strips = forward.strips;
@@ -252,8 +252,8 @@ bool PackedDecoder::run_apart(const Forward& forward, int64_t lo, int64_t hi) co
     return true;
 }
 
-// What only one row of the strip reads of a layer's keys and values; the rest is in the cache already, as others
-// read it too.
+// The keys and values of a layer that only one row of the strip reads; others read the rest, which is in the cache
+// already.
 Ahead PackedDecoder::kv_of_strip(const Forward& forward, int layer, int64_t strip,
                                  std::vector<const char*>& pieces) const {
     const DecoderCall& call = forward.call;

@@ -36,12 +36,12 @@ struct DecoderPointers {
     const float *cos, *sin;
 };
 
-// What a layer is made of, in the order in which it is filled.
+// The parts of a layer, in the order in which Python fills them.
 enum LayerPart { kInputNorm, kQkv, kOut, kPostNorm, kGateUp, kDown, kNumLayerParts };
 
-// Where a call's keys and values are; strides in elements.
+// The caches of all layers; strides in elements.
 struct Caches {
-    uintptr_t k, v;
+    void *k, *v;
     std::vector<int64_t> k_strides;  // layer, block, head, token, dim
     std::vector<int64_t> v_strides;  // layer, block, head, token
     int64_t num_blocks;
@@ -64,7 +64,7 @@ struct Strips {
     int64_t start(int64_t i) const { return rows * i / num; }
 };
 
-// One forward in the making; its memory is used again by the next one.
+// The state of one forward; the next one uses its memory again.
 struct Forward {
     DecoderCall call;
     AttentionCall attention;  // of the first layer

@@ -134,10 +134,10 @@ Evicts cached nodes, least recently used first, where blocks are short. Raises O
                              Int32Arg(counts, "counts").view(), Int32Arg(tokens, "tokens").view());
             },
             py::arg("handles"), py::arg("num_dropped"), py::arg("counts"), py::arg("tokens"),
-            R"(Takes back the last num_dropped[i] tokens of each branch and names the last counts[i] before them anew.
+            R"(Removes the last num_dropped[i] tokens of each branch and replaces the counts[i] before them by `tokens`.
 
-For tokens that were appended before anybody knew them. All of them must have been appended since the branch was opened,
-forked or cut, and one such token must stay. What stays keeps its slots.)")
+For tokens that were appended as placeholders, before they were drawn. All of them must have been appended since the
+branch was opened, forked or cut, and one such token must stay. The tokens that stay keep their slots.)")
         .def(
             "fork",
             [](KVTree& self, int32_t handle, int64_t n) {
@@ -146,13 +146,13 @@ forked or cut, and one such token must stay. What stays keeps its slots.)")
                 return children;
             },
             py::arg("handle"), py::arg("n"),
-            "n new branches, int32 (n). They and the parent, which stays open, stand at a cut.")
+            "n new branches, int32 (n). They and the parent, which stays open, are at a cut.")
         .def("cut", &KVTree::cut, py::arg("handle"), "The branch's next token starts a node.")
         .def(
             "cuts", [](const KVTree& self, int32_t handle) { return to_array(self.cuts(handle)); }, py::arg("handle"),
             R"(Positions at which the branch was forked or cut, int32, ascending.
 
-The last one equals num_tokens where the branch stands at a cut. Cuts in the prefix that open() found are not its.)")
+The last one equals num_tokens where the branch is at a cut. Cuts in the prefix that open() found are not among them.)")
         .def("close", &KVTree::close, py::arg("handle"), py::arg("keep") = true,
              R"(Closes a branch; others are untouched.
 

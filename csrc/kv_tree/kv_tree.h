@@ -1,7 +1,7 @@
 // The KV tree: which slot of a block pool holds the KV of which token of which branch.
 //
 // A node is a run of tokens; it owns whole blocks and starts in a fresh one, so a fork copies no KV. A handle is
-// an open branch and always stands at the end of its node. Node 0 is the root: no tokens, no blocks. A node is
+// an open branch, which always ends where its node ends. Node 0 is the root: no tokens, no blocks. A node is
 // live while an open branch passes through it; other nodes stay as cached prefixes until they are evicted.
 // A slot is block * block_size + offset. Not thread-safe: one owner.
 //
@@ -51,13 +51,13 @@ public:
     // Throws std::invalid_argument (ValueError in Python) here and below for values a caller got wrong.
     KVTree(int64_t num_blocks, int64_t block_size);
 
-    // Returns a new branch that stands after the longest cached prefix of `tokens` in whole blocks, and its length.
+    // Returns a new branch that holds the longest cached prefix of `tokens`, in whole blocks, and the prefix's length.
     std::pair<int32_t, int32_t> open(Int32View tokens, bool reuse);
     // Appends counts[i] of `tokens` to branch handles[i]; evicts cached nodes as needed. Throws OutOfBlocks with
     // nothing changed.
     void extend(Int32View handles, Int32View counts, Int32View tokens);
-    // Takes back the last num_dropped[i] tokens of branch handles[i], and names the last counts[i] before them anew.
-    // All must have been appended since the branch last stood at a cut, and one such token must stay.
+    // Removes the last num_dropped[i] tokens of branch handles[i], and replaces the counts[i] before them by `tokens`.
+    // All must have been appended since the branch's last cut, and one such token must stay.
     void rewrite(Int32View handles, Int32View num_dropped, Int32View counts, Int32View tokens);
     void fork(int32_t handle, int64_t num_children, int32_t* children);
     void cut(int32_t handle);
@@ -112,11 +112,11 @@ private:
         bool is_open = false;
         bool is_at_cut = false;  // the next token starts a node
     };
-    // What plan() knows of a node on the way to one of its branches.
+    // A node on the path of a branch, as plan() links it.
     struct PlanNode {
         uint64_t mark = 0;  // last call that came by
         int32_t first_child, last_child, next_sibling;
-        int32_t first_branch, last_branch;  // branches that stand here
+        int32_t first_branch, last_branch;  // branches that end here
         int32_t visit;
         bool has_partial_rows;  // a query row below sees only part of the node
     };

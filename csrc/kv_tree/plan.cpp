@@ -2,7 +2,7 @@
 //
 // Rows are laid out depth-first, so the rows below a node are contiguous. Nodes are listed in depth-first preorder,
 // so a row's items come in position order. A node's row range is split only where rows see no more than a part of
-// the node: the query rows of a branch that stand inside the node, and those before it.
+// the node: the query rows of a branch that are inside the node, and those before it.
 #include <algorithm>
 #include <cassert>
 
@@ -49,7 +49,7 @@ std::shared_ptr<const Plan> KVTree::plan(Int32View handles, Int32View num_querie
     return plan;
 }
 
-// One whose arrays no caller holds; its contents are left over.
+// A plan whose arrays no caller holds any more; its old contents are still there.
 std::shared_ptr<Plan> KVTree::unused_plan() {
     constexpr size_t kMaxKept = 8;
     for (const std::shared_ptr<Plan>& plan : plans_)

@@ -3,13 +3,12 @@
 #include <stdexcept>
 #include <string>
 
-#include <pybind11/pybind11.h>
-
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 #include "../common/cpu.h"
+#include "../common/views.h"
 #include "rope_store_kv.h"
 
 namespace py = pybind11;
@@ -43,7 +42,7 @@ void check_rows(const RopeCall& call, int rows, int64_t max_position, int64_t nu
     }
 }
 
-void rope_store_kv(const RopeCall& call, int rows, RunFn run) {
+void run_rows(const RopeCall& call, int rows, RunFn run) {
     const int64_t elements = int64_t(rows) * (call.num_heads + 2 * call.num_kv_heads) * call.head_dim;
     int num_threads = 1;
 #ifdef _OPENMP
@@ -59,38 +58,32 @@ void rope_store_kv(const RopeCall& call, int rows, RunFn run) {
         run(call, int(int64_t(rows) * t / num_threads), int(int64_t(rows) * (t + 1) / num_threads));
 }
 
-void bound(uintptr_t qkv, int64_t qkv_row, uintptr_t cos, uintptr_t sin, int64_t max_position, uintptr_t positions,
-           uintptr_t slots, uintptr_t k, int64_t k_block, int64_t k_head, int64_t k_token, int64_t k_dim, uintptr_t v,
-           int64_t v_block, int64_t v_head, int64_t v_token, int rows, int num_heads, int num_kv_heads, int head_dim,
-           int64_t num_blocks, int block_size, bool is_bf16, const std::string& isa) {
+void rope_store_kv(const TensorView& qkv, const TensorView& cos, Elements<const float> sin,
+                   Elements<const int32_t> positions, Elements<const int32_t> slots, const TensorView& k_cache,
+                   const TensorView& v_cache, int num_heads, const std::string& isa) {
     const RunFn run = run_fn(parse_isa(isa));
+    const int rows = int(qkv.shape[0]);
     RopeCall call;
-    call.qkv = reinterpret_cast<void*>(qkv);
-    call.cos = reinterpret_cast<const float*>(cos);
-    call.sin = reinterpret_cast<const float*>(sin);
-    call.positions = reinterpret_cast<const int32_t*>(positions);
-    call.slots = reinterpret_cast<const int32_t*>(slots);
-    call.k = reinterpret_cast<void*>(k);
-    call.v = reinterpret_cast<void*>(v);
-    call.qkv_row = qkv_row;
-    call.k_block = k_block, call.k_head = k_head, call.k_token = k_token, call.k_dim = k_dim;
-    call.v_block = v_block, call.v_head = v_head, call.v_token = v_token;
-    call.num_heads = num_heads, call.num_kv_heads = num_kv_heads;
-    call.head_dim = head_dim, call.block_size = block_size;
-    call.is_bf16 = is_bf16;
-    check_rows(call, rows, max_position, num_blocks * block_size);
+    call.qkv = qkv.data, call.qkv_row = qkv.strides[0];
+    call.cos = static_cast<const float*>(cos.data), call.sin = sin;
+    call.positions = positions, call.slots = slots;
+    call.k = k_cache.data, call.v = v_cache.data;
+    call.k_block = k_cache.strides[0], call.k_head = k_cache.strides[1];
+    call.k_token = k_cache.strides[2], call.k_dim = k_cache.strides[3];
+    call.v_block = v_cache.strides[0], call.v_head = v_cache.strides[1], call.v_token = v_cache.strides[2];
+    call.num_heads = num_heads, call.num_kv_heads = int(k_cache.shape[1]);
+    call.block_size = int(k_cache.shape[2]), call.head_dim = int(k_cache.shape[3]);
+    call.is_bf16 = qkv.is_bf16();
+    check_rows(call, rows, cos.shape[0], k_cache.shape[0] * call.block_size);
     py::gil_scoped_release release;
-    rope_store_kv(call, rows, run);
+    run_rows(call, rows, run);
 }
 
 }  // namespace
 }  // namespace ttc
 
 void bind_rope_store_kv(py::module_& m) {
-    m.def("rope_store_kv", &ttc::bound, py::arg("qkv"), py::arg("qkv_row"), py::arg("cos"), py::arg("sin"),
-          py::arg("max_position"), py::arg("positions"), py::arg("slots"), py::arg("k"), py::arg("k_block"),
-          py::arg("k_head"), py::arg("k_token"), py::arg("k_dim"), py::arg("v"), py::arg("v_block"),
-          py::arg("v_head"), py::arg("v_token"), py::arg("rows"), py::arg("num_heads"), py::arg("num_kv_heads"),
-          py::arg("head_dim"), py::arg("num_blocks"), py::arg("block_size"), py::arg("is_bf16"),
-          py::arg("isa") = "auto", "Addresses and strides in elements; see ttc_kernels/rope_store_kv/api.py.");
+    m.def("rope_store_kv", &ttc::rope_store_kv, py::arg("qkv"), py::arg("cos"), py::arg("sin"), py::arg("positions"),
+          py::arg("slots"), py::arg("k_cache"), py::arg("v_cache"), py::arg("num_heads"), py::arg("isa") = "auto",
+          "See ttc_kernels/rope_store_kv/api.py, which checks what it passes.");
 }

@@ -12,6 +12,28 @@
 
 namespace ttc {
 namespace gpu {
+
+// What Python passes, field for field (ttc_kernels/sample/cuda.py), and what both kernels get.
+struct SampleHeadArgs {
+    const void* hidden;  // (rows, size), rows hidden_stride elements apart
+    const void* weight;  // (vocab, size), rows weight_stride elements apart
+    int64_t hidden_stride, weight_stride, num_rows, size, vocab, num_tiles;
+    const uint64_t* keys;      // (rows)
+    const int32_t* positions;  // (rows)
+    const float* temperature;  // (rows)
+    // What launch 1 leaves for each row and tile: (4, rows, num_tiles) highest logit, sum, noised value of the winner
+    // relative to the highest logit, its logit; and the winner's token.
+    float* parts;
+    int32_t* part_tokens;
+    int32_t* tokens;         // (rows)
+    float* logprobs;         // (rows)
+    const uint8_t* ends;     // (num_rules, vocab + 1): whether a step ends after a token; the last is for token -1
+    const int32_t* rule;     // (rows)
+    const uint8_t* is_eos;   // (vocab + 1)
+    uint8_t* flags;          // (rows): 1 the step ends, 2 the text ends; null, as the tables are, where none are wanted
+    int64_t is_bf16;         // else float16
+};
+
 namespace {
 
 constexpr int kThreads = 128, kStages = 3;
@@ -24,25 +46,6 @@ static_assert(kRows * kPitch * 4 <= kSharedBytes, "the product reuses the ring")
 constexpr float kMaxRate = 3.402823466e38f;
 constexpr int kNoToken = 0x7fffffff;
 
-struct SampleArgs {
-    const void* hidden;  // (rows, size), rows hidden_stride elements apart
-    const void* weight;  // (vocab, size), rows weight_stride elements apart
-    int64_t hidden_stride, weight_stride, num_rows, size, vocab, num_tiles;
-    const uint64_t* keys;      // (rows)
-    const int32_t* positions;  // (rows)
-    const float* temperature;  // (rows)
-    // What launch 1 leaves of each row and tile: (4, rows, num_tiles) highest logit, sum, noised value of the winner
-    // relative to the highest logit, its logit; and the winner's token.
-    float* parts;
-    int32_t* part_tokens;
-    int32_t* tokens;         // (rows)
-    float* logprobs;         // (rows)
-    const uint8_t* ends;     // (num_rules, vocab + 1): whether a step ends after a token; the last is for token -1
-    const int32_t* rule;     // (rows)
-    const uint8_t* is_eos;   // (vocab + 1)
-    uint8_t* flags;          // (rows) or null: 1 the step ends, 2 the text ends
-};
-
 TTC_DEVICE float rate_of(float temperature) {
     if (temperature == 0.0f) return 1.0f;
     const float rate = 1.0f / temperature;
@@ -50,7 +53,7 @@ TTC_DEVICE float rate_of(float temperature) {
 }
 
 // Starts the copy of depth [from, from + 64) of the block's rows and tokens; zeros where there is none.
-TTC_DEVICE void copy_stage(const SampleArgs& a, char* stage, int64_t row_lo, int64_t token_lo, int64_t from) {
+TTC_DEVICE void copy_stage(const SampleHeadArgs& a, char* stage, int64_t row_lo, int64_t token_lo, int64_t from) {
     for (int i = thread_index(); i < (kRows + kTokens) * kChunks; i += kThreads) {
         const int at = i / kChunks, chunk = i % kChunks;
         const bool is_row = at < kRows;
@@ -64,7 +67,7 @@ TTC_DEVICE void copy_stage(const SampleArgs& a, char* stage, int64_t row_lo, int
 
 // The product of the block's rows and tokens, (64, kPitch) float32, over the ring. Each warp has 32 tokens.
 template <typename T>
-TTC_DEVICE float* multiply(const SampleArgs& a, int64_t row_lo, int64_t token_lo) {
+TTC_DEVICE float* multiply(const SampleHeadArgs& a, int64_t row_lo, int64_t token_lo) {
     char* const ring = shared_memory();
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     const int num_steps = (int)((a.size + kDepth - 1) / kDepth);
@@ -127,7 +130,7 @@ TTC_DEVICE bool is_better(float time, int token, const Winner& than) {
     return time < than.time || (time == than.time && token < than.token);
 }
 
-TTC_DEVICE void sample_tile(const SampleArgs& a, const float* product, int64_t row_lo, int64_t tile) {
+TTC_DEVICE void sample_tile(const SampleHeadArgs& a, const float* product, int64_t row_lo, int64_t tile) {
     const int half = thread_index() % 2;  // takes every other group of four tokens
     const int64_t row = row_lo + thread_index() / 2, token_lo = tile * kTokens;
     const float* const logits = product + thread_index() / 2 * kPitch;
@@ -178,14 +181,14 @@ TTC_DEVICE void sample_tile(const SampleArgs& a, const float* product, int64_t r
 }
 
 template <typename T>
-TTC_KERNEL(kThreads) sample_head_parts(SampleArgs a) {
+TTC_KERNEL(kThreads) sample_head_parts(SampleHeadArgs a) {
     const int64_t row_tiles = (a.num_rows + kRows - 1) / kRows;
     // Row tiles of one stretch of the vocabulary lie side by side: they read the same weights.
     const int64_t row_lo = block_index() % row_tiles * kRows, tile = block_index() / row_tiles;
     sample_tile(a, multiply<T>(a, row_lo, tile * kTokens), row_lo, tile);
 }
 
-TTC_KERNEL(kThreads) sample_head_merge(SampleArgs a) {
+TTC_KERNEL(kThreads) sample_head_merge(SampleHeadArgs a) {
     const int lane = thread_index() % 32;
     const int64_t row = (int64_t)block_index() * (kThreads / 32) + thread_index() / 32;
     if (row >= a.num_rows) return;
@@ -234,29 +237,15 @@ TTC_KERNEL(kThreads) sample_head_merge(SampleArgs a) {
 }  // namespace gpu
 }  // namespace ttc
 
-// ends, rule, is_eos and flags are all 0 where no flags are asked for.
-TTC_EXPORT const char* ttc_sample_head(int64_t device, int64_t stream, int64_t hidden, int64_t hidden_stride,
-                                       int64_t weight, int64_t weight_stride, int64_t num_rows, int64_t size,
-                                       int64_t vocab, int64_t keys, int64_t positions, int64_t temperature,
-                                       int64_t parts, int64_t part_tokens, int64_t tokens, int64_t logprobs,
-                                       int64_t ends, int64_t rule, int64_t is_eos, int64_t flags, int64_t is_bf16) {
+TTC_EXPORT const char* ttc_sample_head(int64_t device, int64_t stream, const ttc::gpu::SampleHeadArgs* args) {
     using namespace ttc::gpu;
     const DeviceGuard guard(device);
     if (guard.error()) return guard.error();
-    SampleArgs args;
-    args.hidden = (const void*)hidden, args.weight = (const void*)weight;
-    args.hidden_stride = hidden_stride, args.weight_stride = weight_stride;
-    args.num_rows = num_rows, args.size = size, args.vocab = vocab, args.num_tiles = (vocab + kTokens - 1) / kTokens;
-    args.keys = (const uint64_t*)keys, args.positions = (const int32_t*)positions;
-    args.temperature = (const float*)temperature;
-    args.parts = (float*)parts, args.part_tokens = (int32_t*)part_tokens;
-    args.tokens = (int32_t*)tokens, args.logprobs = (float*)logprobs;
-    args.ends = (const uint8_t*)ends, args.rule = (const int32_t*)rule, args.is_eos = (const uint8_t*)is_eos;
-    args.flags = (uint8_t*)flags;
-    const int64_t row_tiles = (num_rows + kRows - 1) / kRows;
-    const Grid grid = {row_tiles * args.num_tiles, kThreads, kSharedBytes};
-    const char* error = is_bf16 ? launch(sample_head_parts<Bf16>, grid, false, stream, args)
-                                : launch(sample_head_parts<Half>, grid, false, stream, args);
+    if (args->num_tiles != (args->vocab + kTokens - 1) / kTokens) return "cudaErrorInvalidValue";
+    const int64_t row_tiles = (args->num_rows + kRows - 1) / kRows;
+    const Grid grid = {row_tiles * args->num_tiles, kThreads, kSharedBytes};
+    const char* error = args->is_bf16 ? launch(sample_head_parts<Bf16>, grid, false, stream, *args)
+                                      : launch(sample_head_parts<Half>, grid, false, stream, *args);
     if (error) return error;
-    return launch(sample_head_merge, {(num_rows + 3) / 4, kThreads, 0}, false, stream, args);
+    return launch(sample_head_merge, {(args->num_rows + 3) / 4, kThreads, 0}, false, stream, *args);
 }

@@ -1,4 +1,4 @@
-// What the driver of `sample` (sample_cpu.cpp) asks of each instruction set's build of its passes.
+// The passes over a row of logits that every instruction set's build offers to `sample` (sample_cpu.cpp).
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@ namespace ttc {
 enum class Isa;
 class Scratch;
 
-// Rows to draw one token each for; what may be passed is in ttc_kernels/sample/api.py.
+// Rows of logits, from each of which one token is drawn; ttc_kernels/sample/api.py says what may be passed.
 struct SampleArgs {
     const float* logits;
     int64_t row_stride, num_rows, vocab;
@@ -29,7 +29,8 @@ void check_sampling(const SampleArgs& args);
 // Draws the token of one row, for callers with threads of their own.
 void sample_row(const SampleArgs& args, int64_t row, Isa isa, Scratch* scratch);
 
-// One row, and the tokens of it that the filters keep: those above `cut`, and at `cut` those up to `last_tie`.
+// One row of logits. The filters keep the tokens whose logit is above `cut`, and of those at `cut` the first ones, up
+// to token `last_tie`.
 struct Row {
     const float* logits;  // (num)
     int64_t num;
@@ -49,21 +50,22 @@ struct SampleKernels {
     // Sum of exp((logit - top) * rate).
     double (*sum_exp)(const Row& row);
     int64_t (*first_equal)(const float* x, int64_t num, float value);
-    // Writes rank keys of the tokens with x > above, from *next on, until the row or the room ends; how many.
-    // Room for 64 keys more than are wanted must be there.
+    // Writes rank keys of the tokens with x > above, from *next on, until the row or the room ends; returns how many.
+    // The room must be 64 keys larger than the number wanted.
     int64_t (*collect)(const float* x, int64_t num, int64_t* next, float above, uint64_t* keys, int64_t capacity);
-    // Adds exp((logit - top) * rate) of every logit >= least to its bin (of some below it too).
+    // Adds exp((logit - top) * rate) of every logit >= least, and of some below it, to its bin.
     void (*add_to_bins)(const Row& row, float least, double* bins);
-    // Writes the rank keys of a bin's tokens; how many.
+    // Writes the rank keys of a bin's tokens; returns how many.
     int64_t (*collect_bin)(const Row& row, float least, int32_t bin, uint64_t* keys);
-    // The token with the highest perturbed logit. Of an unfiltered row it also gives what sum_exp would.
+    // The token with the highest perturbed logit. For an unfiltered row it also sets *row_sum to what sum_exp returns.
     int64_t (*draw)(const Row& row, uint64_t key, uint32_t position, double* row_sum);
     // The noise of tokens 0 .. num - 1.
     void (*noise)(uint64_t key, uint32_t position, float* out, int64_t num);
 };
 
 // Orders tokens as the filters do: a higher logit first, among equals the lower index first (the larger key comes
-// first). -0 counts as 0. Unnamed namespace: a build for one instruction set must not lend its code to another.
+// first). -0 counts as 0. Unnamed namespace: code built for one
+// instruction set must not be linked into another's.
 namespace {
 
 inline uint64_t rank_key(float x, int64_t token) {

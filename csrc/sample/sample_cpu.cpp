@@ -1,9 +1,7 @@
 // sample on a CPU: the filters, the portable build, the choice of an instruction set, threads over rows, the binding.
 //
-// Tokens are ranked by descending logit, ties by index. Every filter keeps the first so many of that ranking, so all
-// of them together come down to one rank key: the last token that is kept. Finding it needs no sort and no mask.
-#include <pybind11/pybind11.h>
-
+// Tokens are ranked by descending logit, ties by index. Every filter keeps a prefix of that ranking, so all of them
+// together amount to one rank key: that of the last token kept. Finding it needs no sort and no mask.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -11,6 +9,7 @@
 
 #include "common/cpu.h"
 #include "common/scratch.h"
+#include "common/views.h"
 #include "sample/sample.h"
 
 #define TTC_VEC portable
@@ -30,7 +29,7 @@ extern const SampleKernels sample_kernels;
 namespace {
 
 constexpr int64_t kMinParallelTokens = 1 << 15;  // below, waking a second thread costs more than it saves
-constexpr int64_t kRoom = 64;                    // what SampleKernels::collect wants beyond the keys asked for
+constexpr int64_t kRoom = 64;                    // keys of room that SampleKernels::collect needs beyond those wanted
 
 const SampleKernels& kernels_for(Isa isa) {
 #if TTC_X86
@@ -185,13 +184,13 @@ void sample_row(const SampleArgs& args, int64_t row, Isa isa, Scratch* scratch) 
 
 namespace {
 
-void sample(uintptr_t logits, int64_t row_stride, int64_t num_rows, int64_t vocab, uintptr_t keys, uintptr_t positions,
-            uintptr_t temperature, uintptr_t top_k, uintptr_t top_p, uintptr_t min_p, uintptr_t tokens,
-            uintptr_t logprobs, const std::string& isa) {
+void sample(const TensorView& logits, Elements<const uint64_t> keys, Elements<const int32_t> positions,
+            Elements<const float> temperature, Elements<const int32_t> top_k, Elements<const float> top_p,
+            Elements<const float> min_p, Elements<int32_t> tokens, Elements<float> logprobs, const std::string& isa) {
     const SampleKernels& kernels = kernels_for(parse_isa(isa));
-    const SampleArgs args = {(const float*)logits, row_stride, num_rows, vocab, (const uint64_t*)keys,
-                             (const int32_t*)positions, (const float*)temperature, (const int32_t*)top_k,
-                             (const float*)top_p, (const float*)min_p, (int32_t*)tokens, (float*)logprobs};
+    const int64_t num_rows = logits.shape[0], vocab = logits.shape[1];
+    const SampleArgs args = {(const float*)logits.data, logits.strides[0], num_rows, vocab, keys,   positions,
+                             temperature,               top_k,             top_p,    min_p, tokens, logprobs};
     check_sampling(args);
 #pragma omp parallel if (num_rows > 1 && num_rows * vocab >= kMinParallelTokens)
     {
@@ -210,11 +209,10 @@ void sample_noise(uint64_t key, int32_t position, uintptr_t out, int64_t num, co
 
 void bind_sample(pybind11::module_& m) {
     namespace py = pybind11;
-    m.def("sample", &ttc::sample, py::arg("logits"), py::arg("row_stride"), py::arg("num_rows"), py::arg("vocab"),
-          py::arg("keys"), py::arg("positions"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-          py::arg("min_p"), py::arg("tokens"), py::arg("logprobs"), py::arg("isa") = "auto",
-          py::call_guard<py::gil_scoped_release>(),
-          "Draws one token a row over raw pointers; ttc_kernels.sample.api checks what it passes.");
+    m.def("sample", &ttc::sample, py::arg("logits"), py::arg("keys"), py::arg("positions"), py::arg("temperature"),
+          py::arg("top_k"), py::arg("top_p"), py::arg("min_p"), py::arg("tokens"), py::arg("logprobs"),
+          py::arg("isa") = "auto", py::call_guard<py::gil_scoped_release>(),
+          "See ttc_kernels/sample/api.py, which checks what it passes.");
     m.def("sample_noise", &ttc::sample_noise, py::arg("key"), py::arg("position"), py::arg("out"), py::arg("num"),
           py::arg("isa") = "auto", "The noise that `sample` adds to tokens 0 .. num - 1: float32 at `out`.");
 }

@@ -3,8 +3,8 @@
 // A source file says which instruction set it is built for and includes the kernel once:
 //   #define TTC_VEC avx512          // the namespace: portable, avx2 or avx512
 //   #define TTC_VEC_WIDTH 16        // floats in a vector: 4, 8 or 16
-// Everything stands in ttc::TTC_VEC and nothing here instantiates the standard library, so that the linker can
-// never put code of one instruction set in the place of another's.
+// Everything is in ttc::TTC_VEC and nothing here instantiates the standard library, so that the linker can never use
+// code of one instruction set in place of another's.
 #pragma once
 
 #include <cmath>

@@ -7,12 +7,9 @@
 
 namespace ttc {
 namespace gpu {
-namespace {
 
-constexpr int kScoreThreads = 128, kScoreWarps = kScoreThreads / 32;
-constexpr int kNobody = 0x7fffffff;
-
-struct ScoreArgs {
+// What Python passes, field for field (ttc_kernels/step_score/cuda.py), and what the kernel gets.
+struct StepScoreArgs {
     const void* hidden;  // (num_hidden_rows, size), rows hidden_stride elements apart
     int64_t hidden_stride;
     const int32_t* rows;  // (n) or null: score i is that of row i
@@ -28,7 +25,13 @@ struct ScoreArgs {
     const int32_t* slot;  // (n)
     float* scores;        // (n), written where the mask is set
     int64_t n, num_hidden_rows;
+    int64_t type;         // of hidden, the head and the norm: 0 float32, 1 float16, 2 bfloat16
 };
+
+namespace {
+
+constexpr int kScoreThreads = 128, kScoreWarps = kScoreThreads / 32;
+constexpr int kNobody = 0x7fffffff;
 
 // Sum over the block, the same in all threads; the order of additions is fixed.
 TTC_DEVICE float block_sum(float x) {
@@ -53,10 +56,10 @@ TTC_DEVICE int block_min(int x) {
     return least;
 }
 
-TTC_DEVICE bool is_scored(const ScoreArgs& a, int64_t i) { return !a.mask || a.mask[i]; }
+TTC_DEVICE bool is_scored(const StepScoreArgs& a, int64_t i) { return !a.mask || a.mask[i]; }
 
 // The first score within [lo, hi) that goes to `slot`; kNobody where there is none. All threads get it.
-TTC_DEVICE int first_of_slot(const ScoreArgs& a, int slot, int64_t lo, int64_t hi) {
+TTC_DEVICE int first_of_slot(const StepScoreArgs& a, int slot, int64_t lo, int64_t hi) {
     for (int64_t begin = lo; begin < hi; begin += kScoreThreads) {
         const int64_t i = begin + thread_index();
         const int found = block_min(i < hi && a.slot[i] == slot && is_scored(a, i) ? (int)i : kNobody);
@@ -67,14 +70,14 @@ TTC_DEVICE int first_of_slot(const ScoreArgs& a, int slot, int64_t lo, int64_t h
 
 // The row as the head sees it. Rounds where the plain ops do: the normed value, then its product with the weight.
 template <typename T>
-TTC_DEVICE float normed(const ScoreArgs& a, const T* row, float rate, int64_t i) {
+TTC_DEVICE float normed(const StepScoreArgs& a, const T* row, float rate, int64_t i) {
     if (!a.norm_weight) return to_float(row[i]);
     const T x = from_float<T>(to_float(row[i]) * rate);
     return to_float(from_float<T>(to_float(((const T*)a.norm_weight)[i]) * to_float(x)));
 }
 
 template <typename T>
-TTC_DEVICE float logit(const ScoreArgs& a, const T* row, float rate, int64_t label) {
+TTC_DEVICE float logit(const StepScoreArgs& a, const T* row, float rate, int64_t label) {
     const T* weight = (const T*)a.weight + label * a.size;
     float sum = 0.0f;
     for (int64_t i = thread_index(); i < a.size; i += kScoreThreads)
@@ -85,7 +88,7 @@ TTC_DEVICE float logit(const ScoreArgs& a, const T* row, float rate, int64_t lab
 
 // Sigmoid of the one logit, or the softmax's share of good_index as 1 / sum of exp(other - good).
 template <typename T>
-TTC_DEVICE float score_of(const ScoreArgs& a, const T* row) {
+TTC_DEVICE float score_of(const StepScoreArgs& a, const T* row) {
     float rate = 1.0f;
     if (a.norm_weight) {
         float squares = 0.0f;
@@ -115,7 +118,7 @@ TTC_DEVICE void fold(float* state, int32_t* count, float score) {
 }
 
 template <typename T>
-TTC_KERNEL(kScoreThreads) step_score(ScoreArgs a) {
+TTC_KERNEL(kScoreThreads) step_score(StepScoreArgs a) {
     const int64_t own = block_index();
     const int slot = a.slot[own];
     if (!is_scored(a, own) || slot < 0 || slot >= a.num_slots) return;
@@ -137,26 +140,13 @@ TTC_KERNEL(kScoreThreads) step_score(ScoreArgs a) {
 }  // namespace gpu
 }  // namespace ttc
 
-// type: 0 float32, 1 float16, 2 bfloat16. Addresses that may be null are 0.
-TTC_EXPORT const char* ttc_step_score(int64_t device, int64_t stream, int64_t hidden, int64_t hidden_stride,
-                                      int64_t num_hidden_rows, int64_t rows, int64_t mask, int64_t norm_weight,
-                                      int64_t weight, int64_t bias, int64_t size, int64_t num_labels,
-                                      int64_t good_index, int64_t state, int64_t counts, int64_t num_slots,
-                                      int64_t slot, int64_t scores, int64_t n, int64_t type, double eps) {
+TTC_EXPORT const char* ttc_step_score(int64_t device, int64_t stream, const ttc::gpu::StepScoreArgs* args) {
     using namespace ttc::gpu;
     const DeviceGuard guard(device);
     if (guard.error()) return guard.error();
-    if (n > kNobody) return "cudaErrorInvalidValue";
-    const ScoreArgs args = {(const void*)hidden, hidden_stride,
-                            (const int32_t*)rows, (const uint8_t*)mask,
-                            (const void*)norm_weight, (float)eps,
-                            (const void*)weight, (const void*)bias,
-                            size, num_labels, good_index,
-                            (float*)state, (int32_t*)counts, num_slots,
-                            (const int32_t*)slot, (float*)scores,
-                            n, num_hidden_rows};
-    const Grid grid = {n, kScoreThreads, kScoreWarps * 4};
-    return type == 0   ? launch(step_score<float>, grid, false, stream, args)
-           : type == 1 ? launch(step_score<Half>, grid, false, stream, args)
-                       : launch(step_score<Bf16>, grid, false, stream, args);
+    if (args->n > kNobody) return "cudaErrorInvalidValue";
+    const Grid grid = {args->n, kScoreThreads, kScoreWarps * 4};
+    return args->type == 0   ? launch(step_score<float>, grid, false, stream, *args)
+           : args->type == 1 ? launch(step_score<Half>, grid, false, stream, *args)
+                             : launch(step_score<Bf16>, grid, false, stream, *args);
 }

@@ -1,9 +1,8 @@
 // step_score on a CPU: scores over threads, then the fold in order; the choice of an instruction set; the binding.
-#include <pybind11/pybind11.h>
-
 #include <cmath>
 
 #include "common/cpu.h"
+#include "common/views.h"
 
 #define TTC_ISA portable
 #include "step_score/step_score_kernel.h"
@@ -79,21 +78,21 @@ void check_range(const char* name, const int32_t* values, int64_t n, int64_t lim
                                         ")");
 }
 
-void step_score(uintptr_t hidden, int64_t hidden_stride, int64_t num_hidden_rows, uintptr_t rows, uintptr_t weight,
-                uintptr_t bias, int64_t size, int64_t num_labels, int64_t good_index, uintptr_t state,
-                uintptr_t counts, int64_t num_slots, uintptr_t slot, uintptr_t scores, int64_t n, bool is_bf16,
-                const std::string& isa) {
+void step_score(const TensorView& hidden, const TensorView& rows, const TensorView& weight, Elements<const void> bias,
+                int64_t good_index, const TensorView& state, Elements<int32_t> counts, Elements<const int32_t> slot,
+                Elements<float> scores, const std::string& isa) {
     const DotKernels& kernels = kernels_for(parse_isa(isa));
-    const Head head = {(const void*)weight, (const void*)bias, size, num_labels, good_index, is_bf16};
-    const int32_t* row = (const int32_t*)rows;
-    const int32_t* slots = (const int32_t*)slot;
-    float* out = (float*)scores;
-    check_range("rows", row, n, num_hidden_rows);
-    check_range("slot", slots, n, num_slots);
-    const int64_t row_bytes = hidden_stride * (is_bf16 ? 2 : 4);
+    const int64_t n = rows.shape[0], num_labels = weight.shape[0], size = weight.shape[1];
+    const Head head = {weight.data, bias, size, num_labels, good_index, hidden.is_bf16()};
+    const int32_t* row = (const int32_t*)rows.data;
+    check_range("rows", row, n, hidden.shape[0]);
+    check_range("slot", slot, n, state.shape[0]);
+    const int64_t row_bytes = hidden.strides[0] * hidden.item_bytes;
 #pragma omp parallel for schedule(static) if (n * size * num_labels >= kMinParallelElements)
-    for (int64_t i = 0; i < n; ++i) out[i] = score_row(head, kernels, (const char*)hidden + row[i] * row_bytes);
-    for (int64_t i = 0; i < n; ++i) fold((float*)state + 4 * slots[i], (int32_t*)counts + slots[i], out[i]);
+    for (int64_t i = 0; i < n; ++i)
+        scores.data[i] = score_row(head, kernels, (const char*)hidden.data + row[i] * row_bytes);
+    for (int64_t i = 0; i < n; ++i)
+        fold((float*)state.data + 4 * slot.data[i], counts.data + slot.data[i], scores.data[i]);
 }
 
 }  // namespace
@@ -101,10 +100,8 @@ void step_score(uintptr_t hidden, int64_t hidden_stride, int64_t num_hidden_rows
 
 void bind_step_score(pybind11::module_& m) {
     namespace py = pybind11;
-    m.def("step_score", &ttc::step_score, py::arg("hidden"), py::arg("hidden_stride"), py::arg("num_hidden_rows"),
-          py::arg("rows"), py::arg("weight"), py::arg("bias"), py::arg("size"), py::arg("num_labels"),
-          py::arg("good_index"), py::arg("state"), py::arg("counts"), py::arg("num_slots"), py::arg("slot"),
-          py::arg("scores"), py::arg("n"), py::arg("is_bf16"), py::arg("isa") = "auto",
-          py::call_guard<py::gil_scoped_release>(),
-          "Scores and folds them over raw pointers; ttc_kernels.step_score.api checks what it passes.");
+    m.def("step_score", &ttc::step_score, py::arg("hidden"), py::arg("rows"), py::arg("weight"), py::arg("bias"),
+          py::arg("good_index"), py::arg("state"), py::arg("counts"), py::arg("slot"), py::arg("scores"),
+          py::arg("isa") = "auto", py::call_guard<py::gil_scoped_release>(),
+          "See ttc_kernels/step_score/api.py, which checks what it passes.");
 }

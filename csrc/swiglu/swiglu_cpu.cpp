@@ -1,7 +1,6 @@
 // swiglu on a CPU: the portable build, the choice of an instruction set, threads over rows, the binding.
-#include <pybind11/pybind11.h>
-
 #include "common/cpu.h"
+#include "common/views.h"
 
 #define TTC_ISA portable
 #include "swiglu/swiglu_kernel.h"
@@ -29,11 +28,11 @@ const SwigluKernels& kernels_for(Isa isa) {
     return portable::swiglu_kernels;
 }
 
-void swiglu(uintptr_t gate_up, int64_t gate_up_stride, uintptr_t out, int64_t out_stride, int64_t num_rows,
-            int64_t size, bool is_bf16, const std::string& isa) {
+void swiglu(const TensorView& gate_up, const TensorView& out, const std::string& isa) {
     const SwigluKernels& kernels = kernels_for(parse_isa(isa));
-    const SwigluRows rows = is_bf16 ? kernels.bf16 : kernels.f32;
-    const SwigluArgs args = {(const void*)gate_up, (void*)out, gate_up_stride, out_stride, size};
+    const SwigluRows rows = gate_up.is_bf16() ? kernels.bf16 : kernels.f32;
+    const int64_t num_rows = out.shape[0], size = out.shape[1];
+    const SwigluArgs args = {gate_up.data, out.data, gate_up.strides[0], out.strides[0], size};
     if (num_rows * size < kMinParallelElements) return rows(args, 0, num_rows);
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < num_rows; ++row) rows(args, row, row + 1);
@@ -44,8 +43,6 @@ void swiglu(uintptr_t gate_up, int64_t gate_up_stride, uintptr_t out, int64_t ou
 
 void bind_swiglu(pybind11::module_& m) {
     namespace py = pybind11;
-    m.def("swiglu", &ttc::swiglu, py::arg("gate_up"), py::arg("gate_up_stride"), py::arg("out"), py::arg("out_stride"),
-          py::arg("num_rows"), py::arg("size"), py::arg("is_bf16"), py::arg("isa") = "auto",
-          py::call_guard<py::gil_scoped_release>(),
-          "silu(gate) * up over raw pointers; ttc_kernels.swiglu.api checks what it passes.");
+    m.def("swiglu", &ttc::swiglu, py::arg("gate_up"), py::arg("out"), py::arg("isa") = "auto",
+          py::call_guard<py::gil_scoped_release>(), "See ttc_kernels/swiglu/api.py, which checks what it passes.");
 }

@@ -11,11 +11,11 @@
 namespace ttc {
 namespace {
 
-// Where the scores of so many queries fit the first-level cache, a group of rows is as small as that.
+// A group of rows is so small that its scores fit the first-level cache, where this many packed queries do.
 constexpr int64_t kNearScoreBytes = 20 * 1024;
 constexpr int kMinNearPacked = 12;
-// Else they should stay in a core's second-level cache, but so many queries share a task at least that reading a
-// shared node again for the next task costs little beside the arithmetic.
+// Otherwise the scores should stay in a core's second-level cache, but a task has at least kMinFarPacked queries, so
+// that reading a shared node again for the next task costs little beside the arithmetic.
 constexpr int64_t kFarScoreBytes = 512 * 1024;
 constexpr int kMinFarPacked = 64;
 // Below this many multiply-adds a call is cheaper on one thread than the threads' wake-up.

@@ -1,4 +1,4 @@
-// Tree attention on a CPU: the calls other C++ may use, and what they hand to the kernel of one instruction set.
+// Tree attention on a CPU: the calls for other C++ code, and the structs that each instruction set's kernel takes.
 //
 // A forward makes one schedule of its plan and runs it once per layer:
 //   make_schedule(items, blocks, shape, max_threads, schedule);
@@ -16,7 +16,7 @@ namespace ttc {
 // Keys are worked on in units of 16, counted from each node's start.
 constexpr int kUnit = 16;
 
-// What a plan and the cache measure; the same for every layer of a forward.
+// Sizes of a plan and of the cache, the same for every layer of a forward.
 struct AttentionShape {
     int rows, num_heads, num_kv_heads, head_dim;
     int block_size;         // tokens, a multiple of kUnit
@@ -25,7 +25,7 @@ struct AttentionShape {
     int64_t num_block_ids;  // length of the plan's blocks
 };
 
-// How a plan's work is cut into tasks.  Refers to no memory of the plan; its vectors keep theirs when it is made
+// How a plan's work is cut into tasks.  Holds no pointer into the plan; its vectors keep their memory when it is made
 // again.  Only make_schedule writes it; any number of threads may read it.
 struct AttentionSchedule {
     std::vector<int32_t> units;        // per row: units of 16 keys on its path
@@ -60,7 +60,7 @@ struct AttentionCall {
     bool is_bf16;
 };
 
-// How many units ahead of its use a lone unit is fetched; each group's list ends in as many repeats.
+// A lone unit is fetched this many units before its use; each group's list ends in that many repeats.
 constexpr int kAhead = 6;
 
 // One task: rows [row_lo, row_hi), all query heads of the KV heads [head_lo, head_hi), one KV head after the other.
@@ -87,8 +87,8 @@ static inline size_t task_scratch_floats(int rows, int group, int head_dim, int 
            size_t(rows) + 64;
 }
 
-// Cuts the plan into tasks for at most max_threads threads (1 where the work is too small to share). With num_groups
-// the rows are cut into so many groups, and task i is group i with all its heads.
+// Cuts the plan into tasks for at most max_threads threads (1 where the work is too small to share).  With num_groups
+// above 0 the rows are cut into that many groups, and task i is group i with all its heads.
 // items is (num_items, 5), blocks (num_block_ids,).  Throws std::invalid_argument for a plan that points outside
 // the rows or the cache, and for heads or a block size that the kernel does not have.
 void make_schedule(const int32_t* items, const int32_t* blocks, const AttentionShape& shape, int max_threads,

@@ -4,9 +4,9 @@
 namespace ttc {
 namespace gpu {
 
-const char* tree_attention_64(const AttentionArgs& args, int64_t num_rows, int64_t stream, bool is_bf16) {
-    return is_bf16 ? tree_attention<Bf16, 64>(args, num_rows, stream)
-                   : tree_attention<Half, 64>(args, num_rows, stream);
+const char* tree_attention_64(const AttentionArgs& args, int64_t stream) {
+    return args.is_bf16 ? tree_attention<Bf16, 64>(args, stream)
+                        : tree_attention<Half, 64>(args, stream);
 }
 
 }  // namespace gpu

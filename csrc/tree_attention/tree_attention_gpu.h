@@ -17,6 +17,7 @@ namespace gpu {
 
 constexpr int kStages = 3, kThreads = 128, kWarps = 4;
 
+// What Python passes, field for field (ttc_kernels/tree_attention/cuda.py), and what both kernels get.
 struct AttentionArgs {
     const void *q, *k, *v;  // strides below, in elements; head_dim is adjacent in all
     void* out;              // (rows, num_heads, head_dim), contiguous
@@ -26,6 +27,8 @@ struct AttentionArgs {
     int64_t q_row, q_head, k_block, k_head, k_token, v_block, v_head, v_token;
     int32_t num_heads, num_kv_heads, block_shift;  // a block is 1 << block_shift tokens
     float scale;
+    int64_t num_rows;            // of q; the kernels read that of the work list
+    int32_t head_dim, is_bf16;  // 64 or 128; else float16: which kernels are launched
 };
 
 constexpr int ring_bytes(int dim) { return kStages * 2 * kWorkTokens * dim * 2; }
@@ -326,14 +329,14 @@ TTC_KERNEL(kThreads) tree_attention_merge(AttentionArgs args) {
     }
 }
 
-// Both launches. num_rows is that of q; the work list may be replaced before a captured graph is replayed.
+// Both launches. The work list may be replaced before a captured graph is replayed.
 template <typename T, int kDim>
-const char* tree_attention(const AttentionArgs& args, int64_t num_rows, int64_t stream) {
-    constexpr int64_t kManyBlocks = 1 << 30;  // as many as the device holds: the list says how much there is to do
+const char* tree_attention(const AttentionArgs& args, int64_t stream) {
+    constexpr int64_t kManyBlocks = 1 << 30;  // more than any device holds at a time
     const char* error = launch(tree_attention_parts<T, kDim>, {kManyBlocks, kThreads, ring_bytes(kDim)}, true, stream,
                                args);
     if (error) return error;
-    return launch(tree_attention_merge<T, kDim>, {(num_rows * args.num_heads + kWarps - 1) / kWarps, kThreads, 0},
+    return launch(tree_attention_merge<T, kDim>, {(args.num_rows * args.num_heads + kWarps - 1) / kWarps, kThreads, 0},
                   false, stream, args);
 }
 

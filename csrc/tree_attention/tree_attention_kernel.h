@@ -374,7 +374,7 @@ struct Task {
             const int32_t* item = call.items + int64_t(task.items[i]) * 5;
             const int lo = max_int(item[0] - task.row_lo, 0), hi = min_int(item[1] - task.row_lo, rows);
             run.blocks = call.blocks + item[2];
-            // Of a causal item row r sees only the keys up to its own limit.
+            // Row r of a causal item sees only the keys up to its own limit.
             const int first_limit = item[4] ? item[3] - (item[1] - 1 - (task.row_lo + lo)) : item[3];
             if (hi - lo == 1) {
                 run.ahead = ahead;

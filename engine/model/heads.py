@@ -18,7 +18,7 @@ from engine.model.transformer import MAX_PACKED_WEIGHTS
 from engine.model.unpacked import linear
 from ttc_kernels.decoder import PackedLinear
 from ttc_kernels.sample import sample_head
-from ttc_kernels.step_score import step_score
+from ttc_kernels.step_score import LabelHead, step_score
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class ScoreHead:
             rows = order
         state = torch.zeros(num, 4, device=device)
         counts = torch.zeros(num, dtype=torch.int32, device=device)
-        head = self.weight, self.bias, self.good_index
-        return step_score(hidden, rows, *head, state, counts, order, mask, impl=impl)
+        head = LabelHead(self.weight, self.bias, self.good_index)
+        return step_score(hidden, rows, head, state, counts, order, mask, impl=impl)
 
 
 class LMHead:
@@ -99,7 +99,7 @@ class LMHead:
         token is one of those comes third.
         """
         options = {"is_filtered": is_filtered, "marks": marks, "impl": self.placement.impl}
-        return sample_head(hidden, self.weight, *sampling, **options)
+        return sample_head(hidden, self.weight, sampling, **options)
 
 
 def _lm_head_name(config: ModelConfig) -> str:

@@ -132,7 +132,6 @@ class TorchDecoder:
         """
         weights, eps, impl = self.weights, self.weights.rms_eps, self.impl
         work = self._views(token_ids.shape[0])
-        num_heads = weights.num_heads, weights.num_kv_heads
         caches = zip(k_cache.unbind(), v_cache.unbind(), strict=True)
         windows = {extras.window for extras in self.extras} - {None}
         parts = {window: clip(plan, window, k_cache.shape[3], k_cache.shape[1], k_cache.device) for window in windows}
@@ -141,7 +140,7 @@ class TorchDecoder:
         for i, (layer, extras, (k, v)) in enumerate(zip(weights.layers, self.extras, caches, strict=True)):
             padded_mm(work.padded_normed, layer.qkv, work.padded_qkv)
             self._add_extras(work, extras)
-            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, *num_heads, impl=impl)
+            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, weights.num_heads, impl=impl)
             self._attend(work, k, v, plan, parts.get(extras.window))
             padded_mm(work.padded_attended, layer.out, work.padded_delta)
             rms_norm(work.delta, layer.post_norm, eps, residual=work.residual, out=work.normed, impl=impl)

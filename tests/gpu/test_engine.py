@@ -14,7 +14,7 @@ from engine.runtime.executors.gpu import DeviceModel
 from engine.types import GREEDY
 from tests.tiny import tiny_family, tiny_policy, tiny_prm, tiny_trunk_head
 from tests.ttc_kernels.test_cuda_kernels import head_inputs
-from ttc_kernels.sample import cuda, sample_head
+from ttc_kernels.sample import RowSampling, cuda, sample_head
 from ttc_kernels.sample.reference import gumbel, sample
 
 PROMPT = "473;+38;*27;-12\n"
@@ -120,5 +120,6 @@ def test_the_fused_head_draws_the_reference_s_tokens(rows, size, vocab, dtype):
         if temperature > 0:
             score = score / temperature + gumbel(inputs["keys"][[row]], inputs["positions"][[row]], vocab)[0]
         assert abs(score[tokens[row].item()] - score[expected[row]]) < 1e-3 * max(1.0, score.abs().max().item())
-    unfused, _ = sample_head(**there, top_k=none[0].cuda(), top_p=none[1].cuda(), min_p=none[2].cuda())
+    sampling = RowSampling(*(x.cuda() for x in (*columns, *none)))
+    unfused, _ = sample_head(there["hidden"], there["weight"], sampling)
     assert (unfused == tokens).float().mean() > 0.9

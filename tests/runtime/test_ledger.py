@@ -46,9 +46,9 @@ class Meter:
             runner.lm_head.logits = counted_logits
             run = runner.model.loop.run
 
-            def counted_run(tree, k, v, handles, *rest):
-                lengths = [tree.num_tokens(handle) for handle in handles.tolist()]
-                decoded = run(tree, k, v, handles, *rest)
+            def counted_run(tree, k, v, batch):
+                lengths = [tree.num_tokens(handle) for handle in batch.handles.tolist()]
+                decoded = run(tree, k, v, batch)
                 self.num_rows += int(decoded.counts.sum())
                 self.num_head_rows += int(decoded.counts.sum())
                 for length, count in zip(lengths, decoded.counts.tolist(), strict=True):

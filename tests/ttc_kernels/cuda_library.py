@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from functools import cache
@@ -26,3 +27,14 @@ def emulated() -> Library:
     includes = [f"-I{ROOT / 'csrc'}", f"-I{EMULATION}"]
     subprocess.run([*cxx, *FLAGS, *includes, "-x", "c++", *map(str, sources), "-o", str(path)], check=True)
     return Library(path, device_type="cpu")
+
+
+def struct_fields(source: str, name: str) -> list[tuple[str, str]]:
+    """(type, name) of the fields of a C++ struct without methods, in order; a pointer's type ends in " *"."""
+    body = re.search(rf"struct {name} {{\n(.*?)\n}};", source, re.DOTALL)[1]
+    fields = []
+    for declaration in re.sub(r"//[^\n]*", "", body).split(";")[:-1]:
+        kind, names = re.fullmatch(r"\s*((?:const )?\w+)\s*(.*?)\s*", declaration, re.DOTALL).groups()
+        for field in re.split(r",\s*", names):
+            fields.append((f"{kind} *" if "*" in field else kind, field.lstrip("* ")))
+    return fields

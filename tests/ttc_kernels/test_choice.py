@@ -11,7 +11,7 @@ import torch
 
 import ttc_kernels
 from ttc_kernels import choice
-from ttc_kernels.choice import CUDA_OPS, IMPLEMENTATIONS, TABLE, Row, chooser
+from ttc_kernels.choice import CUDA_OPS, IMPLEMENTATIONS, TABLE, Choice, chooser
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = sorted(set(ttc_kernels.OPS) - {"decoder"})  # which packs for a CPU
@@ -78,9 +78,9 @@ def test_cuda_is_chosen_for_what_it_takes_where_it_was_built(monkeypatch, tmp_pa
 
 
 def test_a_threshold_changes_the_choice():
-    on_cpu = (Row("cpu", "op", "triton", "a run", min_rows=2), Row("cpu", "op", "native", "a run"))
+    on_cpu = (Choice("cpu", "op", "triton", "a run", min_rows=2), Choice("cpu", "op", "native", "a run"))
     assert [chooser("op", on_cpu)("auto", torch.zeros(n, 4)) for n in (1, 2)] == ["native", "triton"]
-    rows = (Row("cuda", "op", "triton", "a run", min_rows=8), Row("cuda", "op", "native", "a run"))
+    rows = (Choice("cuda", "op", "triton", "a run", min_rows=8), Choice("cuda", "op", "native", "a run"))
     for table in (rows, rows[::-1]):
         chosen = [chooser("op", table)("auto", OnGpu(num_rows)) for num_rows in (0, 7, 8, 9)]
         assert chosen == ["native", "native", "triton", "triton"]

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ttc_kernels.cuda_library import emulated
+from tests.ttc_kernels.cuda_library import ROOT, emulated, struct_fields
 from ttc_kernels import cuda
-from ttc_kernels.copy_blocks.cuda import copy_blocks
+from ttc_kernels.copy_blocks.cuda import CopyBlocksArgs, copy_blocks
+from ttc_kernels.sample.cuda import SampleHeadArgs
+from ttc_kernels.step_score.cuda import StepScoreArgs
+from ttc_kernels.tree_attention.cuda import AttentionArgs
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "ttc_kernels" / "_cuda.so"
 KERNEL = "_ZN3ttc3gpu20tree_attention_partsINS0_4Bf16ELi128EEEvNS0_13AttentionArgsE"
 PTXAS = f"""\
@@ -99,11 +101,20 @@ def test_wrong_settings_are_refused(tree):
 
 def test_python_and_the_sources_agree_on_the_functions():
     sources = "".join(path.read_text() for path in sorted(ROOT.glob("csrc/*/*.cu")))
-    exported = re.findall(r"TTC_EXPORT const char\* ttc_(\w+)\(int64_t device, int64_t stream([^)]*)\)", sources)
-    counted = {name: (rest.count("int64_t "), rest.count("double ")) for name, rest in exported}
-    assert counted == cuda.SIGNATURES
-    for name, rest in exported:  # integers first
-        assert not re.search("double .*int64_t ", rest, re.DOTALL), name
+    exported = re.findall(r"TTC_EXPORT const char\* ttc_(\w+)\(([^)]*)\)", sources)
+    assert {name for name, _ in exported} == set(cuda.CUDA_OPS)
+    for _, parameters in exported:
+        assert re.fullmatch(r"int64_t device, int64_t stream, const ttc::gpu::\w+Args\* args", parameters)
+
+
+@pytest.mark.parametrize("args", [AttentionArgs, CopyBlocksArgs, SampleHeadArgs, StepScoreArgs])
+def test_python_and_the_sources_agree_on_the_arguments(args):
+    """The fields of each struct: their names, types and order."""
+    paths = [*ROOT.glob("csrc/*/*.cu"), *ROOT.glob("csrc/*/*.h")]
+    (source,) = [text for text in (path.read_text() for path in paths) if f"struct {args.__name__} {{" in text]
+    types = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "float": ctypes.c_float}
+    fields = struct_fields(source, args.__name__)
+    assert [(name, ctypes.c_void_p if "*" in kind else types[kind]) for kind, name in fields] == list(args._fields_)
 
 
 def test_the_library_is_there_where_it_was_built():
@@ -137,7 +148,7 @@ def test_a_failed_launch_names_the_op_and_its_shapes():
         copy_blocks(caches, pairs, lib=lib)
     if LIBRARY.exists():
         with pytest.raises(RuntimeError, match=r"copy_blocks: cudaError\w+ from CUDA for one block"):
-            cuda.library().call("copy_blocks", torch.device("cpu", 99), "one block", 0, 1, 1, 0, 1)
+            cuda.library().call("copy_blocks", torch.device("cpu", 99), "one block", CopyBlocksArgs(num_pairs=1))
 
 
 def test_tensors_must_lie_on_one_device_of_the_right_kind():

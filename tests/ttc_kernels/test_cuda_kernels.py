@@ -191,7 +191,7 @@ def test_step_score(lib, case, has_norm):
     case = replace(case, dtype=HALF) if case.has_bias and case.dtype is BF16 else case
     inputs = case.inputs()
     mask = torch.rand(case.num_scores, generator=torch.Generator().manual_seed(3)) < 0.7
-    options = {"norm_weight": 1 + inputs["weight"][0], "eps": 1e-6} if has_norm else {}
+    options = {"norm_weight": 1 + inputs["head"].weight[0], "eps": 1e-6} if has_norm else {}
     hidden = rms_norm(inputs["hidden"], *options.values()) if has_norm else inputs["hidden"]
     masked = {"hidden": hidden, "rows": inputs["rows"][mask], "slot": inputs["slot"][mask]}
     state, counts = inputs["state"].clone(), inputs["counts"].clone()
@@ -216,11 +216,11 @@ def test_step_score_leaves_out_what_is_out_of_range(lib):
     with pytest.raises(ValueError, match=r"slot must be contiguous, \(3,\) torch.int32, got \(3,\) torch.int64"):
         step_score(**(inputs | {"slot": inputs["slot"].long()}), lib=lib)
     with pytest.raises(ValueError, match="good_index must be within"):
-        step_score(**(inputs | {"good_index": 2}), lib=lib)
+        step_score(**(inputs | {"head": inputs["head"]._replace(good_index=2)}), lib=lib)
 
 
 def head_inputs(rows: int, size: int, vocab: int, dtype: torch.dtype, seed: int = 1) -> dict:
-    """Arguments of sample_head, every fifth row greedy and others at all temperatures."""
+    """Arguments of cuda.sample_head, every fifth row greedy and others at all temperatures."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "hidden": torch.randn(rows, size, generator=generator).to(dtype),

@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.ttc_kernels.cuda_library import ROOT, struct_fields
 from ttc_kernels import _native
 from ttc_kernels.tree_attention import cases
 from ttc_kernels.tree_attention.reference import visible_slots
+from ttc_kernels.tree_attention.work import WorkHeader, WorkList, WorkUnit
+
+WORK_H = ROOT / "csrc" / "cuda" / "work.h"
 
 DIRECT = -1
 ALL_TOKENS = 1 << 30
@@ -17,29 +21,40 @@ ALL_TOKENS = 1 << 30
 
 def decode(work: np.ndarray) -> SimpleNamespace:
     """The parts of a work list, as csrc/cuda/work.h lays them out."""
-    num_units, num_rows, units_at, blocks_at, start_at, slots_at, num_slots, num_ints = work[:8].tolist()
-    assert num_ints == len(work)
+    header = {field: int(work[field]) for field in WorkHeader}
+    units_at, num_units = header[WorkHeader.UNITS_AT], header[WorkHeader.NUM_UNITS]
+    start_at, num_rows = header[WorkHeader.MERGE_START_AT], header[WorkHeader.NUM_ROWS]
+    assert header[WorkHeader.NUM_INTS] == len(work)
     assert units_at % 4 == 0  # a unit is read 16 bytes at a time
+    num_slots = header[WorkHeader.NUM_SLOTS]
+    assert (WorkList(work).num_units, WorkList(work).num_slots) == (num_units, num_slots)
     return SimpleNamespace(
-        units=work[units_at : units_at + 8 * num_units].reshape(-1, 8),
-        blocks=work[blocks_at:start_at],
+        units=work[units_at : units_at + len(WorkUnit) * num_units].reshape(-1, len(WorkUnit)),
+        blocks=work[header[WorkHeader.BLOCKS_AT] : start_at],
         merge_start=work[start_at : start_at + num_rows + 1],
-        merge_slots=work[slots_at:],
+        merge_slots=work[header[WorkHeader.MERGE_SLOTS_AT] :],
         num_slots=num_slots,
         num_rows=num_rows,
     )
 
 
+@pytest.mark.parametrize("fields", [WorkHeader, WorkUnit], ids=lambda fields: fields.__name__)
+def test_python_and_cpp_agree_on_the_fields(fields):
+    assert struct_fields(WORK_H.read_text(), fields.__name__) == [
+        ("int32_t", field.name.lower()) for field in sorted(fields)
+    ]
+    assert sorted(fields) == list(range(len(fields)))
+
+
 def make(plan, num_rows: int, num_heads: int, num_kv_heads: int, num_blocks: int, block_size: int, **options):
-    items = np.ascontiguousarray(plan.items)
-    sizes = (num_rows, num_heads, num_kv_heads, num_blocks, block_size)
-    return decode(_native.attention_work(items, plan.blocks, *sizes, **options))
+    sizes = {"num_rows": num_rows, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+    return decode(_native.attention_work(plan, **sizes, num_blocks=num_blocks, block_size=block_size, **options))
 
 
 def check(plan, num_rows: int, group: int, num_blocks: int, block_size: int, **options) -> SimpleNamespace:
     """Walks the units one packed row and one key at a time, as the kernel's definition reads."""
     work = make(plan, num_rows, 2 * group, 2, num_blocks, block_size, **options)
-    lengths = work.units[:, 5] - work.units[:, 4]
+    lengths = work.units[:, WorkUnit.KV_HI] - work.units[:, WorkUnit.KV_LO]
     assert (np.diff(lengths) <= 0).all(), "the longest units come first"
     seen: dict[tuple[int, int, int], list[int]] = {}  # (row, head in the group, partial slot) -> cache slots
     for row_lo, packed_lo, num_packed, block_offset, kv_lo, kv_hi, causal_add, slot_base in work.units.tolist():
@@ -110,7 +125,7 @@ def test_a_row_with_one_part_needs_no_merging():
     plan, num_blocks = TREES[2].plan()
     work = check(plan, 150, 1, num_blocks, 32, split_tokens=192)
     assert work.num_slots == 0
-    assert (work.units[:, 7] == DIRECT).all()
+    assert (work.units[:, WorkUnit.SLOT_BASE] == DIRECT).all()
     split = check(plan, 150, 1, num_blocks, 32, split_tokens=64)
     assert split.num_slots > 150
     # Rows before a split see nothing of it, so tiles of such rows make no unit.

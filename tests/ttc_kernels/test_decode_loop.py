@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ttc_kernels import _native, kv_cache
-from ttc_kernels.decoder import DecodeLoop, PackedDecoder, PackedLinear, cases
+from ttc_kernels.decoder import DecodeBatch, DecodeLoop, PackedDecoder, PackedLinear, cases
 from ttc_kernels.sample import sample
 
 ISAS = _native.decoder_isas()
@@ -60,9 +60,20 @@ class Branches:
         return self.keys, positions, 0.5 * some, some.int() * 4, ones - 0.1 * some, ones * 0.01
 
     def loop(self, loop: DecodeLoop, max_forwards: int, min_ready: int = 1):
-        tree = self.tree, self.k, self.v, self.handles, self.pending
-        ends = self.limits, self.groups, self.rules, self.table, self.marks
-        return loop.run(*tree, self.sampling(), *ends, max_forwards, min_ready, self.num_live)
+        batch = DecodeBatch(
+            handles=self.handles,
+            pending=self.pending,
+            sampling=self.sampling(),
+            limits=self.limits,
+            groups=self.groups,
+            rules=self.rules,
+            table=self.table,
+            marks=self.marks,
+            max_forwards=max_forwards,
+            min_ready=min_ready,
+            max_live=self.num_live,
+        )
+        return loop.run(self.tree, self.k, self.v, batch)
 
     def step(self, trunk: PackedDecoder, head: PackedLinear, isa: str):
         """One forward with the ops themselves: tokens, log-probabilities, hidden states, in the branches' order."""

@@ -12,7 +12,7 @@ from engine.types import Sampling
 from tests.runtime.builders import load_llm
 from tests.tiny import tiny_family
 from ttc_kernels import choice
-from ttc_kernels.choice import Row
+from ttc_kernels.choice import Choice
 from ttc_kernels.testing import assert_within_budget, poisoned
 from ttc_kernels.tree_attention import api, cases, prefill, tree_attention
 
@@ -23,7 +23,7 @@ PROMPT = "473;+38;*27;-12\n12;+3;*4\n9;*9\n473;+38;*27;-12\n"
 @pytest.fixture
 def by_sdpa(monkeypatch):
     """A CPU's runs of so many rows are long ones."""
-    monkeypatch.setattr(choice, "PREFILL", (Row("cpu", "prefill", "sdpa", "a test", min_rows=MIN_ROWS),))
+    monkeypatch.setattr(choice, "PREFILL", (Choice("cpu", "prefill", "sdpa", "a test", min_rows=MIN_ROWS),))
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def by_flash_attn(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(choice, "_has_flash_attn", lambda: True)
     rows = (
-        Row("cpu", "prefill", "sdpa", "a test", min_rows=MIN_ROWS),
-        Row("cpu", "prefill", "flash_attn", "a test", min_rows=MIN_ROWS, dtypes=(torch.bfloat16, torch.float16)),
+        Choice("cpu", "prefill", "sdpa", "a test", min_rows=MIN_ROWS),
+        Choice("cpu", "prefill", "flash_attn", "a test", min_rows=MIN_ROWS, dtypes=(torch.bfloat16, torch.float16)),
     )
     monkeypatch.setattr(choice, "PREFILL", rows)
     return calls

@@ -99,7 +99,7 @@ def test_strided_rows(isa):
         ({"qkv": torch.zeros(5, 63)}, r"\(5, 63\)"),
         ({"qkv": torch.zeros(5, 64).half()}, "float16"),
         ({"qkv": torch.zeros(5, 64).bfloat16()}, "bfloat16"),
-        ({"num_kv_heads": 2}, "2 and 2 heads"),
+        ({"num_heads": 1}, "for 1 heads"),
         ({"cos": torch.zeros(1024, 16)}, r"cos must be .*\(1024, 8\), got \(1024, 16\)"),
         ({"slots": torch.zeros(4, dtype=torch.int32)}, r"slots must be .*\(5,\), got \(4,\)"),
         ({"positions": torch.zeros(5, dtype=torch.int64)}, "int64"),

@@ -5,17 +5,19 @@ import torch
 
 from tests.ttc_kernels.cuda_library import emulated
 from tests.ttc_kernels.test_cuda_kernels import head_inputs
-from ttc_kernels.sample import cuda, head, sample, sample_head
+from ttc_kernels.sample import RowSampling, cuda, head, sample, sample_head
 from ttc_kernels.sample.cases import FILTERS
 
 
 def inputs_of(rows: int, vocab: int, dtype: torch.dtype = torch.float32, **filters: float) -> dict:
     inputs = head_inputs(rows, 24, vocab, dtype)
     columns = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
-    for name, value in columns.items():
-        dtype = torch.int32 if name == "top_k" else torch.float32
-        inputs[name] = torch.full((rows,), value, dtype=dtype)
-    return inputs
+    settings = {
+        name: torch.full((rows,), value, dtype=torch.int32 if name == "top_k" else torch.float32)
+        for name, value in columns.items()
+    }
+    sampling = RowSampling(keys=inputs["keys"], positions=inputs["positions"], **settings)
+    return {"hidden": inputs["hidden"], "weight": inputs["weight"], "sampling": sampling}
 
 
 @pytest.mark.parametrize("impl", ["auto", "native", "reference", "triton"])
@@ -23,8 +25,7 @@ def inputs_of(rows: int, vocab: int, dtype: torch.dtype = torch.float32, **filte
 def test_it_is_sample_of_the_product(impl, filters):
     inputs = inputs_of(5, 40, **filters)
     tokens, logprobs = sample_head(**inputs, impl=impl)
-    hidden, weight = inputs.pop("hidden"), inputs.pop("weight")
-    expected = sample(hidden @ weight.t(), **inputs, impl="reference")
+    expected = sample(inputs["hidden"] @ inputs["weight"].t(), *inputs["sampling"], impl="reference")
     assert torch.equal(tokens, expected[0])
     torch.testing.assert_close(logprobs, expected[1], atol=1e-4, rtol=0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ttc_kernels import _native
-from ttc_kernels.step_score import cases, fold, reference, step_score
+from ttc_kernels.step_score import LabelHead, cases, fold, reference, step_score
 from ttc_kernels.testing import assert_within_budget
 
 ISAS = _native.supported_isas()
@@ -16,21 +16,24 @@ def inputs_for(logits: list[float], slot: list[int], num_slots: int) -> dict:
     return {
         "hidden": torch.tensor(logits)[:, None],
         "rows": torch.arange(len(logits), dtype=torch.int32),
-        "weight": torch.ones(1, 1),
-        "bias": None,
-        "good_index": 0,
+        "head": LabelHead(torch.ones(1, 1), None, 0),
         "state": torch.full((num_slots, 4), torch.nan),
         "counts": torch.zeros(num_slots, dtype=torch.int32),
         "slot": torch.tensor(slot, dtype=torch.int32),
     }
 
 
+def in_float64(inputs: dict) -> dict:
+    """The arguments with hidden states and head in float64."""
+    weight, bias, good_index = inputs["head"]
+    head = LabelHead(weight.double(), None if bias is None else bias.double(), good_index)
+    return inputs | {"hidden": inputs["hidden"].double(), "head": head}
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", cases.tiny(), ids=str)
 def test_error_budget(case, isa):
-    inputs, plain, exact = case.inputs(seed=1), case.inputs(seed=1), case.inputs(seed=1)
-    for name in ("hidden", "weight", "bias"):
-        exact[name] = exact[name].double() if exact[name] is not None else None
+    inputs, plain, exact = case.inputs(seed=1), case.inputs(seed=1), in_float64(case.inputs(seed=1))
     scores = step_score(**inputs, isa=isa)
     assert_within_budget(scores, reference.step_score(**exact), reference.step_score(**plain))
     assert torch.equal(inputs["counts"], plain["counts"])
@@ -104,7 +107,7 @@ def test_saturated_scores_pass(impl):
     assert step_score(**inputs, impl=impl).tolist() == [1.0, 0.0, 1.0]
     assert inputs["state"].tolist() == [[1.0] * 4, [1.0, 0.0, 0.0, 0.5]]
     inputs = inputs_for([1.0, -1.0], [0, 1], 2)
-    inputs.update(weight=torch.tensor([[-1e5], [1e5], [0.0]]), good_index=1)
+    inputs["head"] = LabelHead(torch.tensor([[-1e5], [1e5], [0.0]]), None, 1)
     assert step_score(**inputs, impl=impl).tolist() == [1.0, 0.0]
 
 
@@ -112,7 +115,7 @@ def test_saturated_scores_pass(impl):
 @pytest.mark.parametrize("num_labels", [1, 2])
 def test_nan_is_visible_and_stays_in_its_slot(num_labels, way):
     inputs = inputs_for([0.0, math.nan, 0.0, 0.0], [0, 1, 1, 2], 3)
-    inputs.update(weight=torch.ones(num_labels, 1))
+    inputs["head"] = LabelHead(torch.ones(num_labels, 1), None, 0)
     scores = step_score(**inputs, **way)
     assert scores.isnan().tolist() == [False, True, False, False]
     state = inputs["state"]
@@ -126,11 +129,12 @@ def test_nan_is_visible_and_stays_in_its_slot(num_labels, way):
 @pytest.mark.parametrize("impl", ["native", "reference"])
 def test_good_index_and_bias_matter(impl):
     inputs = cases.Case(6, 6, 16, 3, torch.float32, True, 6).inputs(seed=2)
-    logits = inputs["hidden"][inputs["rows"].long()] @ inputs["weight"].T + inputs["bias"]
+    head = inputs["head"]
+    logits = inputs["hidden"][inputs["rows"].long()] @ head.weight.T + head.bias
     for good_index in range(3):
-        scores = step_score(**{**inputs, "good_index": good_index}, impl=impl)
+        scores = step_score(**{**inputs, "head": head._replace(good_index=good_index)}, impl=impl)
         torch.testing.assert_close(scores, logits.softmax(-1)[:, good_index])
-    without = step_score(**{**inputs, "bias": None}, impl=impl)
+    without = step_score(**{**inputs, "head": head._replace(bias=None)}, impl=impl)
     assert (without - step_score(**inputs, impl=impl)).abs().max() > 1e-3
 
 
@@ -170,8 +174,9 @@ def test_out_of_range_changes_nothing(impl):
         with pytest.raises(ValueError, match=rf"step_score: {name}\[2\] is {value}, .* \[0, {limit}\)"):
             step_score(**inputs, impl=impl)
         assert inputs["counts"].sum() == 0
+    inputs = cases.tiny()[6].inputs()
     with pytest.raises(ValueError, match=r"good_index .* got 2"):
-        step_score(**{**cases.tiny()[6].inputs(), "good_index": 2}, impl=impl)
+        step_score(**{**inputs, "head": inputs["head"]._replace(good_index=2)}, impl=impl)
 
 
 def test_wrong_arguments():
@@ -179,8 +184,6 @@ def test_wrong_arguments():
     wrong = {
         "hidden": good["hidden"].double(),
         "rows": good["rows"].long(),
-        "weight": good["weight"].bfloat16(),
-        "bias": torch.zeros(3),
         "state": torch.zeros(3, 5),
         "counts": torch.zeros(4, dtype=torch.int32),
         "slot": good["slot"][:4],
@@ -188,5 +191,8 @@ def test_wrong_arguments():
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=rf"step_score: {name} must be .* got \("):
             step_score(**{**good, name: value})
+    for name, value in {"weight": good["head"].weight.bfloat16(), "bias": torch.zeros(3)}.items():
+        with pytest.raises(ValueError, match=rf"step_score: {name} must be .* got \("):
+            step_score(**{**good, "head": good["head"]._replace(**{name: value})})
     with pytest.raises(ValueError, match=r"impl must be .* got 'fast'"):
         step_score(**good, impl="fast")

@@ -6,16 +6,14 @@ import pytest
 import torch
 
 from tests.ttc_kernels.interpreter import DTYPES
-from tests.ttc_kernels.test_step_score import inputs_for
-from ttc_kernels.step_score import cases, fold, reference, step_score
+from tests.ttc_kernels.test_step_score import in_float64, inputs_for
+from ttc_kernels.step_score import LabelHead, cases, fold, reference, step_score
 from ttc_kernels.testing import assert_within_budget, in_dtypes
 
 
 @pytest.mark.parametrize("case", in_dtypes([c for c in cases.tiny() if c.num_scores < 30], DTYPES), ids=str)
 def test_error_budget(case):
-    inputs, plain, exact = case.inputs(seed=1), case.inputs(seed=1), case.inputs(seed=1)
-    for name in ("hidden", "weight", "bias"):
-        exact[name] = exact[name].double() if exact[name] is not None else None
+    inputs, plain, exact = case.inputs(seed=1), case.inputs(seed=1), in_float64(case.inputs(seed=1))
     scores = step_score(**inputs, impl="triton")
     assert_within_budget(scores, reference.step_score(**exact), reference.step_score(**plain))
     assert torch.equal(inputs["counts"], plain["counts"])
@@ -43,11 +41,11 @@ def test_saturated_scores_and_nan():
     assert step_score(**inputs, impl="triton").tolist() == [1.0, 0.0, 1.0]
     assert inputs["state"].tolist() == [[1.0] * 4, [1.0, 0.0, 0.0, 0.5]]
     inputs = inputs_for([1.0, -1.0], [0, 1], 2)
-    inputs.update(weight=torch.tensor([[-1e5], [1e5], [0.0]]), good_index=1)
+    inputs["head"] = LabelHead(torch.tensor([[-1e5], [1e5], [0.0]]), None, 1)
     assert step_score(**inputs, impl="triton").tolist() == [1.0, 0.0]
     for num_labels in (1, 2):
         inputs = inputs_for([0.0, math.nan, 0.0, 0.0], [0, 1, 1, 2], 3)
-        inputs.update(weight=torch.ones(num_labels, 1))
+        inputs["head"] = LabelHead(torch.ones(num_labels, 1), None, 0)
         assert step_score(**inputs, impl="triton").isnan().tolist() == [False, True, False, False]
         assert not inputs["state"][[0, 2]].isnan().any()
         assert inputs["state"][1].isnan().tolist() == [False, True, True, True]
@@ -55,11 +53,12 @@ def test_saturated_scores_and_nan():
 
 def test_good_index_and_bias_matter():
     inputs = cases.Case(6, 6, 16, 3, torch.float32, True, 6).inputs(seed=2)
-    logits = inputs["hidden"][inputs["rows"].long()] @ inputs["weight"].T + inputs["bias"]
+    head = inputs["head"]
+    logits = inputs["hidden"][inputs["rows"].long()] @ head.weight.T + head.bias
     for good_index in range(3):
-        scores = step_score(**{**inputs, "good_index": good_index}, impl="triton")
+        scores = step_score(**{**inputs, "head": head._replace(good_index=good_index)}, impl="triton")
         torch.testing.assert_close(scores, logits.softmax(-1)[:, good_index])
-    without = step_score(**{**inputs, "bias": None}, impl="triton")
+    without = step_score(**{**inputs, "head": head._replace(bias=None)}, impl="triton")
     assert (without - step_score(**inputs, impl="triton")).abs().max() > 1e-3
 
 

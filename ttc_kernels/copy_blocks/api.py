@@ -16,10 +16,10 @@ choose = chooser("copy_blocks")
 def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: str = "auto") -> None:
     """Copies block pairs[i][0] over block pairs[i][1], in every layer of every cache.
 
-    Each cache is (num_layers, num_blocks, ...), of any dtype; a block's own elements may be ordered as they
-    like (as k_cache's on a CPU), but must lie together. pairs is int32 (n, 2); no block is written twice, and
-    none that is written is read; on a GPU pairs may lie on the CPU, which saves a wait. `impl` is "auto" (see
-    choice.py), "native" (CPU), "triton", "cuda" or "reference". Raises ValueError for anything else.
+    Each cache is (num_layers, num_blocks, ...), of any dtype; the elements of a block may be in any order (as k_cache's
+    on a CPU are), but without gaps. pairs is int32 (n, 2); no block may be written twice, or both read and written.
+    With caches on a GPU pairs may be on the CPU, which saves a wait. `impl` is "auto" (see choice.py), "native" (CPU),
+    "triton", "cuda" or "reference". Raises ValueError for anything else.
     """
     impl = choose(impl, caches[0] if len(caches) else pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype is not torch.int32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,14 +10,26 @@ import torch
 
 from ttc_kernels.cuda import Library, describe, library
 
-MAX_CACHES = 8  # of one launch
+MAX_CACHES = 8  # in one launch
+
+
+class CopyBlocksArgs(ctypes.Structure):
+    """CopyBlocksArgs of csrc/copy_blocks/copy_blocks.cu."""
+
+    _fields_ = (
+        ("caches", ctypes.c_void_p),
+        ("num_caches", ctypes.c_int64),
+        ("num_layers", ctypes.c_int64),
+        ("pairs", ctypes.c_void_p),
+        ("num_pairs", ctypes.c_int64),
+    )
 
 
 def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, lib: Library | None = None) -> None:
-    """`reference.copy_blocks`; pairs may lie on the CPU, and is sent over then.
+    """`reference.copy_blocks`; pairs on the CPU are sent to the GPU first.
 
-    That the pairs are within the caches is for the caller to know: they may be on the GPU. Raises ValueError for
-    caches that the kernel cannot copy, RuntimeError where the launch fails.
+    Pairs outside the caches are not refused, as checking pairs on the GPU would mean waiting for it. Raises ValueError
+    for caches that the kernel cannot copy, RuntimeError where the launch fails.
     """
     lib = lib or library()
     if not len(caches) or not len(pairs):
@@ -32,26 +45,24 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, lib: Lib
         )
     pairs = pairs.to(device).contiguous()
     chunks = np.array([_chunks(cache) for cache in caches], np.int64)
-    lib.call(
-        "copy_blocks",
-        device,
-        f"{len(pairs)} pairs in caches {[tuple(cache.shape) for cache in caches]}",
-        chunks.ctypes.data,
-        len(caches),
-        num_layers,
-        pairs.data_ptr(),
-        len(pairs),
+    args = CopyBlocksArgs(
+        caches=chunks.ctypes.data,
+        num_caches=len(caches),
+        num_layers=num_layers,
+        pairs=pairs.data_ptr(),
+        num_pairs=len(pairs),
     )
+    lib.call("copy_blocks", device, f"{len(pairs)} pairs in caches {[tuple(cache.shape) for cache in caches]}", args)
 
 
 def _chunks(cache: torch.Tensor) -> tuple[int, int, int]:
-    """Address, and the chunks of 16 bytes from layer to layer and in a block."""
+    """The fields of the C++ struct Cache: address, chunks of 16 bytes from layer to layer, chunks of a block."""
     size = cache.element_size()
     return cache.data_ptr(), cache.stride(0) * size // 16, cache.stride(1) * size // 16
 
 
 def _check(cache: torch.Tensor, num_layers: int) -> None:
-    """ValueError unless the blocks of a layer lie without gaps, whatever the order within a block, in whole chunks."""
+    """ValueError unless a layer's blocks have no gaps, in whatever order their elements are, and are whole chunks."""
     inner = sorted((stride, size) for stride, size in zip(cache.stride()[2:], cache.shape[2:], strict=True) if size > 1)
     expected = 1
     is_dense = cache.ndim >= 2 and cache.numel() > 0

@@ -10,14 +10,15 @@ from ttc_kernels import _native
 from ttc_kernels.decoder import reference
 from ttc_kernels.decoder.weights import DecoderWeights, LayerWeights, Matrix
 
-_PARTS = ("input_norm", "qkv", "out", "post_norm", "gate_up", "down")  # of a layer, in the native order
+# The parts of a layer, as LayerPart of csrc/decoder/packed.h numbers them.
+_PARTS = ("input_norm", "qkv", "out", "post_norm", "gate_up", "down")
 
 
 def decoder(weights: DecoderWeights, *args, impl: str = "auto", isa: str = "auto", **kwargs) -> torch.Tensor:
-    """One forward of a decoder: the arguments, result and errors of `PackedDecoder.forward`.
+    """One forward of a decoder, with the arguments, result and errors of `PackedDecoder.forward`.
 
-    "auto" and "native" pack the weights for this one call; to call again, keep a `PackedDecoder`. `impl` may also
-    be "reference" (any dtype and strides). Raises ValueError for anything else.
+    `impl` is "auto" or "native", which pack the weights for this call alone (keep a `PackedDecoder` to call again), or
+    "reference" (any dtype and strides). Raises ValueError for anything else.
     """
     if impl == "reference":
         return reference.decoder(weights, *args, **kwargs)
@@ -30,9 +31,9 @@ class PackedDecoder:
     """A trunk whose weights are copied once, into the order in which the kernel reads them.
 
     All tensors of `weights` are contiguous, on a CPU, float32 or all bfloat16 (summed in float32, rounded where
-    plain torch rounds); cos and sin are float32. The embedding and the tables are read where they are, so a
-    change in them shows; the other weights are copies, and a matrix may come as runs of its rows. `isa` picks the
-    native build: "auto", or one of `_native.decoder_isas()`. Raises ValueError for anything else.
+    plain torch rounds); cos and sin are float32. The embedding and these tables are not copied, so later changes of
+    them show; the other weights are, and a matrix may be given as runs of its rows. `isa` picks the native build:
+    "auto", or one of `_native.decoder_isas()`. Raises ValueError for anything else.
     """
 
     def __init__(self, weights: DecoderWeights, *, isa: str = "auto"):
@@ -41,48 +42,41 @@ class PackedDecoder:
         self.hidden_size = weights.embedding.shape[1]
         self._cache_shape = (len(weights.layers), weights.num_kv_heads, weights.head_dim)
         self._read_in_place = (weights.embedding, weights.cos, weights.sin)  # kept alive
+        sizes = _native.DecoderSizes(
+            num_heads=weights.num_heads,
+            num_kv_heads=weights.num_kv_heads,
+            head_dim=weights.head_dim,
+            hidden=self.hidden_size,
+            intermediate=shapes.down[1],
+            vocabulary=len(weights.embedding),
+            max_position=len(weights.cos),
+            eps=weights.rms_eps,
+        )
         self.native = _native.PackedDecoder(
-            weights.num_heads,
-            weights.num_kv_heads,
-            weights.head_dim,
-            weights.embedding.shape[1],
-            shapes.down[1],
-            weights.embedding.shape[0],
-            weights.cos.shape[0],
-            weights.rms_eps,
-            weights.embedding.data_ptr(),
-            weights.cos.data_ptr(),
-            weights.sin.data_ptr(),
-            weights.final_norm.data_ptr(),
-            len(weights.layers),
-            self.dtype is torch.bfloat16,
-            isa,
+            sizes, len(weights.layers), weights.embedding, weights.cos, weights.sin, weights.final_norm, isa
         )
         for i, layer in enumerate(weights.layers):
             for part, name in enumerate(_PARTS):
                 runs = _runs(f"layers[{i}].{name}", getattr(layer, name), self.dtype, getattr(shapes, name))
                 for first, rows in runs:
-                    self.native.fill(i, part, rows.data_ptr(), first, len(rows))
+                    self.native.fill(i, part, rows, first)
         self._caches: tuple[torch.Tensor, torch.Tensor, object] | None = None
 
     def forward(
         self,
-        token_ids: torch.Tensor,
-        plan,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        out: torch.Tensor | None = None,
+        token_ids: torch.Tensor,  # (rows,) int32, contiguous
+        plan,  # KVTree.plan(...), or any object with its `items` and `blocks`
+        positions: torch.Tensor,  # (rows,) int32, contiguous
+        slots: torch.Tensor,  # (rows,) int32, contiguous; -1 stores nothing, no other may occur twice
+        k_cache: torch.Tensor,  # (layers, blocks, kv heads, block size, head dim), of `kv_cache.allocate`
+        v_cache: torch.Tensor,  # the same
+        out: torch.Tensor | None = None,  # (rows, hidden), contiguous; written and returned
     ) -> torch.Tensor:
-        """Hidden states after the final norm, (rows, hidden); keys and values are stored on the way.
+        """Hidden states after the final norm, (rows, hidden); the rows' keys and values are stored in the caches.
 
-        token_ids, positions and slots are contiguous int32 (rows); a slot of -1 stores nothing, no other may
-        occur twice. `plan` is `KVTree.plan(...)`, of which `items` and `blocks` are read. k_cache and v_cache
-        are of `kv_cache.allocate`, (layers, blocks, kv heads, block size, head dim), of the weights' dtype.
-        `out` is contiguous, of the weights' dtype, written and returned. The bits of a row depend on its own token,
-        position and path alone, not on the batch or the threads. Raises ValueError for anything else, and for a
-        token, position, slot or block out of range.
+        The caches and `out` have the weights' dtype. The bits of a row depend on its own token, position and path
+        alone, not on the batch or the threads. Raises ValueError for anything else, and for a token, position, slot or
+        block out of range.
         """
         rows, hidden = token_ids.shape[0], self.hidden_size
         for name, x in (("token_ids", token_ids), ("positions", positions), ("slots", slots)):
@@ -92,31 +86,15 @@ class PackedDecoder:
             out = torch.empty(rows, hidden, dtype=self.dtype)
         elif out.shape != (rows, hidden) or out.dtype is not self.dtype or not out.is_contiguous():
             raise ValueError(f"decoder: out must be ({rows}, {hidden}) {self.dtype}, got {_describe(out)}")
-        self.native.forward(
-            token_ids.data_ptr(),
-            positions.data_ptr(),
-            slots.data_ptr(),
-            rows,
-            plan.items,
-            plan.blocks,
-            self._native_caches(k_cache, v_cache),
-            out.data_ptr(),
-        )
+        caches = self.native_caches(k_cache, v_cache)
+        self.native.forward(token_ids, positions, slots, plan, caches, out)
         return out
 
-    def _native_caches(self, k_cache: torch.Tensor, v_cache: torch.Tensor):
-        """The caches as the kernel wants them; those of the last call are remembered."""
+    def native_caches(self, k_cache: torch.Tensor, v_cache: torch.Tensor):
+        """The caches as a native struct, which is kept for later calls with the same caches."""
         if self._caches is None or self._caches[0] is not k_cache or self._caches[1] is not v_cache:
             self._check_caches(k_cache, v_cache)
-            native = _native.Caches(
-                k_cache.data_ptr(),
-                k_cache.stride(),
-                v_cache.data_ptr(),
-                v_cache.stride()[:4],
-                k_cache.shape[1],
-                k_cache.shape[3],
-            )
-            self._caches = (k_cache, v_cache, native)
+            self._caches = (k_cache, v_cache, _native.Caches(k_cache, v_cache))
         return self._caches[2]
 
     def _check_caches(self, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
@@ -152,7 +130,7 @@ class PackedLinear:
     def from_runs(
         cls, runs: Iterable[torch.Tensor], dtype: torch.dtype, num_out: int, num_in: int, *, isa: str = "auto"
     ) -> PackedLinear:
-        """Over runs of a weight's rows in order, each packed before the next is asked for."""
+        """A layer whose weight is given as runs of its rows, in order, each packed before the next is read."""
         linear = cls.__new__(cls)
         linear._fill(runs, dtype, num_out, num_in, isa)
         return linear
@@ -161,10 +139,10 @@ class PackedLinear:
         self.num_out, self.num_in, self.dtype = num_out, num_in, dtype
         self.native = _native.PackedLinear(num_out, num_in, dtype is torch.bfloat16, isa)
         for first, rows in _runs("weight", weight, dtype, (num_out, num_in)):
-            self.native.fill(rows.data_ptr(), first, len(rows))
+            self.native.fill(rows, first)
 
     def forward(self, x: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """(len(rows), num_out) float32 of `x[rows]`, of all of x without `rows`.
+        """x[rows] @ weight.T, (len(rows), num_out) float32; without `rows`, of all rows of x.
 
         x is (any, num_in) of the weight's dtype with adjacent elements; `rows` int64, contiguous. The bits of a
         row depend on that row alone. Raises ValueError for anything else, and for a row outside x.
@@ -173,15 +151,13 @@ class PackedLinear:
             raise ValueError(f"packed_linear: x must be (rows, {self.num_in}) {self.dtype}, got {_describe(x)}")
         if rows is not None and (rows.dim() != 1 or rows.dtype is not torch.int64 or not rows.is_contiguous()):
             raise ValueError(f"packed_linear: rows must be contiguous int64 of one dimension, got {_describe(rows)}")
-        num = len(x) if rows is None else len(rows)
-        out = torch.empty(num, self.num_out)
-        chosen = 0 if rows is None else rows.data_ptr()
-        self.native.forward(x.data_ptr(), x.stride(0), len(x), chosen, num, out.data_ptr(), self.num_out)
+        out = torch.empty(len(x) if rows is None else len(rows), self.num_out)
+        self.native.forward(x, rows, out)
         return out
 
 
 def _check_weights(weights: DecoderWeights) -> LayerWeights:
-    """The shapes of a layer. Raises ValueError for anything but its layers that does not fit."""
+    """The shapes that a layer must have. Raises ValueError where a tensor outside the layers does not fit."""
     if not weights.layers:
         raise ValueError("decoder: at least one layer is needed, got none")
     vocabulary, hidden = weights.embedding.shape
@@ -198,7 +174,7 @@ def _check_weights(weights: DecoderWeights) -> LayerWeights:
 
 
 def _runs(name: str, matrix: Matrix, dtype: torch.dtype, shape: tuple) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, rows) of a matrix, which is one run where it is a tensor. Raises ValueError for another shape."""
+    """(first row, rows) for each run of a matrix; a tensor is one run. Raises ValueError for another shape."""
     if isinstance(matrix, torch.Tensor):
         _check_tensor(name, matrix, dtype, shape)
         matrix = [matrix]

@@ -14,18 +14,18 @@ from ttc_kernels.tree_attention.reference import tree_attention
 def decoder(
     weights: DecoderWeights,
     token_ids: torch.Tensor,  # (rows)
-    plan,
+    plan,  # KVTree.plan(...), or any object with its `items` and `blocks`
     positions: torch.Tensor,  # (rows)
     slots: torch.Tensor,  # (rows), -1 stores nothing
     k_cache: torch.Tensor,  # (layers, blocks, kv heads, block size, head dim)
     v_cache: torch.Tensor,  # the same
     out: torch.Tensor | None = None,  # (rows, H)
 ) -> torch.Tensor:
-    heads, kv_heads, dim, eps = weights.num_heads, weights.num_kv_heads, weights.head_dim, weights.rms_eps
+    heads, dim, eps = weights.num_heads, weights.head_dim, weights.rms_eps
     residual = weights.embedding[token_ids]
     for layer, k, v in zip(weights.layers, k_cache, v_cache, strict=True):
         qkv = rms_norm(residual, layer.input_norm, eps) @ layer.qkv.T
-        rope_store_kv(qkv, weights.cos, weights.sin, positions, slots, k, v, heads, kv_heads)
+        rope_store_kv(qkv, weights.cos, weights.sin, positions, slots, k, v, heads)
         query = qkv[:, : heads * dim].unflatten(1, (heads, dim))
         attended = tree_attention(query, k, v, plan, dim**-0.5).flatten(1)
         residual = residual + attended @ layer.out.T

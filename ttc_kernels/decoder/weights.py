@@ -1,4 +1,4 @@
-"""What a decoder is made of.
+"""The weights of a decoder.
 
 H hidden, I intermediate, V vocabulary, Q query heads x head dim, K KV heads x head dim.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-# A tensor; or, for `PackedDecoder` alone, runs of its rows in order, each read before the next is asked for.
+# A tensor; for `PackedDecoder` also an iterable of runs of its rows, in order, each read before the next is made.
 Matrix = torch.Tensor | Iterable[torch.Tensor]
 
 
@@ -28,7 +28,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A trunk: all tensors of one dtype but the rotary tables."""
+    """A trunk. All tensors have one dtype, except the rotary tables."""
 
     num_heads: int
     num_kv_heads: int
@@ -39,4 +39,4 @@ class DecoderWeights:
     final_norm: torch.Tensor  # (H,)
     cos: torch.Tensor  # (context, head_dim / 2) float32
     sin: torch.Tensor  # (context, head_dim / 2) float32
-    intermediate_size: int | None = None  # I; None: what the first layer's `down` says
+    intermediate_size: int | None = None  # I; None: taken from the first layer's `down`

@@ -12,21 +12,20 @@ choose = chooser("rms_norm")
 
 
 def rms_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor,
+    x: torch.Tensor,  # (rows, hidden); rows may be strided, elements not
+    weight: torch.Tensor,  # (hidden,)
     eps: float,
-    residual: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,  # (rows, hidden); becomes residual + x, and the sum is normed
+    out: torch.Tensor | None = None,  # (rows, hidden); written and returned; may be x
     *,
     impl: str = "auto",
     isa: str = "auto",
 ) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight for every row.
 
-    x is (rows, hidden), weight (hidden,), both float32 or bfloat16, in Triton also float16; rows may be strided,
-    elements not. With `residual`, of x's shape, `residual += x` happens in place and the sum is normed. `out`, of
-    x's shape, is written and returned; it may be x. `impl` is "auto" (see choice.py), "native" (CPU), "triton" or
-    "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything else.
+    All tensors are float32 or all bfloat16, in Triton also float16. `impl` is "auto" (see choice.py), "native" (CPU),
+    "triton" or "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything
+    else.
     """
     impl = choose(impl, x)
     dtype, shape = x.dtype, x.shape
@@ -50,20 +49,7 @@ def rms_norm(
         return reference.rms_norm(x, weight, eps, residual, out)
     if impl == "triton":
         return load_triton("rms_norm", x).rms_norm(x, weight, eps, residual, out)
-    _native.rms_norm(
-        x.data_ptr(),
-        x.stride(0),
-        weight.data_ptr(),
-        eps,
-        0 if residual is None else residual.data_ptr(),
-        0 if residual is None else residual.stride(0),
-        out.data_ptr(),
-        out.stride(0),
-        shape[0],
-        shape[1],
-        dtype is torch.bfloat16,
-        isa,
-    )
+    _native.rms_norm(x, weight, eps, residual, out, isa)
     return out
 
 

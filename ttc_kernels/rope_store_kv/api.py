@@ -12,6 +12,68 @@ choose = chooser("rope_store_kv")
 
 
 def rope_store_kv(
+    qkv: torch.Tensor,  # (rows, (num_heads + 2 * num_kv_heads) * head_dim), queries first; rows may be strided
+    cos: torch.Tensor,  # (max_position, head_dim / 2) float32
+    sin: torch.Tensor,  # the same
+    positions: torch.Tensor,  # (rows,) int32
+    slots: torch.Tensor,  # (rows,) int32; -1 stores nothing, no other may occur twice
+    k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim): one layer of `kv_cache.allocate`
+    v_cache: torch.Tensor,  # the same
+    num_heads: int,  # of the queries; the KV heads are the caches'
+    *,
+    impl: str = "auto",
+    isa: str = "auto",
+) -> None:
+    """Rotates the queries inside `qkv`, and stores its rotated keys and its values at `slots`.
+
+    qkv and the caches are float32 or bfloat16, in Triton also float16; only the queries of qkv change. `impl` is
+    "auto" (see choice.py), "native" (CPU), "triton" or "reference"; `isa` picks the native build ("portable", "avx2",
+    "avx512"). Raises ValueError for anything else, and for a position or slot outside its table; in Triton, where an
+    error would wait for the device, such a position makes NaN and such a slot stores nothing.
+    """
+    _check_shapes(qkv, k_cache, v_cache, num_heads)
+    impl = choose(impl, qkv)
+    if impl != "reference" and qkv.dtype not in DTYPES[impl]:
+        raise ValueError(
+            f"rope_store_kv: the kernels take float32 or bfloat16, in Triton also float16, got {qkv.dtype} for {impl!r}"
+        )
+    _check_layouts(qkv, cos, sin, positions, slots, k_cache, v_cache)
+    if impl == "reference":
+        reference.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads)
+        return
+    if impl == "triton":
+        if qkv.stride(1) != 1:
+            raise ValueError(f"rope_store_kv: qkv must have adjacent elements, got {_describe(qkv)}")
+        kernels = load_triton("rope_store_kv", qkv)
+        kernels.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads)
+        return
+    if not (qkv.is_cpu and k_cache.is_cpu and v_cache.is_cpu and cos.is_cpu and slots.is_cpu) or (
+        qkv.stride(1) != 1 or v_cache.stride(3) != 1
+    ):
+        raise ValueError(
+            "rope_store_kv: the native kernel takes tensors on a CPU, with adjacent elements in qkv and "
+            f"v_cache, got {_describe(qkv)}, {_describe(v_cache)}"
+        )
+    _native.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, isa)
+
+
+def _check_shapes(qkv: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, num_heads: int) -> None:
+    shape, k_shape = qkv.shape, k_cache.shape
+    if (
+        len(k_shape) != 4
+        or v_cache.shape != k_shape
+        or num_heads < 1
+        or len(shape) != 2
+        or shape[1] != (num_heads + 2 * k_shape[1]) * k_shape[3]
+    ):
+        raise ValueError(
+            "rope_store_kv: qkv must be (rows, (num_heads + 2 * num_kv_heads) * head_dim) and k_cache, "
+            f"v_cache (num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, "
+            f"{tuple(k_shape)}, {tuple(v_cache.shape)} for {num_heads} heads"
+        )
+
+
+def _check_layouts(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
@@ -19,93 +81,20 @@ def rope_store_kv(
     slots: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    *,
-    impl: str = "auto",
-    isa: str = "auto",
 ) -> None:
-    """Rotates the queries inside `qkv`, and stores its rotated keys and its values at `slots`.
-
-    qkv is (rows, (num_heads + 2 * num_kv_heads) * head_dim), queries first, rows may be strided; cos and sin
-    are float32 (max_position, head_dim / 2); positions and slots int32 (rows). A slot of -1 stores nothing;
-    no other slot may occur twice. k_cache and v_cache are one layer of `kv_cache.allocate`, of qkv's dtype,
-    float32 or bfloat16, in Triton also float16. Only the queries of qkv change. `impl` is "auto" (see choice.py),
-    "native" (CPU), "triton" or "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises
-    ValueError for anything else, and for a position or slot outside its table; in Triton, where an error would
-    wait for the device, such a position makes NaN and such a slot stores nothing.
-    """
-    shape, k_shape, dtype = qkv.shape, k_cache.shape, qkv.dtype
-    if (
-        len(k_shape) != 4
-        or v_cache.shape != k_shape
-        or k_shape[1] != num_kv_heads
-        or num_heads < 1
-        or len(shape) != 2
-        or shape[1] != (num_heads + 2 * num_kv_heads) * k_shape[3]
-    ):
-        raise ValueError(
-            "rope_store_kv: qkv must be (rows, (num_heads + 2 * num_kv_heads) * head_dim) and k_cache, "
-            f"v_cache (num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, "
-            f"{tuple(k_shape)}, {tuple(v_cache.shape)} for {num_heads} and {num_kv_heads} heads"
-        )
-    impl = choose(impl, qkv)
-    if impl != "reference" and dtype not in DTYPES[impl]:
-        raise ValueError(
-            f"rope_store_kv: the kernels take float32 or bfloat16, in Triton also float16, got {dtype} for {impl!r}"
-        )
-    if k_cache.dtype is not dtype or v_cache.dtype is not dtype or k_shape[3] % 2 or k_shape[3] > 256:
+    dtype, head_dim, rows = qkv.dtype, k_cache.shape[3], qkv.shape[0]
+    if k_cache.dtype is not dtype or v_cache.dtype is not dtype or head_dim % 2 or head_dim > 256:
         raise ValueError(
             f"rope_store_kv: the caches must have qkv's dtype {dtype} and an even head_dim up to 256, "
             f"got {_describe(k_cache)}, {_describe(v_cache)}"
         )
-    table, rows = (cos.shape[0], k_shape[3] // 2), shape[0]
+    table = cos.shape[0], head_dim // 2
     for name, x in (("cos", cos), ("sin", sin)):
         if x.shape != table or x.dtype is not torch.float32 or not x.is_contiguous():
             raise ValueError(f"rope_store_kv: {name} must be contiguous float32 {table}, got {_describe(x)}")
     for name, x in (("positions", positions), ("slots", slots)):
         if x.shape != (rows,) or x.dtype is not torch.int32 or not x.is_contiguous():
             raise ValueError(f"rope_store_kv: {name} must be contiguous int32 ({rows},), got {_describe(x)}")
-    if impl == "reference":
-        reference.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, num_kv_heads)
-        return
-    if impl == "triton":
-        if qkv.stride(1) != 1:
-            raise ValueError(f"rope_store_kv: qkv must have adjacent elements, got {_describe(qkv)}")
-        kernels = load_triton("rope_store_kv", qkv)
-        kernels.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, num_kv_heads)
-        return
-    qkv_stride, k_stride, v_stride = qkv.stride(), k_cache.stride(), v_cache.stride()
-    if not (qkv.is_cpu and k_cache.is_cpu and v_cache.is_cpu and cos.is_cpu and slots.is_cpu) or (
-        qkv_stride[1] != 1 or v_stride[3] != 1
-    ):
-        raise ValueError(
-            "rope_store_kv: the native kernel takes tensors on a CPU, with adjacent elements in qkv and "
-            f"v_cache, got {_describe(qkv)}, {_describe(v_cache)}"
-        )
-    _native.rope_store_kv(
-        qkv.data_ptr(),
-        qkv_stride[0],
-        cos.data_ptr(),
-        sin.data_ptr(),
-        table[0],
-        positions.data_ptr(),
-        slots.data_ptr(),
-        k_cache.data_ptr(),
-        *k_stride,
-        v_cache.data_ptr(),
-        v_stride[0],
-        v_stride[1],
-        v_stride[2],
-        rows,
-        num_heads,
-        num_kv_heads,
-        k_shape[3],
-        k_shape[0],
-        k_shape[2],
-        dtype is torch.bfloat16,
-        isa,
-    )
 
 
 def _describe(x: torch.Tensor) -> str:

@@ -52,7 +52,6 @@ class Case:
             "k_cache": k[0],
             "v_cache": v[0],
             "num_heads": self.num_heads,
-            "num_kv_heads": self.num_kv_heads,
         }
 
 

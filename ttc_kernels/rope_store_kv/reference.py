@@ -9,14 +9,13 @@ def rope_store_kv(
     qkv: torch.Tensor,  # (rows, (num_heads + 2 * num_kv_heads) * head_dim); its queries are rotated in place
     cos: torch.Tensor,  # (max_position, head_dim / 2)
     sin: torch.Tensor,  # (max_position, head_dim / 2)
-    positions: torch.Tensor,  # (rows)
-    slots: torch.Tensor,  # (rows), -1 stores nothing
+    positions: torch.Tensor,  # (rows,)
+    slots: torch.Tensor,  # (rows,), -1 stores nothing
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     v_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     num_heads: int,
-    num_kv_heads: int,
 ) -> None:
-    block_size, head_dim = k_cache.shape[2:]
+    num_kv_heads, block_size, head_dim = k_cache.shape[1:]
     heads = qkv.view(len(qkv), -1, head_dim)
     q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     wide = torch.promote_types(qkv.dtype, torch.float32)

@@ -74,14 +74,13 @@ def rope_store_kv(
     qkv: torch.Tensor,  # (rows, (num_heads + 2 * num_kv_heads) * head_dim); its queries are rotated in place
     cos: torch.Tensor,  # (max_position, head_dim / 2)
     sin: torch.Tensor,  # (max_position, head_dim / 2)
-    positions: torch.Tensor,  # (rows)
-    slots: torch.Tensor,  # (rows), -1 stores nothing
+    positions: torch.Tensor,  # (rows,)
+    slots: torch.Tensor,  # (rows,), -1 stores nothing
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     v_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     num_heads: int,
-    num_kv_heads: int,
 ) -> None:
-    num_blocks, _, block_size, head_dim = k_cache.shape
+    num_blocks, num_kv_heads, block_size, head_dim = k_cache.shape
     if len(qkv) == 0:
         return
     total_heads, block_half = num_heads + 2 * num_kv_heads, triton.next_power_of_2(head_dim // 2)

@@ -2,5 +2,6 @@
 
 from ttc_kernels.sample.api import sample
 from ttc_kernels.sample.head import sample_head
+from ttc_kernels.sample.reference import RowSampling
 
-__all__ = ["sample", "sample_head"]
+__all__ = ["RowSampling", "sample", "sample_head"]

@@ -12,8 +12,8 @@ choose = chooser("sample")
 
 
 def sample(
-    logits: torch.Tensor,
-    keys: torch.Tensor,
+    logits: torch.Tensor,  # (rows, vocab) float32; rows may be strided
+    keys: torch.Tensor,  # this and the next five: the fields of RowSampling, (rows,) each
     positions: torch.Tensor,
     temperature: torch.Tensor,
     top_k: torch.Tensor,
@@ -23,13 +23,10 @@ def sample(
     impl: str = "auto",
     isa: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row: (tokens int32, logprobs float32), each (rows,).
+    """Draws one token a row: (tokens int32, logprobs float32), each (rows,).
 
-    logits is (rows, vocab) float32, rows may be strided; the rest is (rows,): keys int64 (the bits of a
-    uint64), positions int32 >= 0, temperature float32 >= 0 (0: the argmax, ties to the lowest index), top_k
-    int32 >= 0 (0: all), top_p float32 within (0, 1], min_p float32 within [0, 1]. Filters apply in the order
-    temperature, top-k, top-p, min-p. The draw depends on the row, its key and its position alone. A log-
-    probability is that of the token before filters, at the row's temperature (at 1 where it is 0). A row
+    Filters apply in the order temperature, top-k, top-p, min-p. The draw depends on the row, its key and its position
+    alone. A log-probability is that of the token before filters, at the row's temperature (at 1 where it is 0). A row
     with NaN or +Inf, or with -Inf only, gets token -1 and log-probability NaN. `impl` is "auto" (see choice.py),
     "native" (CPU), "triton" or "reference"; `isa` picks the native build. Raises ValueError for anything else; in
     Triton a row with a wrong value gets -1 and NaN instead, as an error would wait for the device.
@@ -62,21 +59,7 @@ def sample(
         return kernels.sample(logits, keys, positions, temperature, top_k, top_p, min_p)
     tokens = torch.empty(rows, dtype=torch.int32)
     logprobs = torch.empty(rows, dtype=torch.float32)
-    _native.sample(
-        logits.data_ptr(),
-        logits.stride(0),
-        shape[0],
-        shape[1],
-        keys.data_ptr(),
-        positions.data_ptr(),
-        temperature.data_ptr(),
-        top_k.data_ptr(),
-        top_p.data_ptr(),
-        min_p.data_ptr(),
-        tokens.data_ptr(),
-        logprobs.data_ptr(),
-        isa,
-    )
+    _native.sample(logits, keys, positions, temperature, top_k, top_p, min_p, tokens, logprobs, isa)
     return tokens, logprobs
 
 
@@ -92,7 +75,7 @@ def _check_values(
     top_p: torch.Tensor,
     min_p: torch.Tensor,
 ) -> None:
-    """What the native code checks by itself."""
+    """The checks of values that the native code makes itself."""
     is_finite = temperature.isfinite()
     for name, x, is_right, must in (
         ("temperature", temperature, is_finite & (temperature >= 0), "finite and >= 0"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ttc_kernels.sample.reference import RowSampling
+
 
 @dataclass(frozen=True)
 class Case:
@@ -30,7 +32,7 @@ class Case:
         """Keyword arguments of sample."""
         generator = torch.Generator().manual_seed(seed)
         logits = self.spread * torch.randn(self.num_rows, self.vocab, generator=generator)
-        return {"logits": logits} | _draws(self, generator)
+        return {"logits": logits} | _sampling(self, generator)._asdict()
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class HeadCase:
 
     @property
     def num_bytes(self) -> int:
-        """Of what must be read and written; logits need not be."""
+        """The least that must be read and written; logits are not counted, as they need not be stored."""
         return (self.num_rows + self.vocab) * self.size * self.dtype.itemsize + self.num_rows * 40
 
     def inputs(self, seed: int = 0) -> dict:
@@ -60,22 +62,21 @@ class HeadCase:
         return {
             "hidden": torch.randn(self.num_rows, self.size, generator=generator).to(self.dtype),
             "weight": weight.to(self.dtype),
-            **_draws(self, generator),
+            "sampling": _sampling(self, generator),
             "is_filtered": self.top_k > 0 or self.top_p < 1 or self.min_p > 0,
         }
 
 
-def _draws(case: Case | HeadCase, generator: torch.Generator) -> dict:
-    """The arguments that both ops have."""
+def _sampling(case: Case | HeadCase, generator: torch.Generator) -> RowSampling:
     rows = case.num_rows
-    return {
-        "keys": torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator),
-        "positions": torch.randint(4096, (rows,), generator=generator, dtype=torch.int32),
-        "temperature": torch.full((rows,), case.temperature),
-        "top_k": torch.full((rows,), case.top_k, dtype=torch.int32),
-        "top_p": torch.full((rows,), case.top_p),
-        "min_p": torch.full((rows,), case.min_p),
-    }
+    return RowSampling(
+        keys=torch.randint(-(2**63), 2**63 - 1, (rows,), generator=generator),
+        positions=torch.randint(4096, (rows,), generator=generator, dtype=torch.int32),
+        temperature=torch.full((rows,), case.temperature),
+        top_k=torch.full((rows,), case.top_k, dtype=torch.int32),
+        top_p=torch.full((rows,), case.top_p),
+        min_p=torch.full((rows,), case.min_p),
+    )
 
 
 FILTERS = (

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ttc_kernels.cuda import Library, describe, library
 
-TOKENS_PER_TILE = 128  # of the vocabulary, in one block of threads
+TOKENS_PER_TILE = 128  # tokens of the vocabulary that one block of threads takes
 STEP_ENDS, TEXT_ENDS = 1, 2  # bits of a flag
+
+
+class SampleHeadArgs(ctypes.Structure):
+    """SampleHeadArgs of csrc/sample/sample.cu: addresses, and strides in elements."""
+
+    _fields_ = (
+        ("hidden", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("hidden_stride", ctypes.c_int64),
+        ("weight_stride", ctypes.c_int64),
+        ("num_rows", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("vocab", ctypes.c_int64),
+        ("num_tiles", ctypes.c_int64),
+        ("keys", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("temperature", ctypes.c_void_p),
+        ("parts", ctypes.c_void_p),
+        ("part_tokens", ctypes.c_void_p),
+        ("tokens", ctypes.c_void_p),
+        ("logprobs", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+        ("rule", ctypes.c_void_p),
+        ("is_eos", ctypes.c_void_p),
+        ("flags", ctypes.c_void_p),
+        ("is_bf16", ctypes.c_int64),
+    )
 
 
 @dataclass(frozen=True)
 class Stops:
-    """Which tokens end a step or the text; the last column speaks for token -1, an error."""
+    """Which tokens end a step or the text. The last column is that of the error token, -1."""
 
     ends: torch.Tensor  # (num_rules, vocab + 1) bool: after which tokens a step ends, under each rule
     rule: torch.Tensor  # (rows,) int32: the rule of each row
@@ -34,56 +63,58 @@ def sample_head(
     """(tokens int32, logprobs float32, flags uint8), each (rows,): `reference.sample` without filters.
 
     The logits are hidden @ weight.T summed in float32. The draw is the reference's, from the same Philox4x32-10
-    counters, but for tokens whose noised logits agree to rounding. Flags are sums of STEP_ENDS and TEXT_ENDS, or
-    None without `stops`. Raises ValueError for what the kernel does not have, RuntimeError where a launch fails.
+    counters, but where two tokens' perturbed logits are equal up to rounding. Flags are sums of STEP_ENDS and
+    TEXT_ENDS, or None without `stops`. Raises ValueError for arguments that the kernel does not support, RuntimeError
+    where a launch fails.
     """
     lib = lib or library()
+    draws = {"keys": keys, "positions": positions, "temperature": temperature}
     tables = {} if stops is None else {"ends": stops.ends, "rule": stops.rule, "is_eos": stops.is_eos}
-    given = {"keys": keys, "positions": positions, "temperature": temperature, **tables}
-    device = lib.check_device("sample_head", hidden=hidden, weight=weight, **given)
+    device = lib.check_device("sample_head", hidden=hidden, weight=weight, **draws, **tables)
     _check_product(hidden, weight)
     (num_rows, size), vocab = hidden.shape, len(weight)
-    shapes = {
-        "keys": ((num_rows,), torch.int64),
-        "positions": ((num_rows,), torch.int32),
-        "temperature": ((num_rows,), torch.float32),
-    }
-    if stops is not None:
-        shapes["ends"] = ((len(stops.ends), vocab + 1), torch.bool)
-        shapes["rule"] = ((num_rows,), torch.int32)
-        shapes["is_eos"] = ((vocab + 1,), torch.bool)
-    for name, (shape, dtype) in shapes.items():
-        x = given[name]
-        if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
-            raise ValueError(f"sample_head: {name} must be contiguous, {shape} {dtype}, got {describe(x)}")
+    _check_rows(draws | tables, num_rows, vocab)
     num_tiles = -(-vocab // TOKENS_PER_TILE)
     parts = torch.empty(4, num_rows, num_tiles, dtype=torch.float32, device=device)
     part_tokens = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=device)
     tokens = torch.empty(num_rows, dtype=torch.int32, device=device)
     logprobs = torch.empty(num_rows, dtype=torch.float32, device=device)
     flags = None if stops is None else torch.empty(num_rows, dtype=torch.uint8, device=device)
-    lib.call(
-        "sample_head",
-        device,
-        f"hidden {describe(hidden)}, weight {describe(weight)}",
-        hidden.data_ptr(),
-        hidden.stride(0),
-        weight.data_ptr(),
-        weight.stride(0),
-        num_rows,
-        size,
-        vocab,
-        keys.data_ptr(),
-        positions.data_ptr(),
-        temperature.data_ptr(),
-        parts.data_ptr(),
-        part_tokens.data_ptr(),
-        tokens.data_ptr(),
-        logprobs.data_ptr(),
-        *((0, 0, 0, 0) if stops is None else (*(x.data_ptr() for x in tables.values()), flags.data_ptr())),
-        hidden.dtype is torch.bfloat16,
+    args = SampleHeadArgs(
+        hidden=hidden.data_ptr(),
+        weight=weight.data_ptr(),
+        hidden_stride=hidden.stride(0),
+        weight_stride=weight.stride(0),
+        num_rows=num_rows,
+        size=size,
+        vocab=vocab,
+        num_tiles=num_tiles,
+        parts=parts.data_ptr(),
+        part_tokens=part_tokens.data_ptr(),
+        tokens=tokens.data_ptr(),
+        logprobs=logprobs.data_ptr(),
+        flags=None if flags is None else flags.data_ptr(),
+        is_bf16=hidden.dtype is torch.bfloat16,
+        **{name: x.data_ptr() for name, x in (draws | tables).items()},
     )
+    lib.call("sample_head", device, f"hidden {describe(hidden)}, weight {describe(weight)}", args)
     return tokens, logprobs, flags
+
+
+def _check_rows(given: Mapping[str, torch.Tensor], num_rows: int, vocab: int) -> None:
+    shapes = {
+        "keys": ((num_rows,), torch.int64),
+        "positions": ((num_rows,), torch.int32),
+        "temperature": ((num_rows,), torch.float32),
+        "rule": ((num_rows,), torch.int32),
+        "is_eos": ((vocab + 1,), torch.bool),
+    }
+    if "ends" in given:
+        shapes["ends"] = ((len(given["ends"]), vocab + 1), torch.bool)
+    for name, x in given.items():
+        shape, dtype = shapes[name]
+        if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
+            raise ValueError(f"sample_head: {name} must be contiguous, {shape} {dtype}, got {describe(x)}")
 
 
 def _check_product(hidden: torch.Tensor, weight: torch.Tensor) -> None:

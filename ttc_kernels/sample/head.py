@@ -7,35 +7,40 @@ import torch
 from ttc_kernels.choice import chooser
 from ttc_kernels.sample import cuda
 from ttc_kernels.sample.api import sample
+from ttc_kernels.sample.reference import RowSampling
 
 choose = chooser("sample_head")
 
 
 def sample_head(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    keys: torch.Tensor,
-    positions: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
+    hidden: torch.Tensor,  # (rows, size)
+    weight: torch.Tensor,  # (vocab, size), of hidden's type
+    sampling: RowSampling,  # how each row is drawn; a plain sequence of its six tensors will do
     *,
-    is_filtered: bool = True,
-    marks: torch.Tensor | None = None,
+    is_filtered: bool = True,  # whether any row has top-k, top-p or min-p set
+    marks: torch.Tensor | None = None,  # (vocab + 1,) bool; the last one is that of the error token -1
     impl: str = "auto",
 ) -> tuple[torch.Tensor, ...]:
     """One token a row: (tokens int32, logprobs float32), each (rows,), as `sample` of hidden @ weight.T.
 
-    With `marks`, (vocab + 1,) bool, a third one follows: (rows,) bool, `marks[token]` of each row's token, the last
-    being that of the error token -1. In CUDA it is looked up by the launch that draws.
-
-    hidden is (rows, size), weight (vocab, size), of one floating type; the rest is `sample`'s. `is_filtered` says
-    whether any row has top-k, top-p or min-p set, which nobody can see on a GPU without waiting for it; where it is
-    False they are not read. `impl` is "auto" (see choice.py; with filters it leaves "cuda" out), "cuda" (no filters,
-    float16 or bfloat16, logits summed and kept in float32) or one of `sample`'s, over torch's product, rounded to
-    hidden's type. Raises ValueError for anything else.
+    With `marks` a third tensor follows: (rows,) bool, `marks[token]` of each row's token, which in CUDA the launch
+    that draws looks up. `is_filtered` is an argument because finding it out on a GPU would mean waiting for it; where
+    it is False the filters are not read. `impl` is "auto" (see choice.py; not "cuda" where rows are filtered), "cuda"
+    (no filters, float16 or bfloat16, logits summed and kept in float32) or one of `sample`'s, over torch's product,
+    rounded to hidden's type. Raises ValueError for anything else.
     """
+    _check(hidden, weight, marks)
+    chosen = choose(impl, hidden)
+    if chosen == "cuda" and not is_filtered:
+        return _fused(hidden, weight, sampling, marks)
+    if impl == "cuda":
+        raise ValueError("sample_head: impl 'cuda' has no filters, got rows with top-k, top-p or min-p")
+    logits = torch.mm(hidden, weight.t()).float()
+    tokens, logprobs = sample(logits, *sampling, impl="auto" if chosen == "cuda" else chosen)
+    return (tokens, logprobs) if marks is None else (tokens, logprobs, marks[tokens.long()])
+
+
+def _check(hidden: torch.Tensor, weight: torch.Tensor, marks: torch.Tensor | None) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
         raise ValueError(
             "sample_head: hidden must be (rows, size) and weight (vocab, size) of one type, got "
@@ -45,17 +50,16 @@ def sample_head(
         raise ValueError(
             f"sample_head: marks must be ({len(weight) + 1},) bool, got {tuple(marks.shape)} {marks.dtype}"
         )
-    chosen = choose(impl, hidden)
-    if chosen == "cuda" and not is_filtered:
-        stops = None
-        if marks is not None:
-            rule = torch.zeros(len(hidden), dtype=torch.int32, device=hidden.device)
-            stops = cuda.Stops(marks[None], rule, torch.zeros_like(marks))
-        tokens, logprobs, flags = cuda.sample_head(hidden, weight, keys, positions, temperature, stops)
-        return (tokens, logprobs) if flags is None else (tokens, logprobs, flags.view(torch.bool))
-    if impl == "cuda":
-        raise ValueError("sample_head: impl 'cuda' has no filters, got rows with top-k, top-p or min-p")
-    logits = torch.mm(hidden, weight.t()).float()
-    unfused = "auto" if chosen == "cuda" else chosen
-    tokens, logprobs = sample(logits, keys, positions, temperature, top_k, top_p, min_p, impl=unfused)
-    return (tokens, logprobs) if marks is None else (tokens, logprobs, marks[tokens.long()])
+
+
+def _fused(
+    hidden: torch.Tensor, weight: torch.Tensor, sampling: RowSampling, marks: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """In CUDA, without filters; the kernel's table of step ends serves as the marks."""
+    keys, positions, temperature, *_ = sampling
+    stops = None
+    if marks is not None:
+        rule = torch.zeros(len(hidden), dtype=torch.int32, device=hidden.device)
+        stops = cuda.Stops(marks[None], rule, torch.zeros_like(marks))
+    tokens, logprobs, flags = cuda.sample_head(hidden, weight, keys, positions, temperature, stops)
+    return (tokens, logprobs) if flags is None else (tokens, logprobs, flags.view(torch.bool))

@@ -7,9 +7,28 @@ token v at `position` comes from Philox4x32-10 with the row's 64-bit key (low wo
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 WORD = 0xFFFFFFFF
+
+
+class RowSampling(NamedTuple):
+    """How one token of each row is drawn: the arguments of `sample` after the logits."""
+
+    keys: torch.Tensor
+    """(rows,) int64: the bits of a uint64, which choose the row's noise."""
+    positions: torch.Tensor
+    """(rows,) int32 >= 0: the position of the drawn token in its text, which chooses the noise too."""
+    temperature: torch.Tensor
+    """(rows,) float32 >= 0; 0 takes the argmax, of equal logits the one with the lowest index."""
+    top_k: torch.Tensor
+    """(rows,) int32 >= 0; 0 keeps all."""
+    top_p: torch.Tensor
+    """(rows,) float32 within (0, 1]; 1 keeps all."""
+    min_p: torch.Tensor
+    """(rows,) float32 within [0, 1], relative to the highest probability; 0 keeps all."""
 
 
 def philox(counter: list[torch.Tensor], key: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -71,7 +90,7 @@ def sample(
     z = (logits - top) / scale
     kept = keep(logits, scale, top_k[:, None], top_p[:, None], min_p[:, None])
     perturbed = torch.where(kept, z + gumbel(keys, positions, logits.shape[1]), -torch.inf)
-    # argmax of torch gives any of several equal maxima: ask for the first.
+    # torch's argmax may return any of several equal maxima: this takes the first.
     score = torch.where(is_greedy, logits, perturbed)
     tokens = (score == score.amax(-1, keepdim=True)).int().argmax(-1)
     logprobs = z.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
@@ -84,9 +103,8 @@ def sample(
 def sample_head(
     hidden: torch.Tensor,  # (rows, size)
     weight: torch.Tensor,  # (vocab, size)
-    *draws: torch.Tensor,
+    sampling: RowSampling,
     is_filtered: bool = True,
-    **named: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sample` of the product in float64; the other arguments are its own. `is_filtered` changes nothing."""
-    return sample((hidden.double() @ weight.double().t()).float(), *draws, **named)
+    """`sample` of the product in float64; `is_filtered` changes nothing."""
+    return sample((hidden.double() @ weight.double().t()).float(), *sampling)

@@ -1,8 +1,8 @@
 """sample on a GPU: a program a row.
 
-Tokens are ranked by descending logit, ties by index. Every filter keeps the first so many of that ranking, so all of
-them together come down to one cut: the rank of the last logit that is kept, and the last token that is kept there.
-Finding it takes a bisection over ranks and no sort; a row without top-k and top-p skips it.
+Tokens are ranked by descending logit, ties by index. Every filter keeps a prefix of that ranking, so all of them
+together amount to one cut: the rank of the last logit that is kept, and the last token kept at that rank. Finding it
+takes a bisection over ranks and no sort; a row without top-k and top-p skips it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = tl.constexpr(2048)  # tokens that a program looks at together, at most
-NO_TOKEN = tl.constexpr(2**31 - 1)  # behind the last one
-LEAST_RANK = tl.constexpr(-(2**31 - 2**23))  # of the lowest finite logit
+BLOCK = tl.constexpr(2048)  # most tokens that a program reads at a time
+NO_TOKEN = tl.constexpr(2**31 - 1)  # greater than every token
+LEAST_RANK = tl.constexpr(-(2**31 - 2**23))  # the rank of the lowest finite logit
 MAX_FLOAT = tl.constexpr(3.4028234663852886e38)
 
 
@@ -31,14 +31,14 @@ def _unrank(rank):
 
 @triton.jit
 def _load(logits_ptr, start, vocab, BLOCK: tl.constexpr):
-    """(token indices, their logits); -Inf behind the row's end, a logit that changes nothing."""
+    """(token indices, their logits); past the row's end -Inf, a logit that changes nothing."""
     index = start + tl.arange(0, BLOCK)
     return index, tl.load(logits_ptr + index, mask=index < vocab, other=-float("inf"))
 
 
 @triton.jit
 def _is_kept(index, x, cut, last_tie):
-    """Of the tokens above -Inf those up to the cut."""
+    """Whether each token is above -Inf and not past the cut."""
     rank = _rank(x)
     return (x > -float("inf")) & ((rank > cut) | ((rank == cut) & (index <= last_tie)))
 
@@ -57,10 +57,10 @@ def _top(logits_ptr, vocab, BLOCK: tl.constexpr):
 
 @triton.jit
 def _measure(logits_ptr, vocab, top, rate, cut, last_tie, least, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the tokens kept so far those of rank `least` and up: (their weight, their number, the lowest of their ranks,
-    the highest rank below `least`).
+    """Measures the kept tokens of rank `least` and above: (their weight, their number, the lowest of their ranks, the
+    highest rank below `least` of a kept token).
 
-    The weight, in float64, is their mass exp((logit - top) * rate), or again their number.
+    The weight, in float64, is the sum of exp((logit - top) * rate), or, not BY_MASS, again the number.
     """
     total = tl.full((), 0.0, tl.float64)
     num = tl.full((), 0, tl.int32)
@@ -99,8 +99,8 @@ def _nth_of_rank(logits_ptr, vocab, rank, n, BLOCK: tl.constexpr):
 def _tighten(logits_ptr, vocab, top, rate, cut, last_tie, num, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
     """The cut after which the kept tokens' weight, over `num` tokens, first reaches `target`.
 
-    Bisects until one token, or one group of ties, is left between `low`, which reaches it, and `high`. Both are
-    moved on to the nearest rank that occurs.
+    Bisects until one token, or one group of ties, is left between `low`, which reaches the target, and `high`, which
+    does not. Both always move to the nearest rank that occurs.
     """
     low = tl.full((), LEAST_RANK, tl.int32)
     high = _rank(top) + 1
@@ -108,7 +108,7 @@ def _tighten(logits_ptr, vocab, top, rate, cut, last_tie, num, target, BY_MASS: 
     num_low = num
     num_high = tl.full((), 0, tl.int32)
     while (low + 1 < high) & (num_low - num_high > 1):
-        middle = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, rounded down, without overflow
         weight, count, lowest, below = _measure(logits_ptr, vocab, top, rate, cut, last_tie, middle, BY_MASS, BLOCK)
         is_reached = weight >= target
         low = tl.where(is_reached, lowest, low)

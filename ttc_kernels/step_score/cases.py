@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ttc_kernels.step_score.reference import LabelHead
+
 
 @dataclass(frozen=True)
 class Case:
@@ -40,9 +42,11 @@ class Case:
         return {
             "hidden": normal(self.num_rows, self.size).to(self.dtype),
             "rows": integers(self.num_rows),
-            "weight": (normal(self.num_labels, self.size) / self.size**0.5).to(self.dtype),
-            "bias": normal(self.num_labels).to(self.dtype) if self.has_bias else None,
-            "good_index": self.num_labels - 1,
+            "head": LabelHead(
+                weight=(normal(self.num_labels, self.size) / self.size**0.5).to(self.dtype),
+                bias=normal(self.num_labels).to(self.dtype) if self.has_bias else None,
+                good_index=self.num_labels - 1,
+            ),
             "state": torch.zeros(self.num_slots, 4),
             "counts": torch.zeros(self.num_slots, dtype=torch.int32),
             "slot": integers(self.num_slots),

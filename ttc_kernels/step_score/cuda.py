@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Mapping
+
 import torch
 
 from ttc_kernels.cuda import Library, describe, library
+from ttc_kernels.step_score.reference import LabelHead
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
+class StepScoreArgs(ctypes.Structure):
+    """StepScoreArgs of csrc/step_score/step_score.cu: addresses, None where there is no tensor, and sizes."""
+
+    _fields_ = (
+        ("hidden", ctypes.c_void_p),
+        ("hidden_stride", ctypes.c_int64),
+        ("rows", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("norm_weight", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("num_labels", ctypes.c_int64),
+        ("good_index", ctypes.c_int64),
+        ("state", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("num_slots", ctypes.c_int64),
+        ("slot", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("num_hidden_rows", ctypes.c_int64),
+        ("type", ctypes.c_int64),
+    )
+
+
 def step_score(
     hidden: torch.Tensor,  # (num_hidden_rows, size)
-    rows: torch.Tensor | None,  # (n,) int32: which rows of hidden are scored; None: row i is score i's
-    weight: torch.Tensor,  # (labels, size)
-    bias: torch.Tensor | None,  # (labels,)
-    good_index: int,
+    rows: torch.Tensor | None,  # (n,) int32: which rows of hidden are scored; None: score i is that of row i
+    head: LabelHead,
     state: torch.Tensor,  # (num_slots, 4) float32: last, min, product, mean of each slot
     counts: torch.Tensor,  # (num_slots,) int32: scores folded into each slot so far
-    slot: torch.Tensor,  # (n,) int32: where each score goes, in this order
+    slot: torch.Tensor,  # (n,) int32: the slot that each score is folded into, in this order
     *,
     mask: torch.Tensor | None = None,  # (n,) bool: which of them are scored at all; None: all
     norm_weight: torch.Tensor | None = None,  # (size,): hidden goes through rms_norm first
@@ -26,21 +54,43 @@ def step_score(
 ) -> torch.Tensor:
     """`reference.step_score` where `mask` is set, of hidden or of its `rms_norm`; scores elsewhere are NaN.
 
-    A score with a slot out of range is left out, one with a row out of range is NaN: nothing is read back to
-    check them. Raises ValueError for what the kernel does not have, RuntimeError where the launch fails.
+    Indices are not read back to be checked: a score with a slot out of range is not folded, and one with a row out of
+    range is NaN. Raises ValueError for arguments that the kernel does not support, RuntimeError where the launch fails.
     """
     lib = lib or library()
-    given = {"rows": rows, "weight": weight, "bias": bias, "state": state, "counts": counts, "slot": slot}
+    given = {"rows": rows, "weight": head.weight, "bias": head.bias, "state": state, "counts": counts, "slot": slot}
     given |= {"mask": mask, "norm_weight": norm_weight}
     device = lib.check_device("step_score", hidden=hidden, **given)
+    _check(hidden, head, given)
+    num_labels, n = len(head.weight), len(slot)
+    scores = torch.full((n,), float("nan"), dtype=torch.float32, device=device)
+    args = StepScoreArgs(
+        hidden=hidden.data_ptr(),
+        hidden_stride=hidden.stride(0),
+        eps=eps,
+        size=hidden.shape[1],
+        num_labels=num_labels,
+        good_index=head.good_index,
+        num_slots=len(state),
+        scores=scores.data_ptr(),
+        n=n,
+        num_hidden_rows=len(hidden),
+        type=_TYPES[hidden.dtype],
+        **{name: None if x is None else x.data_ptr() for name, x in given.items()},
+    )
+    lib.call("step_score", device, f"{n} scores of hidden {describe(hidden)} with {num_labels} labels", args)
+    return scores
+
+
+def _check(hidden: torch.Tensor, head: LabelHead, given: Mapping[str, torch.Tensor | None]) -> None:
     if hidden.ndim != 2 or hidden.stride(1) != 1 or hidden.dtype not in _TYPES:
         raise ValueError(
             "step_score: hidden must be (rows, size) float32, float16 or bfloat16 with adjacent elements, got "
             f"{describe(hidden)}"
         )
-    num_labels, n, size, num_slots = len(weight), len(slot), hidden.shape[1], len(state)
-    if not 0 <= good_index < num_labels:
-        raise ValueError(f"step_score: good_index must be within [0, {num_labels}), got {good_index}")
+    num_labels, n, size, num_slots = len(head.weight), len(given["slot"]), hidden.shape[1], len(given["state"])
+    if not 0 <= head.good_index < num_labels:
+        raise ValueError(f"step_score: good_index must be within [0, {num_labels}), got {head.good_index}")
     shapes = {
         "rows": ((n,), torch.int32),
         "weight": ((num_labels, size), hidden.dtype),
@@ -55,33 +105,3 @@ def step_score(
         x = given[name]
         if x is not None and (x.shape != shape or x.dtype is not dtype or not x.is_contiguous()):
             raise ValueError(f"step_score: {name} must be contiguous, {shape} {dtype}, got {describe(x)}")
-    scores = torch.full((n,), float("nan"), dtype=torch.float32, device=device)
-
-    def address(x: torch.Tensor | None) -> int:
-        return 0 if x is None else x.data_ptr()
-
-    lib.call(
-        "step_score",
-        device,
-        f"{n} scores of hidden {describe(hidden)} with {num_labels} labels",
-        hidden.data_ptr(),
-        hidden.stride(0),
-        hidden.shape[0],
-        address(rows),
-        address(mask),
-        address(norm_weight),
-        weight.data_ptr(),
-        address(bias),
-        size,
-        num_labels,
-        good_index,
-        state.data_ptr(),
-        counts.data_ptr(),
-        num_slots,
-        slot.data_ptr(),
-        scores.data_ptr(),
-        n,
-        _TYPES[hidden.dtype],
-        eps,
-    )
-    return scores

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+
+
+class LabelHead(NamedTuple):
+    """A linear layer over labels, and the label whose probability is the score."""
+
+    weight: torch.Tensor
+    """(labels, size)."""
+    bias: torch.Tensor | None
+    """(labels,)."""
+    good_index: int
+    """The label; with one label there is no choice, and the score is its sigmoid."""
 
 
 def fold(state_row: torch.Tensor, count: int, score: float) -> torch.Tensor:
@@ -21,9 +34,7 @@ def fold(state_row: torch.Tensor, count: int, score: float) -> torch.Tensor:
 def step_score(
     hidden: torch.Tensor,  # (num_hidden_rows, size)
     rows: torch.Tensor,  # (n,) int32: which rows of hidden are scored
-    weight: torch.Tensor,  # (labels, size)
-    bias: torch.Tensor | None,  # (labels,)
-    good_index: int,
+    head: LabelHead,
     state: torch.Tensor,  # (num_slots, 4) float32: last, min, product, mean of each slot
     counts: torch.Tensor,  # (num_slots,) int32: scores folded into each slot so far
     slot: torch.Tensor,  # (n,) int32: where each score goes, in this order
@@ -31,8 +42,9 @@ def step_score(
 ) -> torch.Tensor:
     if mask is not None:
         scores = torch.full((len(rows),), torch.nan, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        scores[mask] = step_score(hidden, rows[mask], weight, bias, good_index, state, counts, slot[mask])
+        scores[mask] = step_score(hidden, rows[mask], head, state, counts, slot[mask])
         return scores
+    weight, bias, good_index = head
     wide = torch.promote_types(hidden.dtype, torch.float32)
     logits = hidden[rows.long()].to(wide) @ weight.to(wide).T
     if bias is not None:

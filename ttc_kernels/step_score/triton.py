@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ttc_kernels.step_score.reference import LabelHead
+
 
 @triton.jit
 def _logit(hidden_ptr, weight_ptr, bias_ptr, size, label, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
@@ -62,7 +64,7 @@ def _score(
 
 @triton.jit
 def _next_in_slot(slot_ptr, n, slot, after, BLOCK: tl.constexpr):
-    """The first score behind `after` that goes into the slot; n where there is none."""
+    """The first score after `after` that goes into the slot; n where there is none."""
     found = n
     for start in range(0, n, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -85,7 +87,7 @@ def _fold(
     HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The program of a slot's first score folds them all: the float operations of reference.fold."""
+    """The program of a slot's first score folds all scores of the slot, with the float operations of reference.fold."""
     i = tl.program_id(0).to(tl.int32)
     slot = tl.load(slot_ptr + i)
     is_first = _next_in_slot(slot_ptr, n, slot, -1, BLOCK) == i
@@ -120,14 +122,13 @@ def _fold(
 def step_score(
     hidden: torch.Tensor,  # (num_hidden_rows, size)
     rows: torch.Tensor,  # (n,) int32; NaN for one outside hidden, which is not folded
-    weight: torch.Tensor,  # (labels, size)
-    bias: torch.Tensor | None,  # (labels,)
-    good_index: int,
+    head: LabelHead,
     state: torch.Tensor,  # (num_slots, 4) float32
     counts: torch.Tensor,  # (num_slots,) int32
     slot: torch.Tensor,  # (n,) int32; a score for one outside the state is not folded
     mask: torch.Tensor | None = None,  # (n,) bool: which are scored at all; NaN, and not folded, where it is not set
 ) -> torch.Tensor:
+    weight, bias, good_index = head
     (num_labels, size), n = weight.shape, len(rows)
     scores = torch.empty(n, dtype=torch.float32, device=hidden.device)
     if n == 0:

@@ -12,18 +12,16 @@ choose = chooser("swiglu")
 
 
 def swiglu(
-    gate_up: torch.Tensor,
-    out: torch.Tensor | None = None,
+    gate_up: torch.Tensor,  # (rows, 2 * size): the gates, then the ups; rows may be strided, elements not
+    out: torch.Tensor | None = None,  # (rows, size); written and returned; may be the gates' half of gate_up
     *,
     impl: str = "auto",
     isa: str = "auto",
 ) -> torch.Tensor:
     """silu(gate) * up, (rows, size).
 
-    gate_up is (rows, 2 * size), float32 or bfloat16, in Triton also float16: the gates, then the ups; rows may be
-    strided, elements not. `out`, (rows, size), is written and returned; it may be the gates' half of gate_up.
-    `impl` is "auto" (see choice.py), "native" (CPU), "triton" or "reference"; `isa` picks the native build
-    ("portable", "avx2", "avx512"). Raises ValueError for anything else.
+    Both are float32 or bfloat16, in Triton also float16. `impl` is "auto" (see choice.py), "native" (CPU), "triton" or
+    "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything else.
     """
     impl = choose(impl, gate_up)
     dtype, shape = gate_up.dtype, gate_up.shape
@@ -47,16 +45,7 @@ def swiglu(
         return reference.swiglu(gate_up, out)
     if impl == "triton":
         return load_triton("swiglu", gate_up).swiglu(gate_up, out)
-    _native.swiglu(
-        gate_up.data_ptr(),
-        gate_up.stride(0),
-        out.data_ptr(),
-        out.stride(0),
-        rows,
-        size,
-        dtype is torch.bfloat16,
-        isa,
-    )
+    _native.swiglu(gate_up, out, isa)
     return out
 
 

@@ -6,19 +6,50 @@ with adjacent head_dim: what `kv_cache.allocate` gives on a GPU (on a CPU its ke
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from ttc_kernels.cuda import Library, describe, library
-from ttc_kernels.tree_attention.work import work_of
+from ttc_kernels.tree_attention.work import AttentionWork, work_of
 
 HEAD_DIMS = (64, 128)
+
+
+class AttentionArgs(ctypes.Structure):
+    """AttentionArgs of csrc/tree_attention/tree_attention_gpu.h: addresses, and strides in elements."""
+
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("partial", ctypes.c_void_p),
+        ("partial_lse", ctypes.c_void_p),
+        ("work", ctypes.c_void_p),
+        ("q_row", ctypes.c_int64),
+        ("q_head", ctypes.c_int64),
+        ("k_block", ctypes.c_int64),
+        ("k_head", ctypes.c_int64),
+        ("k_token", ctypes.c_int64),
+        ("v_block", ctypes.c_int64),
+        ("v_head", ctypes.c_int64),
+        ("v_token", ctypes.c_int64),
+        ("num_heads", ctypes.c_int32),
+        ("num_kv_heads", ctypes.c_int32),
+        ("block_shift", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("num_rows", ctypes.c_int64),
+        ("head_dim", ctypes.c_int32),
+        ("is_bf16", ctypes.c_int32),
+    )
 
 
 def tree_attention(
     q: torch.Tensor,  # (rows, num_heads, head_dim)
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     v_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
-    plan,
+    plan,  # KVTree.plan(...), or any object with its `items` and `blocks`
     scale: float,
     out: torch.Tensor | None = None,  # (rows, num_heads, head_dim)
     *,
@@ -26,40 +57,55 @@ def tree_attention(
 ) -> torch.Tensor:
     """`reference.tree_attention` in two launches.
 
-    `plan` may be an AttentionWork, which holds one already; else its list is made at the first call and uploaded once
-    for as long as the plan lives. Raises ValueError for what the kernel does not have, RuntimeError where a launch
-    fails.
+    `plan` may be an AttentionWork, which holds a plan's work list already; otherwise the list is made and uploaded at
+    the first call with the plan, and kept as long as the plan lives. Raises ValueError for arguments that the kernel
+    does not support, RuntimeError where a launch fails.
     """
     lib = lib or library()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     device = lib.check_device("tree_attention", q=q, k_cache=k_cache, v_cache=v_cache, out=out)
     _check(q, k_cache, v_cache, out)
-    num_rows, num_heads, head_dim = q.shape
-    num_kv_heads, block_size = k_cache.shape[1:3]
-    work = work_of(plan, q, k_cache)
-    lib.call(
-        "tree_attention",
-        device,
-        f"q {describe(q)}, k_cache {describe(k_cache)}",
-        q.data_ptr(),
-        *q.stride()[:2],
-        k_cache.data_ptr(),
-        *k_cache.stride()[:3],
-        v_cache.data_ptr(),
-        *v_cache.stride()[:3],
-        out.data_ptr(),
-        work.partial.data_ptr(),
-        work.partial_lse.data_ptr(),
-        work.ints.data_ptr(),
-        num_rows,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        block_size.bit_length() - 1,
-        q.dtype is torch.bfloat16,
-        scale,
-    )
+    args = _args(q, k_cache, v_cache, work_of(plan, q, k_cache), scale, out)
+    lib.call("tree_attention", device, f"q {describe(q)}, k_cache {describe(k_cache)}", args)
     return out
+
+
+def _args(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    work: AttentionWork,
+    scale: float,
+    out: torch.Tensor,
+) -> AttentionArgs:
+    q_row, q_head, _ = q.stride()
+    k_block, k_head, k_token, _ = k_cache.stride()
+    v_block, v_head, v_token, _ = v_cache.stride()
+    num_rows, num_heads, head_dim = q.shape
+    return AttentionArgs(
+        q=q.data_ptr(),
+        k=k_cache.data_ptr(),
+        v=v_cache.data_ptr(),
+        out=out.data_ptr(),
+        partial=work.partial.data_ptr(),
+        partial_lse=work.partial_lse.data_ptr(),
+        work=work.ints.data_ptr(),
+        q_row=q_row,
+        q_head=q_head,
+        k_block=k_block,
+        k_head=k_head,
+        k_token=k_token,
+        v_block=v_block,
+        v_head=v_head,
+        v_token=v_token,
+        num_heads=num_heads,
+        num_kv_heads=k_cache.shape[1],
+        block_shift=k_cache.shape[2].bit_length() - 1,
+        scale=scale,
+        num_rows=num_rows,
+        head_dim=head_dim,
+        is_bf16=q.dtype is torch.bfloat16,
+    )
 
 
 def _check(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, out: torch.Tensor) -> None:

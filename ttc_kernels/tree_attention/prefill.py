@@ -1,7 +1,8 @@
 """Long prefill: the many new tokens of one branch, by flash-attn where it is installed and by torch's SDPA elsewhere.
 
-Such a run multiplies large matrices and shares little, which is what these are made for. Its keys and values are
-gathered from the cache once per layer; all other rows of the plan go through the tree's own kernel.
+Such a run multiplies large matrices and shares few keys with other branches, which is what these kernels are made for.
+Its keys and values are gathered from the cache once per layer; all other rows of the plan go through tree_attention's
+own kernel.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import torch
 import torch.nn.functional as F
 
 from ttc_kernels import choice
-from ttc_kernels.choice import Row
+from ttc_kernels.choice import Choice
 
 
-@dataclass(frozen=True, eq=False)  # by identity: kernels know a plan again
+@dataclass(frozen=True, eq=False)  # compared by identity, as a plan is, to be a key of the kernels' tables
 class Rest:
-    """What is left of a plan: `items` (num_items, 5) and `blocks`, int32, as of KVTree.plan."""
+    """The part of a plan that is in no long run."""
 
-    items: np.ndarray
-    blocks: np.ndarray
+    items: np.ndarray  # (num_items, 5) int32, as in KVTree.plan
+    blocks: np.ndarray  # (num_block_ids,) int32
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Run:
     row_lo: int
     row_hi: int
     implementation: str  # "flash_attn" or "sdpa"
-    block: torch.Tensor  # (tokens,) int64 of the whole branch, where its keys and values are
-    offset: torch.Tensor  # (tokens,) int64 within the block
+    block: torch.Tensor  # (tokens,) int64: for every token of the branch, the block of its keys and values
+    offset: torch.Tensor  # (tokens,) int64: its place within the block
 
     def attend(
         self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, scale: float, out: torch.Tensor
@@ -59,37 +60,37 @@ class Split:
     rest: Rest | None
 
 
-_SPLITS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by plan, then by what else decides
+_SPLITS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by plan, then by type, shapes and device
 
 
 def split_of(plan, q: torch.Tensor, k_cache: torch.Tensor) -> Split | None:
     """The long runs of a plan over the rows `q`, found once for as long as the plan lives; None where it has none.
 
-    Which runs are long, on which device and for whom, says `choice.PREFILL`. A plan that does not say where its
-    branches' rows are (`KVTree.plan` does) has none. Raises ValueError for a run that points outside the cache.
+    `choice.PREFILL` defines which runs are long, for each device and implementation. A plan without `row_start`, the
+    rows of each branch, has none. Raises ValueError for a run that points outside the cache.
     """
-    rows = [row for row in choice.PREFILL if row.device == q.device.type]
-    if not rows or not hasattr(plan, "row_start") or len(q) < min(row.min_rows for row in rows):
+    choices = [entry for entry in choice.PREFILL if entry.device == q.device.type]
+    if not choices or not hasattr(plan, "row_start") or len(q) < min(entry.min_rows for entry in choices):
         return None
     known = _SPLITS.setdefault(plan, {})
     key = (q.dtype, *q.shape, q.device, len(k_cache), k_cache.shape[2])
     if key not in known:
-        known[key] = _split(plan, q, len(k_cache), k_cache.shape[2], rows)
+        known[key] = _split(plan, q, len(k_cache), k_cache.shape[2], choices)
     return known[key]
 
 
-def _split(plan, q: torch.Tensor, num_blocks: int, block_size: int, rows: Sequence[Row]) -> Split | None:
+def _split(plan, q: torch.Tensor, num_blocks: int, block_size: int, choices: Sequence[Choice]) -> Split | None:
     runs = []
-    is_long = np.diff(plan.row_start) >= min(row.min_rows for row in rows)
+    is_long = np.diff(plan.row_start) >= min(entry.min_rows for entry in choices)
     for branch in np.flatnonzero(is_long).tolist():
         row_lo, row_hi = plan.row_start[branch : branch + 2].tolist()
-        takers = [row.implementation for row in rows if row.applies(q[row_lo:row_hi])]
-        if takers:
+        applying = [entry.implementation for entry in choices if entry.applies(q[row_lo:row_hi])]
+        if applying:
             slots = _slots(plan, row_hi - 1, block_size)
             if slots.min() < 0 or slots.max() >= num_blocks * block_size:
                 raise ValueError(f"tree_attention: rows {row_lo} to {row_hi} name a block outside the cache")
             slots = torch.from_numpy(slots).to(q.device)
-            runs.append(Run(row_lo, row_hi, takers[-1], slots // block_size, slots % block_size))
+            runs.append(Run(row_lo, row_hi, applying[-1], slots // block_size, slots % block_size))
     if not runs:
         return None
     is_run = np.zeros(len(q), bool)
@@ -101,7 +102,7 @@ def _split(plan, q: torch.Tensor, num_blocks: int, block_size: int, rows: Sequen
 
 
 def _slots(plan, row: int, block_size: int) -> np.ndarray:
-    """(tokens,) int64: block * block_size + offset of all that the last row of a branch sees, in position order."""
+    """(tokens,) int64: the slots, block * block_size + offset, of all tokens that a row sees, in position order."""
     parts = []
     for row_lo, row_hi, block_offset, num_tokens, _ in plan.items.tolist():
         if row_lo <= row < row_hi:
@@ -111,7 +112,7 @@ def _slots(plan, row: int, block_size: int) -> np.ndarray:
 
 
 def _others(item: Sequence[int], is_run: np.ndarray) -> Iterator[tuple[int, ...]]:
-    """The parts of an item whose rows are in no run. One with causal rows is a single branch's: all of it, or none."""
+    """The parts of an item whose rows are in no run. A causal item is one branch's: it stays whole or goes."""
     row_lo, row_hi, *what = item
     bounds = np.flatnonzero(np.diff(np.concatenate([[True], is_run[row_lo:row_hi], [True]]))) + row_lo
     for lo, hi in bounds.reshape(-1, 2).tolist():

@@ -1,4 +1,4 @@
-"""The definition of tree attention: every row attends over the tokens that its items name, in order."""
+"""The definition of tree attention: a query row attends to the tokens of all plan items that contain it, in order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tree_attention(
     q: torch.Tensor,  # (rows, num_heads, head_dim)
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     v_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
-    plan,
+    plan,  # KVTree.plan(...), or any object with its `items` and `blocks`
     scale: float,
     out: torch.Tensor | None = None,  # (rows, num_heads, head_dim)
 ) -> torch.Tensor:

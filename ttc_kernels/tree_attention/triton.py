@@ -1,8 +1,8 @@
 """tree_attention on a GPU, in two launches: partial results of units of work, then their merge row by row.
 
 The units are those of csrc/cuda/work.h; both launches read their number and places on the device, so that a captured
-CUDA graph serves whatever tree the list was made of. Partial results are float32, with the natural logarithm of the sum
-of exponentials that they stand for.
+CUDA graph serves whatever tree the list was made of. A partial result is the attention over a part of a row's keys, in
+float32, and the natural logarithm of that part's sum of exponentials.
 """
 
 from __future__ import annotations
@@ -11,53 +11,49 @@ import torch
 import triton
 import triton.language as tl
 
-from ttc_kernels.tree_attention.work import NARROW, NUM_WANTED, WIDE, work_of
+from ttc_kernels.tree_attention.work import NARROW, NUM_WANTED, WIDE, WorkHeader, WorkUnit, work_of
 
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
-DIRECT = tl.constexpr(-1)  # the slot of a unit that is all its rows see: it writes `out` itself
+DIRECT = tl.constexpr(-1)  # the slot of a unit that has all keys of its rows, and so writes `out` itself
+
+# Fields of the work list, under names that a kernel may read.
+NUM_UNITS = tl.constexpr(int(WorkHeader.NUM_UNITS))
+UNITS_AT = tl.constexpr(int(WorkHeader.UNITS_AT))
+BLOCKS_AT = tl.constexpr(int(WorkHeader.BLOCKS_AT))
+MERGE_START_AT = tl.constexpr(int(WorkHeader.MERGE_START_AT))
+MERGE_SLOTS_AT = tl.constexpr(int(WorkHeader.MERGE_SLOTS_AT))
+UNIT_INTS = tl.constexpr(len(WorkUnit))
+ROW_LO = tl.constexpr(int(WorkUnit.ROW_LO))
+PACKED_LO = tl.constexpr(int(WorkUnit.PACKED_LO))
+NUM_PACKED = tl.constexpr(int(WorkUnit.NUM_PACKED))
+BLOCK_OFFSET = tl.constexpr(int(WorkUnit.BLOCK_OFFSET))
+KV_LO = tl.constexpr(int(WorkUnit.KV_LO))
+KV_HI = tl.constexpr(int(WorkUnit.KV_HI))
+CAUSAL_ADD = tl.constexpr(int(WorkUnit.CAUSAL_ADD))
+SLOT_BASE = tl.constexpr(int(WorkUnit.SLOT_BASE))
 
 
 @triton.jit
 def _attend(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    partial_ptr,
-    lse_ptr,
-    unit_ptr,
-    blocks_ptr,
-    scale,
-    kv_head,
-    num_heads,
-    q_row_stride,
-    q_head_stride,
-    k_block_stride,
-    k_token_stride,
-    k_dim_stride,
-    v_block_stride,
-    v_token_stride,
-    v_dim_stride,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-):
+    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, blocks_ptr, scale, kv_head, num_heads,
+    q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
+    v_block_stride, v_token_stride, v_dim_stride,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
     """One unit: up to BLOCK_ROWS packed rows over a run of keys. k_ptr and v_ptr are at the KV head."""
-    row_lo = tl.load(unit_ptr)
+    row_lo = tl.load(unit_ptr + ROW_LO)
     at = tl.arange(0, BLOCK_ROWS)
-    packed = tl.load(unit_ptr + 1) + at
-    is_row = at < tl.load(unit_ptr + 2)
-    blocks_ptr += tl.load(unit_ptr + 3)
-    key_lo = tl.load(unit_ptr + 4)
-    key_hi = tl.load(unit_ptr + 5)
-    slot = tl.load(unit_ptr + 7)
+    packed = tl.load(unit_ptr + PACKED_LO) + at
+    is_row = at < tl.load(unit_ptr + NUM_PACKED)
+    blocks_ptr += tl.load(unit_ptr + BLOCK_OFFSET)
+    key_lo = tl.load(unit_ptr + KV_LO)
+    key_hi = tl.load(unit_ptr + KV_HI)
+    slot = tl.load(unit_ptr + SLOT_BASE)
     row = row_lo + packed // GROUP
     head = kv_head * GROUP + packed % GROUP
-    limit = tl.minimum(key_hi, row + tl.load(unit_ptr + 6))
+    limit = tl.minimum(key_hi, row + tl.load(unit_ptr + CAUSAL_ADD))
     dim = tl.arange(0, BLOCK_DIM)
     is_dim = dim < HEAD_DIM
     is_inside = is_row[:, None] & is_dim[None, :]
@@ -73,13 +69,12 @@ def _attend(
         block = tl.load(blocks_ptr + key // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
         offset = key % BLOCK_SIZE
         k_place = block * k_block_stride + offset * k_token_stride
-        k = tl.load(
-            k_ptr + k_place[None, :] + dim[:, None] * k_dim_stride, mask=is_dim[:, None] & is_key[None, :], other=0.0
-        )
+        is_there = is_dim[:, None] & is_key[None, :]
+        k = tl.load(k_ptr + k_place[None, :] + dim[:, None] * k_dim_stride, mask=is_there, other=0.0)
         score = tl.dot(q, k, input_precision="ieee") * (scale * LOG2_E)
         score = tl.where(key[None, :] < limit[:, None], score, -float("inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
-        zero = tl.where(new_top == -float("inf"), 0.0, new_top)  # of a row that has seen no key yet
+        zero = tl.where(new_top == -float("inf"), 0.0, new_top)  # the row has seen no key yet
         weight = tl.exp2(score - zero[:, None])
         shrink = tl.exp2(top - zero)
         total = total * shrink + tl.sum(weight, 1)
@@ -98,8 +93,8 @@ def _attend(
         is_visible = is_row & (limit > key_lo)
         partial = (slot + row - row_lo).to(tl.int64) * num_heads + head
         tl.store(lse_ptr + partial, (top + tl.log2(total)) * LN_2, mask=is_visible)
-        place = partial[:, None] * HEAD_DIM + dim[None, :]
-        tl.store(partial_ptr + place, result, mask=is_visible[:, None] & is_dim[None, :])
+        is_stored = is_visible[:, None] & is_dim[None, :]
+        tl.store(partial_ptr + partial[:, None] * HEAD_DIM + dim[None, :], result, mask=is_stored)
 
 
 @triton.jit
@@ -132,17 +127,17 @@ def _partials(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
 ):
-    """Programs share out the units, the longest first, for each KV head; few rows go in a narrow tile, many in a wide
-    one."""
-    num_items = tl.load(work_ptr) * num_kv_heads
-    units_ptr = work_ptr + tl.load(work_ptr + 2)
-    blocks_ptr = work_ptr + tl.load(work_ptr + 3)
+    """The programs divide the units of all KV heads among themselves; a unit of few rows takes a narrow tile, one of
+    many a wide tile."""
+    num_items = tl.load(work_ptr + NUM_UNITS) * num_kv_heads
+    units_ptr = work_ptr + tl.load(work_ptr + UNITS_AT)
+    blocks_ptr = work_ptr + tl.load(work_ptr + BLOCKS_AT)
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        unit_ptr = units_ptr + 8 * (item // num_kv_heads)
+        unit_ptr = units_ptr + UNIT_INTS * (item // num_kv_heads)
         kv_head = item % num_kv_heads
         k_head_ptr = k_ptr + kv_head.to(tl.int64) * k_head_stride
         v_head_ptr = v_ptr + kv_head.to(tl.int64) * v_head_stride
-        if tl.load(unit_ptr + 2) <= NARROW:
+        if tl.load(unit_ptr + NUM_PACKED) <= NARROW:
             _attend(
                 q_ptr, k_head_ptr, v_head_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, blocks_ptr, scale, kv_head,
                 num_heads, q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
@@ -175,8 +170,8 @@ def _merge(
     dim = tl.arange(0, BLOCK_DIM)
     is_head = head < num_heads
     is_inside = is_head[:, None] & (dim < HEAD_DIM)[None, :]
-    start_ptr = work_ptr + tl.load(work_ptr + 4) + row
-    slots_ptr = work_ptr + tl.load(work_ptr + 5)
+    start_ptr = work_ptr + tl.load(work_ptr + MERGE_START_AT) + row
+    slots_ptr = work_ptr + tl.load(work_ptr + MERGE_SLOTS_AT)
     first = tl.load(start_ptr)
     end = tl.load(start_ptr + 1)
     if tl.load(slots_ptr + first, mask=first < end, other=0) == DIRECT:

@@ -1,20 +1,69 @@
-"""What a GPU does of a plan: its work list, made in C++, and the room for partial results; Triton's and CUDA's."""
+"""The work list from which a GPU computes tree attention, and the buffers of its partial results.
+
+Triton's and CUDA's kernels read the same list. C++ makes it on the host; csrc/cuda/work.h says what its fields mean.
+"""
 
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
 
 from ttc_kernels import _native
 
-NUM_WANTED = 264  # units of work, about, and programs that share them out: two for each processor of an H100
+NUM_WANTED = 264  # units per plan, about, and programs that share them: two for each processor of an H100
 NARROW, WIDE = 16, 64  # packed rows (query x head of a KV head's group) in a unit: csrc/cuda/work.h
 
 
+class WorkHeader(IntEnum):
+    """Where each field of the C++ struct WorkHeader, with which a work list begins, lies: an index into its int32."""
+
+    NUM_UNITS = 0
+    NUM_ROWS = 1
+    UNITS_AT = 2
+    BLOCKS_AT = 3
+    MERGE_START_AT = 4
+    MERGE_SLOTS_AT = 5
+    NUM_SLOTS = 6
+    NUM_INTS = 7
+
+
+class WorkUnit(IntEnum):
+    """Where each field of the C++ struct WorkUnit lies: an index into the int32 of one unit."""
+
+    ROW_LO = 0
+    PACKED_LO = 1
+    NUM_PACKED = 2
+    BLOCK_OFFSET = 3
+    KV_LO = 4
+    KV_HI = 5
+    CAUSAL_ADD = 6
+    SLOT_BASE = 7
+
+
+@dataclass(frozen=True)
+class WorkList:
+    """The work list of one plan, on the host."""
+
+    ints: np.ndarray
+    """(num_ints,) int32: header, units, block ids, and the slots that each row merges."""
+
+    @property
+    def num_units(self) -> int:
+        """Units of work for each KV head."""
+        return int(self.ints[WorkHeader.NUM_UNITS])
+
+    @property
+    def num_slots(self) -> int:
+        """Partial results, each of one row and all heads."""
+        return int(self.ints[WorkHeader.NUM_SLOTS])
+
+
 class AttentionWork:
-    """What a plan asks of the GPU, made once per plan and read in every layer.
+    """The work list of a plan on the GPU, made once per plan and read in every layer.
 
     Its buffers grow to what a plan needs and keep their addresses as long as they suffice. A captured CUDA graph
     runs over whatever plan `update` was last given; with `may_grow=False` update raises RuntimeError rather than
@@ -31,14 +80,14 @@ class AttentionWork:
         num_ints: int = 4096,  # room for the work list
         num_slots: int = 64,  # room for partial results, each of one row and all heads
         num_wanted: int = NUM_WANTED,  # units in all, about, per plan
-        split_tokens: int = 0,  # tokens of a node in a unit; 0: as num_wanted asks
+        split_tokens: int = 0,  # tokens of a node in a unit; 0: as many as give about num_wanted units
     ):
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.num_wanted, self.split_tokens = num_wanted, split_tokens
         self.device = torch.device(device)
         self.may_grow = True
         self.num_rows = 0
-        self.num_units: int | None = None  # of the list, where the host has made it by `update`
+        self.num_units: int | None = None  # known to the host only where `update` made the list
         self.ints = torch.empty(0, dtype=torch.int32, device=device)
         self.partial = torch.empty(0, device=device)  # (slots, num_heads, head_dim)
         self.partial_lse = torch.empty(0, device=device)  # (slots, num_heads)
@@ -46,37 +95,37 @@ class AttentionWork:
 
     def update(self, plan, num_rows: int, num_blocks: int, block_size: int) -> None:
         """Takes a plan over `num_rows` query rows; ValueError for one that points outside the rows or the cache."""
-        work = self.listed(plan, num_rows, num_blocks, block_size)
-        self._make_room(len(work), int(work[6]))
-        self.num_rows, self.num_units = num_rows, int(work[0])
-        self.ints[: len(work)].copy_(self._pinned(work), non_blocking=True)
+        work = self.make_list(plan, num_rows, num_blocks, block_size)
+        self._make_room(len(work.ints), work.num_slots)
+        self.num_rows, self.num_units = num_rows, work.num_units
+        self.ints[: len(work.ints)].copy_(self._pinned(work.ints), non_blocking=True)
 
-    def listed(self, plan, num_rows: int, num_blocks: int, block_size: int) -> np.ndarray:
-        """The list of a plan, int32, for whoever uploads it with other things; int 6 counts its partial results."""
-        return _native.attention_work(
-            plan.items,
-            plan.blocks,
-            num_rows,
-            self.num_heads,
-            self.num_kv_heads,
-            num_blocks,
-            block_size,
-            self.num_wanted,
-            self.split_tokens,
+    def make_list(self, plan, num_rows: int, num_blocks: int, block_size: int) -> WorkList:
+        """The work list of a plan, for a caller that uploads it together with other data."""
+        ints = _native.attention_work(
+            plan,
+            num_rows=num_rows,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            num_wanted=self.num_wanted,
+            split_tokens=self.split_tokens,
         )
+        return WorkList(ints)
 
     def read_from(self, ints: torch.Tensor, num_rows: int) -> None:
-        """The list of `num_rows` query rows is in `ints` from now on, where somebody else puts it (`listed`)."""
+        """From now on the kernels read the list of `num_rows` query rows from `ints`, which the caller fills."""
         self.ints, self.num_rows, self.num_units = ints, num_rows, None
 
     def grow_slots(self, num_slots: int) -> bool:
-        """Makes room for so many partial results; whether their buffers have new addresses."""
+        """Makes room for `num_slots` partial results; returns whether their buffers have new addresses."""
         before = self.partial
         self._make_room(0, num_slots)
         return self.partial is not before
 
     def _pinned(self, work: np.ndarray) -> torch.Tensor:
-        """The list where the GPU can fetch it; torch keeps the memory until it has."""
+        """The list in memory that the GPU can copy from in the background; torch keeps it until that is done."""
         if self.device.type != "cuda":
             return torch.from_numpy(work)
         pinned = torch.empty(len(work), dtype=torch.int32, pin_memory=True)
@@ -100,11 +149,11 @@ class AttentionWork:
             self.partial_lse = torch.empty(slots, self.num_heads, device=self.device)
 
 
-_WORK: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by plan, then by what else decides
+_WORK: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by plan, then by shapes and device
 
 
 def work_of(plan, q: torch.Tensor, k_cache: torch.Tensor) -> AttentionWork:
-    """The work of a plan, in which all layers of a forward find it; `plan` may be an AttentionWork itself.
+    """The work of a plan, made by the first layer of a forward that asks; `plan` may be an AttentionWork itself.
 
     Raises ValueError for a plan that points outside q or the cache, and for work of another shape.
     """

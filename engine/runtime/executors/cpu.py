@@ -14,7 +14,7 @@ from engine.runtime.executors.transfers import Fetch
 from engine.runtime.kv import KVPool
 from engine.runtime.stops import StopRules
 from ttc_kernels._native import Plan
-from ttc_kernels.decoder import DecodeLoop
+from ttc_kernels.decoder import DecodeBatch, DecodeLoop
 from ttc_kernels.sample import sample
 
 
@@ -80,22 +80,20 @@ class HostModel:
         active = rows.active()
         if self.loop is None:
             return self._decode_once(rows, stops.is_scored)
-        decoded = self.loop.run(
-            self.pool.tree,
-            self.pool.k,
-            self.pool.v,
-            active.handles,
-            active.pending,
-            active.sampling,
-            active.left,
-            wait_for.groups,
-            active.rules,
-            stops.table,
-            stops.is_scored,
-            min(max_forwards, active.room),
-            wait_for.num_rows,
-            active.num_placed,
+        batch = DecodeBatch(
+            handles=active.handles,
+            pending=active.pending,
+            sampling=active.sampling,
+            limits=active.left,
+            groups=wait_for.groups,
+            rules=active.rules,
+            table=stops.table,
+            marks=stops.is_scored,
+            max_forwards=min(max_forwards, active.room),
+            min_ready=wait_for.num_rows,
+            max_live=active.num_placed,
         )
+        decoded = self.loop.run(self.pool.tree, self.pool.k, self.pool.v, batch)
         scores = self._scores(decoded.states, range(len(decoded.marked)))
         return Drawn(decoded.tokens, decoded.logprobs, decoded.counts, decoded.marked, scores)
 

@@ -119,14 +119,14 @@ class DecodeStep:
         if self.work is None:
             return np.zeros(0, np.int32)
         _, num_blocks, _, block_size, _ = self.model.pool.k.shape
-        work = self.work.listed(plan, self.size, num_blocks, block_size)
+        work = self.work.make_list(plan, self.size, num_blocks, block_size)
         room = len(self.ints) - _NUM_FIELDS * self.size
-        if self.work.grow_slots(int(work[6])):
+        if self.work.grow_slots(work.num_slots):
             self.graph = None
-        if len(work) > room:
+        if len(work.ints) > room:
             self.graph = None
-            self._place(2 * len(work))
-        return work
+            self._place(2 * len(work.ints))
+        return work.ints
 
     def _place(self, num_ints: int) -> None:
         """Makes the buffer, with room for a work list of so many, and its views."""
