@@ -135,13 +135,11 @@ class LLM:
         """Text without special tokens."""
         return self.vocabulary.decode(token_ids)
 
-    def stop_rule(self, stop: Sequence[str] | np.ndarray) -> int:
-        """The number of the rule that stops at the end of text and at these texts, or at the tokens of a mask.
+    def stop_rule(self, stop: Sequence[str]) -> int:
+        """The number of the rule that stops at these texts and at the end of text.
 
-        A mask is (vocabulary,) bool. Raises UserError for a text that no single token contains.
+        Raises UserError for a text that no single token contains.
         """
-        if isinstance(stop, np.ndarray):
-            return self.runner.stops.add(stop)
         key = tuple(stop)
         if key not in self._stop_rules:
             self._stop_rules[key] = self.runner.stops.add(self.vocabulary.token_mask(key))

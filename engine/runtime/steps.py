@@ -48,7 +48,7 @@ class StepEnds:
 
     def _stop_condition(self, mask: np.ndarray, stop_at_step: bool) -> StopCondition:
         """Stops at the tokens of a mask, (vocabulary,) bool, and looks at the text where a token does not decide."""
-        rule = self.llm.stop_rule(mask)
+        rule = self.llm.runner.stops.add(mask)
         if self.is_plain and not self.stops_at_box:
             return StopCondition(rule)
 

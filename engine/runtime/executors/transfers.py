@@ -10,7 +10,7 @@ _TYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64, np.d
 
 
 class Transfers:
-    """Copies to and from one device, on its current stream. On a GPU they use pinned memory, so the host never waits."""
+    """Copies to and from one device, on its current stream. On a GPU from pinned memory, so the host never waits."""
 
     def __init__(self, device: torch.device):
         self.device = device
