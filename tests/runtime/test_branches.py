@@ -1,10 +1,11 @@
-"""Live sequences: open, fork, extend, feed, next_logits, close."""
+"""Live sequences: open, fork, generate, append, next_logits, close."""
 
 import random
 
 import pytest
 import torch
 
+from engine.errors import UserError
 from engine.types import GREEDY, Sampling
 
 from .builders import PROBLEMS, assert_idle, load_llm
@@ -50,6 +51,18 @@ def test_closing_a_parent_keeps_its_children(llm):
     grandchildren = children[0].fork(2)
     children[0].close()
     assert (llm.next_logits([*children[1:], *grandchildren]) == want).all()
+
+
+def test_tokens_appended_lazily_are_computed_when_they_are_needed(llm):
+    at_once, lazy = llm.open(PROMPT).fork(2)
+    llm.append([at_once], [[5, 6, 7]])
+    num_ticks = llm.runner.num_ticks
+    llm.append([lazy], [[5, 6, 7]], is_lazy=True)
+    assert lazy.token_ids == at_once.token_ids
+    assert (llm.runner.num_ticks, llm.runner.has_work) == (num_ticks, False)
+    assert torch.equal(*(llm.next_logits([branch]) for branch in (at_once, lazy)))
+    with pytest.raises(UserError, match=r"within 0\.\.24, got 25"):
+        llm.append([lazy], [[5, 25]], is_lazy=True)
 
 
 def test_the_order_of_branches_is_the_order_of_results(llm):
