@@ -28,7 +28,7 @@ def check_logits(llm: LLM, policy: torch.nn.Module, prompt: list[int], dtype: st
 def check_score(prm: LLM, search: plain.PlainBeamSearch, prompt: list[int]) -> float:
     """The difference of both sides' PRM scores of one text, float32. Raises UserError if it is too large."""
     root = prm.open(prompt[:-1])
-    request = prm.append([root], [prompt[-1:]], [[0]])
+    request = prm.queue_append([root], [prompt[-1:]], score_at=[[0]])
     prm.run(request)
     root.close()
     whole = plain.Beam(prompt)

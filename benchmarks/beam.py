@@ -57,7 +57,7 @@ def beam(policy: Path, prm: Path, args: argparse.Namespace) -> dict[str, object]
 def search(engine: Engine, problems: list[Problem], args: argparse.Namespace, seed: int) -> int:
     """Searches problems at the same time, from cold caches; the number of tokens generated."""
     for llm in (engine.policy, engine.prm):
-        llm.runner.tree.clear_cache()
+        llm.clear_cache()
     results = engine.search(
         problems, BeamSearch(args.width), args.budget, seed=seed, sampling=Sampling(temperature=1.0)
     )

@@ -27,7 +27,7 @@ from benchmarks.hardware import Bystanders, commit
 from benchmarks.random_models import save_random
 from engine.model import HOME, ScoreHead
 from engine.runtime import LLM
-from engine.runtime.executors.gpu import DeviceModel
+from engine.runtime.executors.gpu import GPUExecutor
 from engine.runtime.executors.gpu_step import MAX_AHEAD
 from engine.types import Sampling
 
@@ -54,9 +54,9 @@ def load(folder: Path, device: str, dtype: str, *, is_scored: bool, num_blocks: 
     runner = llm.runner
     runner.stops.is_eos[:-1] = False  # before any rule is made: a branch ends at its limit alone
     if is_scored:
-        weight = torch.zeros_like(runner.decoder.embedding[:1])
-        runner.score_head = runner.model.score_head = ScoreHead(weight, None, 0)
-        runner.stops.score_at(llm.token_mask(["\n"]))
+        weight = torch.zeros_like(runner.parts.decoder.embedding[:1])
+        runner.parts.score_head = ScoreHead(weight, None, 0)
+        llm.read_trunk_head_at(llm.vocabulary.token_mask(["\n"]))
     return llm
 
 
@@ -66,7 +66,9 @@ def step_times(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> list[fl
     runner = llm.runner
     root = llm.open([5 + i % 7 for i in range(num_prompt)])
     branches = root.fork(batch)
-    request = llm.sample(branches, list(range(batch)), Sampling(temperature=1.0), (), num_steps + WARMUP)
+    request = llm.queue_generate(
+        branches, range(batch), sampling=Sampling(temperature=1.0), max_tokens=num_steps + WARMUP
+    )
     times: list[float] = []
     while not request.is_done:
         start, before = time.perf_counter(), runner.num_ticks
@@ -83,7 +85,7 @@ def step_times(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> list[fl
 def floor_bytes(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> float:
     """Weights that multiply, and the unique KV of a step in the middle of the run."""
     shape = llm.config.shape()
-    size = llm.runner.decoder.dtype.itemsize
+    size = llm.runner.parts.decoder.dtype.itemsize
     pool = llm.runner.pool
     num_tokens = num_prompt + batch * (WARMUP + num_steps // 2)
     return shape.num_matmul_params * size + num_tokens * pool.bytes_per_block / pool.tree.block_size
@@ -94,8 +96,8 @@ def measure(llm: LLM, batch: int, is_scored: bool, rate: float, num_prompt: int,
     times = step_times(llm, batch, num_prompt, num_steps)
     seconds = statistics.median(times)
     floor = floor_bytes(llm, batch, num_prompt, num_steps) / rate
-    model = llm.runner.model
-    has_graphs = isinstance(model, DeviceModel) and any(step.graph is not None for step in model._steps.values())
+    executor = llm.runner.executor
+    has_graphs = isinstance(executor, GPUExecutor) and any(step.graph is not None for step in executor._steps.values())
     return Row(batch, is_scored, has_graphs, seconds, floor, seconds / floor, batch / seconds)
 
 

@@ -108,7 +108,7 @@ def search(
 ) -> list[Row]:
     """One row per problem, in order; the prompts are not in the KV cache when it starts."""
     for llm in (engine.policy, engine.prm):
-        llm.runner.tree.clear_cache()  # a strategy must not live on what the one before it has paid for
+        llm.clear_cache()  # a strategy must not live on what the one before it has paid for
     rows: dict[int, Row] = {}
     with RunProgress(label, len(problems)) as progress:
         for index, result in engine.search_iter(problems, strategy, budget, seed=seed):

@@ -205,7 +205,7 @@ def transformers_sides(llm: LLM, models: Models) -> dict[str, Side]:
     prm = plain.load(models.prm, dtype, "sdpa", is_verifier=True).to(args.device)
     check_logits(llm, partial(_logits_on_cpu, policy), models.prompts[0], args.dtype)
     (eos,) = llm.config.eos_token_ids
-    delimiters = np.flatnonzero(llm.token_mask(["\n"])).tolist()
+    delimiters = np.flatnonzero(llm.vocabulary.token_mask(["\n"])).tolist()
     make = partial(
         CountedSearch,
         policy,

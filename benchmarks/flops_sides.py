@@ -57,7 +57,7 @@ def ours(engine: Engine, problems: list[Problem], max_tokens: int) -> Side:
 
     def run(strategy: Strategy, num_answers: int, seed: int) -> Spent:
         for llm in (engine.policy, engine.prm):
-            llm.runner.tree.clear_cache()
+            llm.clear_cache()
         results = engine.search(
             problems, strategy, num_answers, seed=seed, sampling=Sampling(temperature=1.0), max_tokens=max_tokens
         )

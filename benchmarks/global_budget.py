@@ -175,7 +175,7 @@ def uniform_points(engine: Engine, problems: Sequence[Problem], name: str, args:
 def clear_caches(engine: Engine) -> None:
     """No search may live on what the one before it has paid for."""
     for llm in filter(None, (engine.policy, engine.prm)):
-        llm.runner.tree.clear_cache()
+        llm.clear_cache()
 
 
 def compared(allocated: Point, uniform: Sequence[Point]) -> dict[str, object]:

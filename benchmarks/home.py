@@ -114,7 +114,7 @@ def main() -> None:
         "temperature": DEFAULT_SAMPLING.temperature,
         "policy": policy_figures(greedy, sampled),
     }
-    judges = [("prm", engine.prm is not None), ("trunk", engine.policy.runner.score_head is not None)]
+    judges = [("prm", engine.prm is not None), ("trunk", engine.policy.has_score_head)]
     for name, is_there in judges:
         if is_there:
             results = engine.search(problems, BestOfN(), 16, seed=options.seed, verifier=name)

@@ -40,7 +40,7 @@ NUM_NEW = 96  # tokens of the yardstick's answers
 
 def rollouts(llm: LLM, recipe: RolloutRecipe) -> int:
     """Labels some questions; the tokens that were drawn for it."""
-    llm.runner.tree.clear_cache()
+    llm.clear_cache()
     requests, sample = [], llm.sample
 
     def counted(*args, **options):
@@ -66,7 +66,7 @@ def rollouts_by_workers(num_workers: int, recipe: RolloutRecipe) -> None:
 def scored(engine: Engine, num_problems: int, num_answers: int, seed: int) -> int:
     """Searches some problems by best-of-N; tokens drawn, and read by the PRM."""
     for llm in (engine.policy, engine.prm):
-        llm.runner.tree.clear_cache()
+        llm.clear_cache()
     problems = take_problems(engine.task, "test", num_problems)
     results = engine.search(problems, BestOfN(), num_answers, seed=seed)
     return sum(result.ledger.tokens[kind] for result in results for kind in ("generated", "verified"))

@@ -68,10 +68,10 @@ def best_of_n(folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, o
 
 def sample_answers(llm: LLM, prompts: list[list[int]], num_answers: int, num_new: int, seed: int) -> int:
     """Samples answers of all prompts in one continuous batch, from a cold cache; the number of tokens."""
-    llm.runner.tree.clear_cache()
+    llm.clear_cache()
     roots = [llm.open(prompt) for prompt in prompts]
     branches = [branch for root in roots for branch in root.fork(num_answers)]
-    results = llm.extend(branches, max_tokens=num_new, sampling=Sampling(temperature=1.0), seed=seed)
+    results = llm.generate(branches, max_tokens=num_new, sampling=Sampling(temperature=1.0), seed=seed)
     for branch in branches + roots:
         branch.close()
     assert all(len(result.token_ids) == num_new for result in results), "an answer has ended early"
@@ -103,11 +103,11 @@ def cost_against_n(folder: Path, args: argparse.Namespace) -> list[dict[str, flo
 def kv_bytes(llm: LLM, prompt: list[int], num_answers: int, num_new: int) -> tuple[int, int]:
     """KV memory at the end of best-of-N in whole blocks: as it is, and with a prompt for every answer."""
     tree, pool = llm.runner.tree, llm.runner.pool
-    tree.clear_cache()
+    llm.clear_cache()
     num_before = tree.num_free_blocks
     root = llm.open(prompt)
     branches = root.fork(num_answers)
-    llm.extend(branches, max_tokens=num_new)
+    llm.generate(branches, max_tokens=num_new)
     num_shared = num_before - tree.num_free_blocks
     # The last sampled token has not been fed, so it has no KV.
     num_unshared = num_answers * -(-(len(prompt) + num_new - 1) // pool.v.shape[3])

@@ -14,7 +14,6 @@ from engine.model import HOME, load_trunk_head, read_config, resolve_device, res
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.runtime import LLM, Batcher, ModelPolicy, shared_blocks
-from engine.runtime.runner import Runner
 from engine.scheduler import ComputeOptimal, Planner, search_batch
 from engine.search import run_search, sampler
 from engine.search.loop import check_arguments
@@ -243,25 +242,25 @@ class Engine:
             )
             for problem in problems
         )
-        for index, result in Batcher(self._runners(strategy, judge)).run(searches, rows_each=strategy.rows(budget)):
+        for index, result in Batcher(self._models(strategy, judge)).run(searches, rows_each=strategy.rows(budget)):
             if isinstance(result, Exception):
                 raise result
             yield index, result
 
     def _check_reviser(self, strategy: Strategy | Planner, judge: Verifier | None) -> None:
         sampler(strategy, self._policy, self._reviser)
-        if strategy.revises and isinstance(judge, TrunkVerifier) and self.reviser.runner.score_head is None:
+        if strategy.revises and isinstance(judge, TrunkVerifier) and not self.reviser.has_score_head:
             raise UserError(
                 f"verifier 'trunk' is a head on the policy's trunk, not on that of the reviser at {self.reviser.folder}"
             )
 
-    def _runners(self, strategy: Strategy | Planner, judge: Verifier | None) -> list[Runner]:
-        """Of the models that a search runs, those that sample first."""
+    def _models(self, strategy: Strategy | Planner, judge: Verifier | None) -> list[LLM]:
+        """The models that a search runs, those that generate first."""
         samplers = [self.policy]
         if strategy.revises:
             samplers = [*samplers, self.reviser] if isinstance(strategy, Planner) else [self.reviser]
         judges = [judge.llm] if isinstance(judge, PRMVerifier | SpecVerifier | StepCache) else []
-        return list(dict.fromkeys(llm.runner for llm in (*samplers, *judges)))
+        return list(dict.fromkeys((*samplers, *judges)))
 
     def conditions(
         self,
@@ -309,7 +308,7 @@ class Engine:
                 self._judges[verifier] = build_verifier(model, self.specs[verifier], self.policy, self.shares_steps)
             return self._judges[verifier]
         if verifier == "trunk":
-            if self.policy.runner.score_head is None:
+            if not self.policy.has_score_head:
                 raise UserError("verifier 'trunk' was asked for, but no trunk head is loaded")
             return TrunkVerifier()
         if verifier == "oracle":

@@ -29,11 +29,11 @@ def test_policy_logits_equal_those_of_transformers(engine, problems):
     for problem in problems[:4]:
         root = llm.open(problem.prompt)
         kept, *pruned = root.fork(4)
-        llm.extend([kept, *pruned], stop=["\n"], max_tokens=64, sampling=Sampling(1.0), seed=1)
+        llm.generate([kept, *pruned], stop=["\n"], max_tokens=64, sampling=Sampling(1.0), seed=1)
         for branch in pruned:
             branch.close()
         grown = kept.fork(3)
-        llm.extend(grown, stop=["\n"], max_tokens=64, sampling=Sampling(1.0), seed=2)
+        llm.generate(grown, stop=["\n"], max_tokens=64, sampling=Sampling(1.0), seed=2)
         for branch in (root, kept, *grown):
             expected = model(torch.tensor([branch.token_ids])).logits[0, -1]
             torch.testing.assert_close(llm.next_logits([branch])[0], expected, atol=1e-4, rtol=0)

@@ -101,7 +101,7 @@ def score_pool(study: Study, seed: int, name: str = "orm") -> None:
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         there = [index for index in todo if index in pools]
         judges = (_judge(engine, study.problems[index], Pool.from_row(pools[index])) for index in there)
-        for position, scores in Batcher([engine.orm.runner]).run(judges, study.settings.pool_size):
+        for position, scores in Batcher([engine.orm]).run(judges, study.settings.pool_size):
             if isinstance(scores, Exception):
                 raise scores
             problem = study.problems[there[position]]
@@ -145,7 +145,7 @@ def run_cells(study: Study, cells: Sequence[Cell]) -> None:
 
         def make_rows(todo: list[int], cell=cell, engine=engine) -> Iterator[tuple[int, Row]]:
             for llm in filter(None, (engine.policy, engine.prm, engine.orm)):
-                llm.runner.tree.clear_cache()  # a strategy must not live on what the one before it has paid for
+                llm.clear_cache()  # a strategy must not live on what the one before it has paid for
             problems = [study.problems[index] for index in todo]
             options = {"seed": cell.seed, "verifier": cell.verifier}
             for position, result in engine.search_iter(problems, cell.strategy, cell.budget, **options):

@@ -232,7 +232,7 @@ def measure_rows(
         starts = samples if predictor.is_reused else [None] * len(problems)
         plans = {problems[index].id: Plan(strategy, budget, starts[index]) for index in chosen}
         for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
-            llm.runner.tree.clear_cache()  # a strategy must not live on what the one before it has paid for
+            llm.clear_cache()  # a strategy must not live on what the one before it has paid for
         found = engine.search_iter([problems[index] for index in chosen], Assigned(plans), budget, **settings)
         for position, result in found:
             index = chosen[position]

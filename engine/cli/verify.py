@@ -80,10 +80,10 @@ def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list
     from engine.types import Problem
 
     problems = [Problem(str(index), row["prompt"]) for index, row in enumerate(rows)]
-    runners = [engine.policy.runner, *([judge.llm.runner] if hasattr(judge, "llm") else [])]
+    models = [engine.policy, *([judge.llm] if hasattr(judge, "llm") else [])]
     runs = (_score(engine, judge, problem, row) for problem, row in zip(problems, rows, strict=True))
     scores: list[list[float]] = [[] for _ in rows]
-    for index, result in Batcher(runners).run(runs, rows_each=1):
+    for index, result in Batcher(models).run(runs, rows_each=1):
         if isinstance(result, Exception):
             raise result
         scores[index] = result
@@ -127,7 +127,7 @@ async def _trunk_scores(engine: Engine, problem: Problem, steps: Sequence[Step])
         for step in steps:
             ids = [*ids, *step.token_ids]
             places.append(max(0, len(ids) - 2))
-        request = llm.append([branch], [ids], [places])
+        request = llm.queue_append([branch], [ids], score_at=[places])
         await request
         return request.scores[0]
     finally:

@@ -6,6 +6,15 @@ from engine.runtime.kv import shared_blocks
 from engine.runtime.llm import LLM
 from engine.runtime.policy import ModelPolicy
 from engine.runtime.preemption import PoolTooSmall
-from engine.runtime.requests import Sampled
+from engine.runtime.requests import GeneratedTokens, StopCondition
 
-__all__ = ["LLM", "Batcher", "Branch", "ModelPolicy", "PoolTooSmall", "Sampled", "shared_blocks"]
+__all__ = [
+    "LLM",
+    "Batcher",
+    "Branch",
+    "GeneratedTokens",
+    "ModelPolicy",
+    "PoolTooSmall",
+    "StopCondition",
+    "shared_blocks",
+]

@@ -8,11 +8,12 @@ from typing import Any
 
 from engine.interrupts import Uninterrupted
 from engine.runtime.garbage import fewer_collections
+from engine.runtime.llm import LLM
 from engine.runtime.requests import Request
-from engine.runtime.runner import MAX_FORWARDS, Runner
+from engine.runtime.runner import MAX_FORWARDS
 
-_MIN_FEED_TOKENS = 512  # a verifier runs once so many tokens wait for it ...
-_MAX_WAIT_TICKS = 4  # ... or has waited for so many forwards of the policy
+_MIN_PREFILL_TOKENS = 512  # a verifier runs once this many tokens wait for it ...
+_MAX_WAIT_TICKS = 4  # ... or once it has waited for this many forwards of the policy
 
 
 @dataclass(eq=False)
@@ -25,30 +26,29 @@ class _Task:
 class Batcher:
     """Runs many searches over the same models.
 
-    `runners[0]` samples; the others sample too (they have an LM head) or are verifiers', as far as they
-    are known (whatever model a search waits for is run). A search is started as soon as the first one's
-    batch has room, and woken when the request that it awaits is done.
+    The first model generates. The others may be verifiers, or generate too. Further models that a search waits for are
+    added as they are met. A search is started as soon as the first model's batch has room, and woken when the request
+    that it awaits is done.
     """
 
-    def __init__(self, runners: Sequence[Runner]):
-        self.runners = list(runners)
-        self._waited = [0] * len(self.runners)
+    def __init__(self, models: Sequence[LLM]):
+        self.runners = [llm.runner for llm in models]
+        self._waited = [0] * len(self.runners)  # ticks of the policy since each last ran with work pending
 
     def run(self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int) -> Iterator[tuple[int, Any]]:
-        """Yields (index, result) as searches end; `rows_each` is how many branches each may sample at once.
+        """Yields (index, result) as searches end; `rows_each` is how many branches each may generate at once.
 
-        An error in a search ends it alone: it is yielded in the place of its result. Searches that
-        are still running when the iterator is closed are closed with it, as they are on Ctrl-C, which
-        takes effect between two forwards: the models can be used again after it. Meanwhile Python's garbage collector
-        runs less often.
+        An error ends its search alone and is yielded in the place of the result. Searches that still run when the
+        iterator is closed are closed with it. Ctrl-C does the same, between two forwards, so the models can be used
+        again afterwards. Python's garbage collector runs less often during the iteration.
         """
         with fewer_collections():
             yield from self._run(searches, rows_each)
 
     def _run(self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int) -> Iterator[tuple[int, Any]]:
-        rows = self.runners[0].rows
-        # So many problems that most places are taken; no more, as the KV of fewer stays in a CPU's cache.
-        num_wanted = rows.max_rows + rows.max_rows // (2 if rows.num_slots > rows.max_rows else 1)
+        table = self.runners[0].table
+        # Enough problems that most rows are taken, and no more, because the KV of fewer stays in a CPU's cache.
+        num_wanted = table.batch_size + table.batch_size // (2 if table.num_rows > table.batch_size else 1)
         max_active = max(1, -(-num_wanted // rows_each))
         waiting: list[_Task] = []
         pending = enumerate(searches)
@@ -79,7 +79,7 @@ class Batcher:
                 task.search.close()
 
     def _wake(self, task: _Task, ended: list[tuple[int, Any]]) -> bool:
-        """Lets a search go on; whether it has ended: then its index and result are put into `ended`."""
+        """Lets a search go on. If it ends, adds its index and result to `ended` and returns True."""
         try:
             task.waits_for = task.search.send(None)
         except StopIteration as stop:
@@ -88,7 +88,7 @@ class Batcher:
         except Exception as error:
             ended.append((task.index, error))
             return True
-        if task.waits_for.runner not in self.runners:  # the verifier is someone's own, over a model of ours
+        if task.waits_for.runner not in self.runners:  # a user's own verifier may use a model of its own
             self.runners.append(task.waits_for.runner)
             self._waited.append(0)
         return False
@@ -100,9 +100,12 @@ class Batcher:
         )
 
     def tick(self) -> None:
-        """One forward of each that samples, and of each verifier that has enough to do; more where one alone works."""
+        """One forward of each model that generates, and of each verifier that has enough to do.
+
+        A model that generates runs several forwards if no other model has work.
+        """
         working = [i for i, runner in enumerate(self.runners) if runner.has_work]
-        samplers = [i for i in working if i == 0 or self.runners[i].lm_head is not None]
+        samplers = [i for i in working if i == 0 or self.runners[i].parts.lm_head is not None]
         for i in samplers:
             self.runners[i].tick(1 if len(working) > 1 else MAX_FORWARDS)
         for i in working:
@@ -112,7 +115,7 @@ class Batcher:
             if runner.is_waiting and samplers:
                 continue  # on a GPU its last forward runs beside the others'
             self._waited[i] += 1
-            is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.feeding.num_tokens >= _MIN_FEED_TOKENS
+            is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.prefill.num_tokens >= _MIN_PREFILL_TOKENS
             if is_due or runner.is_in_flight or not samplers:
                 runner.tick()
                 self._waited[i] = 0

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 from engine.accounting import Ledger
 from engine.errors import UserError
-from engine.runtime.requests import FeedJob, SampleJob
-from engine.runtime.segments import Segment
+from engine.runtime.segments import Segment, SegmentStore
 
-if TYPE_CHECKING:
-    from engine.runtime.llm import LLM
+
+class BranchOwner(Protocol):
+    """What a branch knows of its model, which is an `LLM`."""
+
+    folder: Path
+
+    @property
+    def store(self) -> SegmentStore: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+class Job(Protocol):
+    """Work for a branch that has been queued and has not ended."""
+
+    def cancel(self) -> None:
+        """Takes the work back; the branch is then free."""
+        ...
 
 
 class Branch:
@@ -18,18 +35,18 @@ class Branch:
 
     def __init__(
         self,
-        llm: LLM,
+        owner: BranchOwner,
         segment: Segment,
         ledger: Ledger,
         address: tuple[int, ...] = (),
         num_prompt_tokens: int | None = None,
     ):
         self.num_prompt_tokens = segment.end if num_prompt_tokens is None else num_prompt_tokens
-        self.llm = llm
-        self.segment = segment
+        self.owner = owner
+        self.segment = segment  # the last one; the earlier ones are its origins
         self.ledger = ledger
-        self.address = address  # which child of which child of the opened branch
-        self.job: SampleJob | FeedJob | None = None  # what is being done to it
+        self.address = address  # (2, 0): first fork of the third fork of the opened branch
+        self.job: Job | None = None
         self.num_forks = 0
         self.is_open = True
 
@@ -45,27 +62,24 @@ class Branch:
 
     @property
     def text(self) -> str:
-        return self.llm.decode(self.token_ids)
+        return self.owner.decode(self.token_ids)
 
     def fork(self, num_branches: int) -> list[Branch]:
-        """O(1) each: the children stand where this branch stands, and it stays open."""
+        """Branches that continue from the same last token, in O(1) each. This branch stays open."""
         self.check_free()
         if num_branches < 1:
             raise UserError(f"a branch is forked into at least 1, got {num_branches}")
         first, self.num_forks = self.num_forks, self.num_forks + num_branches
-        store = self.llm.runner.store
+        acquire = self.owner.store.acquire
         return [
-            Branch(
-                self.llm, store.acquire(self.segment), self.ledger, (*self.address, first + i), self.num_prompt_tokens
-            )
+            Branch(self.owner, acquire(self.segment), self.ledger, (*self.address, first + i), self.num_prompt_tokens)
             for i in range(num_branches)
         ]
 
     def rewind(self, num_tokens: int) -> int:
-        """Takes back what was appended after the first `num_tokens` tokens, in the runs in which it was appended.
+        """Takes back whole segments at the end, until at most `num_tokens` tokens are left.
 
-        Returns how many tokens are left: `num_tokens` or fewer, where that falls within a run. 0 says that it
-        falls within the prompt: then nothing is taken back.
+        Returns how many tokens are left. 0 means that the prompt alone is longer: then nothing is taken back.
         """
         self.check_free()
         segment: Segment | None = self.segment
@@ -74,7 +88,7 @@ class Branch:
         if segment is None:
             return 0
         if segment is not self.segment:
-            store = self.llm.runner.store
+            store = self.owner.store
             old, self.segment = self.segment, store.acquire(segment)
             store.release(old)
         return segment.end
@@ -84,11 +98,9 @@ class Branch:
         if not self.is_open:
             raise UserError(f"branch {self.address} is closed already")
         self.is_open = False
-        if isinstance(self.job, SampleJob):
-            self.llm.runner.cancel(self.job)
-        elif isinstance(self.job, FeedJob):
-            self.llm.runner.cancel_feed(self.job)
-        self.llm.runner.store.release(self.segment)
+        if self.job is not None:
+            self.job.cancel()
+        self.owner.store.release(self.segment)
 
     def check_free(self) -> None:
         """Raises UserError for a branch that is closed or busy."""

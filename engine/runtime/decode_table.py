@@ -1,4 +1,4 @@
-"""The decode table: one slot per branch being sampled, its state in arrays."""
+"""The decode table: one row per branch that is being generated, its state in arrays."""
 
 from __future__ import annotations
 
@@ -8,80 +8,81 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.runtime.requests import SampleJob
+from engine.runtime.requests import GenerateJob
 
 # Columns of one type share an array, so that they are gathered in one go.
 _INTS = (  # int32
-    "handle",
-    "pending",  # last sampled token, not yet fed
+    "handle",  # in the KV tree
+    "pending",  # last sampled token, not yet in the KV tree
     "position",  # of the token to be sampled next
     "top_k",
     "count",  # tokens sampled in this extension
     "max_count",
     "rule",  # stop rule
-    "billed",  # tokens of this extension whose feeding is on the bill
+    "billed",  # tokens of this extension whose forward passes are on the bill
 )
 _FLOATS = ("temperature", "top_p", "min_p")  # float32
 
 
 @dataclass
-class Active:
-    """The n decoding rows side by side, so that a tick gathers nothing; lives until their set changes.
+class ActiveRows:
+    """The n decoding rows gathered side by side, for as long as it stays the same n.
 
-    The first `num_placed` are decoded; the others stand by until one of those ends.
+    The first `num_placed` are decoded in the next forward; the others stand by until one of those ends.
     """
 
     num_placed: int
-    slots: np.ndarray  # (n,) int64
+    rows: np.ndarray  # (n,) int64: row numbers in the table
     handles: np.ndarray  # (n,) int32
     ones: np.ndarray  # (n,) int32: tokens of each row in a forward
     indices: np.ndarray  # (n,) int64: 0 .. n - 1
-    where: torch.Tensor  # the same memory
+    where: torch.Tensor  # (n,) int64: `indices` as a tensor, in the same memory
     rules: np.ndarray  # (n,) int32
-    sampling: tuple[torch.Tensor, ...]  # the arguments of `sample` after the logits
-    positions: np.ndarray  # (n,) int32, the memory of sampling[1]
+    sampling: tuple[torch.Tensor, ...]  # (n,) each: the arguments of `sample` after the logits
+    positions: np.ndarray  # (n,) int32, in the same memory as sampling[1]
     pending: np.ndarray  # (n,) int32
-    at: np.ndarray  # (n,) int64: where the next token goes in the flat table
+    at: np.ndarray  # (n,) int64: where the next token goes in the flattened table of tokens
     left: np.ndarray  # (n,) int32: tokens that each row may still draw
-    room: int  # tokens that the table surely holds of every row
+    room: int  # tokens that the table can hold for every row before it must grow
 
 
 @dataclass(frozen=True)
-class Ready:
-    """When decoding is to return: once so many rows have ended, those counted of whose group none goes on."""
+class ReturnRule:
+    """When decoding returns to the runner: once `num_rows` rows have ended whose whole group has ended."""
 
     num_rows: int
-    groups: np.ndarray  # (n,) int32, below n, one for each decoding row
+    groups: np.ndarray  # (n,) int32: the group of each decoding row, numbered from 0
 
 
-class Rows:
-    """`max_rows` at most are decoded, `num_standby` more may wait with a token drawn for one of them to end.
+class DecodeTable:
+    """State of the branches that are being generated.
 
-    Columns are arrays of as many slots; `tokens` and `logprobs` are (capacity, slots), so that what a tick writes
-    lies together.
+    `batch_size` of them are decoded in one forward at most. `num_standby` more may have their first token drawn and
+    then wait to take the place of one that ends.
 
-    While rows are `active`, what a tick changes (pending, position, count) is kept there and not in the
-    columns; every other call writes it back first.
+    Columns have `num_rows` entries. `tokens` and `logprobs` are (capacity, num_rows), so that what a tick writes lies
+    together. While there is an `active` gathering, pending tokens, positions and counts are kept there and are stale
+    in the columns; every other method writes them back first.
     """
 
-    def __init__(self, max_rows: int, num_standby: int = 0):
-        self.max_rows, self.num_slots = max_rows, max_rows + num_standby
-        self._ints = np.zeros((len(_INTS), self.num_slots), np.int32)
-        self._floats = np.zeros((len(_FLOATS), self.num_slots), np.float32)
+    def __init__(self, batch_size: int, num_standby: int = 0):
+        self.batch_size, self.num_rows = batch_size, batch_size + num_standby
+        self._ints = np.zeros((len(_INTS), self.num_rows), np.int32)
+        self._floats = np.zeros((len(_FLOATS), self.num_rows), np.float32)
         self.handle, self.pending, self.position, self.top_k, self.count, self.max_count, self.rule, self.billed = (
             self._ints
         )
         self.temperature, self.top_p, self.min_p = self._floats
-        self.key = np.zeros(self.num_slots, np.int64)
-        # Has a handle of its own and a pending token to feed; otherwise a row waits for its source's logits.
-        self.is_decoding = np.zeros(self.num_slots, bool)
-        self.tokens = np.zeros((64, self.num_slots), np.int32)
-        self.logprobs = np.zeros((64, self.num_slots), np.float32)
-        self.jobs: list[SampleJob | None] = [None] * self.num_slots
-        self._free = list(range(self.num_slots))[::-1]
-        # Slots: the first `max_rows` have places, in the order of the last plan as far as it is known.
+        self.key = np.zeros(self.num_rows, np.int64)
+        # True: the row has a handle of its own and a pending token. False: it waits for its source's logits.
+        self.is_decoding = np.zeros(self.num_rows, bool)
+        self.tokens = np.zeros((64, self.num_rows), np.int32)
+        self.logprobs = np.zeros((64, self.num_rows), np.float32)
+        self.jobs: list[GenerateJob | None] = [None] * self.num_rows
+        self._free = list(range(self.num_rows))[::-1]
+        # Row numbers: the first `batch_size` are decoded, in the order of the last plan as far as it is known.
         self._decoding = np.zeros(0, np.int64)
-        self._active: Active | None = None
+        self._active: ActiveRows | None = None
 
     @property
     def num_free(self) -> int:
@@ -89,137 +90,140 @@ class Rows:
 
     @property
     def num_used(self) -> int:
-        return self.num_slots - len(self._free)
+        return self.num_rows - len(self._free)
 
     @property
     def num_decoding(self) -> int:
         return len(self._decoding)
 
-    def decoding_jobs(self) -> list[SampleJob]:
-        return [self.jobs[slot] for slot in self._decoding.tolist()]
+    def decoding_jobs(self) -> list[GenerateJob]:
+        return [self.jobs[row] for row in self._decoding.tolist()]
 
-    def add(self, jobs: Sequence[SampleJob]) -> None:
-        """Takes a slot for each job, which then waits for its source's logits."""
-        slots = [self._free.pop() for _ in jobs]
+    def add(self, jobs: Sequence[GenerateJob]) -> None:
+        """Gives each job a row, which then waits for its source's logits."""
+        rows = [self._free.pop() for _ in jobs]
         samplings = [job.request.sampling for job in jobs]
         counts = [len(job.partial.tokens) if job.partial else 0 for job in jobs]
-        self.key[slots] = [job.key for job in jobs]
-        self.position[slots] = [job.source.end for job in jobs]
+        self.key[rows] = [job.key for job in jobs]
+        self.position[rows] = [job.source.end for job in jobs]
         for name in ("temperature", "top_k", "top_p", "min_p"):
-            getattr(self, name)[slots] = [getattr(sampling, name) for sampling in samplings]
-        self.count[slots] = self.billed[slots] = counts
-        self.max_count[slots] = [job.max_tokens for job in jobs]
-        self.rule[slots] = [job.request.stop_rule for job in jobs]
-        for slot, job, count in zip(slots, jobs, counts, strict=True):
-            self.jobs[slot], job.row = job, slot
+            getattr(self, name)[rows] = [getattr(sampling, name) for sampling in samplings]
+        self.count[rows] = self.billed[rows] = counts
+        self.max_count[rows] = [job.max_tokens for job in jobs]
+        self.rule[rows] = [job.request.stop.rule for job in jobs]
+        for row, job, count in zip(rows, jobs, counts, strict=True):
+            self.jobs[row], job.row = job, row
             if count:
                 self._reserve(count)
-                self.tokens[:count, slot] = job.partial.tokens
-                self.logprobs[:count, slot] = job.logprobs
+                self.tokens[:count, row] = job.partial.tokens
+                self.logprobs[:count, row] = job.logprobs
 
-    def start(self, slots: Sequence[int], handles: Sequence[int]) -> None:
+    def start(self, rows: Sequence[int], handles: Sequence[int]) -> None:
         """Gives waiting rows their handles; they decode from now on."""
         self.settle()
-        self.handle[slots] = handles
-        self.is_decoding[slots] = True
-        self._decoding = np.concatenate([self._decoding, np.array(slots, np.int64)])
+        self.handle[rows] = handles
+        self.is_decoding[rows] = True
+        self._decoding = np.concatenate([self._decoding, np.array(rows, np.int64)])
 
-    def remove(self, slots: Sequence[int]) -> None:
-        """Gives slots back."""
+    def remove(self, rows: Sequence[int]) -> None:
+        """Takes jobs out of the table; their rows are free again."""
         self.settle()
-        for slot in slots:
-            self.jobs[slot].row = -1
-            self.jobs[slot] = None
-        self._free += slots
-        self.is_decoding[slots] = False
+        for row in rows:
+            self.jobs[row].row = -1
+            self.jobs[row] = None
+        self._free += rows
+        self.is_decoding[rows] = False
         self._decoding = self._decoding[self.is_decoding[self._decoding]]
 
-    def active(self) -> Active:
+    def active(self) -> ActiveRows:
         """The decoding rows. Raises AssertionError if there is none."""
         if self._active is None:
             self._active = self._gather()
         return self._active
 
-    def reorder(self, order: np.ndarray) -> Active:
-        """Puts the rows that have places into the order of a plan, which the next plan then keeps."""
+    def reorder(self, order: np.ndarray) -> ActiveRows:
+        """Puts the rows that are decoded into the order of a plan, which the next plan then keeps."""
         self.settle()
         self._decoding = np.concatenate([self._decoding[order], self._decoding[len(order) :]])
         return self.active()
 
-    def _gather(self) -> Active:
-        slots = self._decoding
-        assert len(slots), "no row is decoding"
-        counts = self.count[slots]
+    def _gather(self) -> ActiveRows:
+        rows = self._decoding
+        assert len(rows), "no row is decoding"
+        counts = self.count[rows]
         highest = int(counts.max())
         self._reserve(highest + 1)
-        indices = np.arange(len(slots))
-        ints = dict(zip(_INTS, self._ints.take(slots, axis=1), strict=True))
-        return Active(
-            num_placed=min(self.max_rows, len(slots)),
-            slots=slots,
+        indices = np.arange(len(rows))
+        ints = dict(zip(_INTS, self._ints.take(rows, axis=1), strict=True))
+        return ActiveRows(
+            num_placed=min(self.batch_size, len(rows)),
+            rows=rows,
             handles=ints["handle"],
-            ones=np.ones(len(slots), np.int32),
+            ones=np.ones(len(rows), np.int32),
             indices=indices,
             where=torch.from_numpy(indices),
             rules=ints["rule"],
-            sampling=self._sampling(slots, ints),
+            sampling=self._sampling(rows, ints),
             positions=ints["position"],
             pending=ints["pending"],
-            at=counts * np.int64(self.num_slots) + slots,
+            at=counts * np.int64(self.num_rows) + rows,
             left=ints["max_count"] - counts,
             room=len(self.tokens) - highest,
         )
 
-    def _sampling(self, slots: np.ndarray, ints: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+    def _sampling(self, rows: np.ndarray, ints: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
         """How the next token of each row is drawn; the positions share memory with those in `ints`."""
-        temperature, top_p, min_p = self._floats.take(slots, axis=1)
-        columns = (self.key[slots], ints["position"], temperature, ints["top_k"], top_p, min_p)
+        temperature, top_p, min_p = self._floats.take(rows, axis=1)
+        columns = (self.key[rows], ints["position"], temperature, ints["top_k"], top_p, min_p)
         return tuple(map(torch.from_numpy, columns))
 
     def settle(self) -> None:
         """Writes what is kept in `active` back into the columns."""
         active, self._active = self._active, None
         if active is not None:
-            self.pending[active.slots] = active.pending
-            self.position[active.slots] = active.positions
-            self.count[active.slots] = active.at // self.num_slots
+            self.pending[active.rows] = active.pending
+            self.position[active.rows] = active.positions
+            self.count[active.rows] = active.at // self.num_rows
 
     def push_active(self, tokens: np.ndarray, logprobs: np.ndarray, counts: np.ndarray) -> None:
-        """Appends sampled tokens to the active rows: of each the first `counts[i]` of (steps, n), `room` at most;
-        none to those that have stood by all the time."""
+        """Appends sampled tokens to the active rows.
+
+        `tokens` and `logprobs` are (forwards, n), at most `room` forwards. Row i takes the first `counts[i]` of its
+        column; a row that stood by all the time takes none.
+        """
         active, num = self._active, len(tokens)
-        at = active.at + self.num_slots * np.arange(num)[:, None]
-        self.tokens.reshape(-1)[at] = tokens  # what lies behind a row's count means nothing
+        at = active.at + self.num_rows * np.arange(num)[:, None]
+        self.tokens.reshape(-1)[at] = tokens  # entries past a row's count mean nothing
         self.logprobs.reshape(-1)[at] = logprobs
         active.pending = np.where(counts > 0, tokens[counts - 1, active.indices], active.pending)
-        active.at += self.num_slots * counts
+        active.at += self.num_rows * counts
         active.positions += counts
         active.left -= counts
         active.room -= num
 
-    def push(self, slots: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    def push(self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Appends one sampled token to each of the rows."""
         self.settle()
-        counts = self.count[slots]
+        counts = self.count[rows]
         self._reserve(int(counts.max(initial=0)) + 1)
-        self.tokens[counts, slots] = tokens
-        self.logprobs[counts, slots] = logprobs
-        self.pending[slots] = tokens
-        self.count[slots] = counts + 1
-        self.position[slots] += 1
+        self.tokens[counts, rows] = tokens
+        self.logprobs[counts, rows] = logprobs
+        self.pending[rows] = tokens
+        self.count[rows] = counts + 1
+        self.position[rows] += 1
 
-    def sampling(self, slots: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def sampling(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
         """How the next token of each row is drawn: the arguments of `sample` after the logits."""
         self.settle()
-        return self._sampling(slots, dict(zip(_INTS, self._ints.take(slots, axis=1), strict=True)))
+        return self._sampling(rows, dict(zip(_INTS, self._ints.take(rows, axis=1), strict=True)))
 
-    def sampled(self, slots: Sequence[int]) -> list[tuple[list[int], list[float]]]:
-        """Tokens of each row's extension so far, and their log-probabilities."""
+    def generated(self, rows: Sequence[int]) -> list[tuple[list[int], list[float]]]:
+        """The tokens of each row's extension until now, and their log-probabilities."""
         self.settle()
-        counts = self.count[slots]
+        counts = self.count[rows]
         ends = np.cumsum(counts)
         starts = ends - counts
-        at = np.repeat(slots - starts * self.num_slots, counts) + self.num_slots * np.arange(ends[-1])
+        at = np.repeat(rows - starts * self.num_rows, counts) + self.num_rows * np.arange(ends[-1])
         tokens, logprobs = self.tokens.reshape(-1)[at].tolist(), self.logprobs.reshape(-1)[at].tolist()
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
         return [(tokens[start:end], logprobs[start:end]) for start, end in pairs]

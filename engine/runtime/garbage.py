@@ -1,4 +1,7 @@
-"""Python's garbage collector, which has little to find in searches and much to look through: trees of live objects."""
+"""Makes Python's garbage collector run less often during searches.
+
+It has little to find there, and much to look through: trees of live objects.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-# New objects, less those that are gone, between two collections of the youngest; Python's default is 700. Best-of-N
-# with a verifier is 7 % faster with 20,000 than with that on one core of an AMD EPYC (commit a0da4a79ef19), and not
-# measurably faster with more.
+# Threshold of the youngest generation: new objects less freed ones between two collections. Python's default is 700.
+# Best-of-N with a verifier is 7 % faster with 20,000 than with the default, on one core of an AMD EPYC (commit
+# a0da4a79ef19), and not measurably faster with more.
 _NUM_OBJECTS = 50_000
 
 _num_inside = 0
@@ -17,7 +20,7 @@ _before: tuple[int, int, int] = (0, 0, 0)
 
 @contextlib.contextmanager
 def fewer_collections() -> Iterator[None]:
-    """Collects garbage less often meanwhile; nothing changes where that was switched off, or is rarer already."""
+    """Garbage is collected less often inside; not changed if collection is off, or rarer already."""
     global _num_inside, _before
     if _num_inside == 0:
         _before = gc.get_threshold()

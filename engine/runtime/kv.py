@@ -1,4 +1,4 @@
-"""The KV pool of one model: the tree that says where tokens live, and the tensors they live in."""
+"""The KV pool of one model: the tree of its blocks, and the tensors with the blocks' keys and values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.model import ModelConfig, read_config, weight_bytes
 from ttc_kernels import _native, kv_cache
 
 DEFAULT_KV_BYTES = 1 << 30  # on a CPU
-GPU_SHARE = 0.85  # of the memory that models leave free; the rest is for activations and captured graphs
+GPU_SHARE = 0.85  # of the free memory beside the weights; the rest is for activations and captured graphs
 BLOCK_SIZE = 16  # tokens
 MAX_BLOCKS = (1 << 31) // BLOCK_SIZE - 1024  # slots are int32
 
@@ -51,14 +51,15 @@ class KVPool:
 
 
 def bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Of keys and values, in all layers."""
+    """Bytes of one block's keys and values in all layers."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize * BLOCK_SIZE
 
 
 def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, device: torch.device) -> int:
-    """KV blocks for each of the models that are to be loaded onto a GPU; `folders` gives their architectures.
+    """KV blocks for each of the models that are to be loaded onto a GPU.
 
-    An architecture of None is read from config.json. Raises UserError where nothing is left beside the weights.
+    `folders` maps each model's folder to its architecture; None reads it from config.json. Raises UserError if nothing
+    is left beside the weights.
     """
     weights = sum(weight_bytes(folder, dtype) for folder in folders)
     configs = [read_config(folder, architecture) for folder, architecture in folders.items()]
@@ -66,9 +67,9 @@ def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, device
 
 
 def blocks_within(num_bytes: int, configs: Sequence[ModelConfig], dtype: torch.dtype) -> int:
-    """As many blocks for each model as GPU_SHARE of the memory holds of all of them: they hold the same branches.
+    """How many blocks each model gets in GPU_SHARE of the memory: all get as many, because they hold the same branches.
 
-    Raises UserError where that is less than one.
+    Raises UserError if that is less than one.
     """
     per_block = sum(bytes_per_block(config, dtype) for config in configs)
     num_blocks = int(GPU_SHARE * num_bytes) // per_block

@@ -1,4 +1,4 @@
-"""Live sequences that fork: the level below searches."""
+"""A language model with its KV pool: live sequences that fork. Searches are built on it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,21 @@ from engine.model import (
     resolve_folder,
 )
 from engine.runtime.branch import Branch
+from engine.runtime.checks import check_branches, check_prompt, check_runs, token_limits
+from engine.runtime.executors.base import ModelParts
 from engine.runtime.kv import KVPool
-from engine.runtime.requests import FeedJob, FeedRequest, Request, Sampled, SampleJob, SampleRequest
+from engine.runtime.requests import (
+    GeneratedTokens,
+    GenerateJob,
+    GenerateRequest,
+    PrefillJob,
+    PrefillRequest,
+    Request,
+    StopCondition,
+)
 from engine.runtime.runner import MAX_FORWARDS, Runner
+from engine.runtime.segments import Segment, SegmentStore
+from engine.runtime.vocabulary import Vocabulary
 from engine.types import Sampling
 
 GPU_CHUNK = 4096  # tokens of prompts and steps in one forward
@@ -38,16 +50,20 @@ HeadMaker = Callable[[ModelConfig, Mapping[str, torch.Tensor]], ScoreHead]
 
 
 class LLM:
-    """One model with its KV pool. Sampling and feeding run in batches over all that is pending."""
+    """One model with its KV pool. Everything that is queued runs in batches over all that is pending.
+
+    `generate`, `append` and `next_logits` return when their work is done. The `queue_` methods, for callers that drive
+    several requests, return a request at once; its results are there when it is done.
+    """
 
     def __init__(self, checkpoint: Checkpoint, runner: Runner):
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.folder = checkpoint.folder
+        self.vocabulary = Vocabulary(checkpoint.tokenizer, checkpoint.config.vocab_size)
         self.runner = runner
         self._ages = itertools.count()
-        self._rules: dict[tuple[str, ...], int] = {}
-        self._token_texts: list[str] | None = None
+        self._stop_rules: dict[tuple[str, ...], int] = {}
         runner.stops.set_eos(list(self.config.eos_token_ids))
 
     @classmethod
@@ -55,22 +71,15 @@ class LLM:
         cls,
         folder: str | Path,
         *,
-        device: str | Placement = "cpu",
-        dtype: str = "float32",
-        trunk_head: ScoreHead | None = None,
-        max_batch: int | None = None,
-        num_blocks: int | None = None,
-        architecture: str | None = None,
-        make_head: HeadMaker | None = None,
+        device: str | Placement = "cpu",  # "cpu" or "cuda"
+        dtype: str = "float32",  # or "bfloat16"; on a GPU also "float16"
+        trunk_head: ScoreHead | None = None,  # a score head on the policy's trunk, on the device already
+        max_batch: int | None = None,  # branches of one forward; None: what is fastest for the model
+        num_blocks: int | None = None,  # KV blocks of 16 tokens; None: 1 GiB on a CPU, most of a GPU's free memory
+        architecture: str | None = None,  # what the trunk is read as; None: as config.json says
+        make_head: HeadMaker | None = None,  # makes a verifier of any folder: its score head from config and tensors
     ) -> LLM:
-        """Loads a causal LM, or a step verifier (`*ForTokenClassification`), from a Hugging Face folder.
-
-        `make_head` makes a verifier of any folder: from configuration and tensors to the score head.
-        `architecture` says what the trunk is read as (None: as config.json says).
-        `max_batch` bounds the branches of one forward (None: what is fastest for the model), `num_blocks` the
-        KV pool (blocks of 16 tokens; None: 1 GiB on a CPU, most of a GPU's free memory). `device` is "cpu" or "cuda"
-        (the trunk head is on it already), `dtype` "float32", "bfloat16", on a GPU also "float16".
-        """
+        """Loads a causal LM, or a step verifier (`*ForTokenClassification`), from a Hugging Face folder."""
         placement = device if isinstance(device, Placement) else resolve_device(device)
         torch_dtype = resolve_dtype(dtype, placement.device.type)
         checkpoint = load_checkpoint(resolve_folder(folder), torch_dtype, architecture, placement.device)
@@ -78,53 +87,67 @@ class LLM:
         if make_head is None and config.num_labels > 0:
             make_head = classification_head
         decoder = Decoder(config, tensors, placement=placement)
-        lm_head = None if make_head else LMHead(config, tensors, placement=placement)
-        runner = Runner(
+        parts = ModelParts(
             decoder,
-            KVPool.allocate(config, torch_dtype, num_blocks, placement.device),
-            lm_head=lm_head,
+            lm_head=None if make_head else LMHead(config, tensors, placement=placement),
+            pool=KVPool.allocate(config, torch_dtype, num_blocks, placement.device),
             score_head=make_head(config, tensors) if make_head else trunk_head,
-            max_rows=max_batch if max_batch is not None else decoder.best_batch,
+        )
+        runner = Runner(
+            parts,
+            max_batch=max_batch if max_batch is not None else decoder.best_batch,
             max_chunk=1024 if placement.device.type == "cpu" else GPU_CHUNK,
         )
         return cls(checkpoint, runner)
 
-    # -- text ------------------------------------------------------------------------------
+    # -- the model -------------------------------------------------------------------------
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether it can generate; a verifier cannot."""
+        return self.runner.parts.lm_head is not None
+
+    @property
+    def has_score_head(self) -> bool:
+        """Whether it can score: a verifier, or a policy with a trunk head."""
+        return self.runner.parts.score_head is not None
+
+    @property
+    def store(self) -> SegmentStore:
+        """The segments of its branches."""
+        return self.runner.store
+
+    @property
+    def free_share(self) -> float:
+        """The share of the KV blocks that are free, or that hold only cached prefixes of closed branches."""
+        tree = self.runner.tree
+        return (tree.num_free_blocks + tree.num_cached_blocks) / tree.num_blocks
+
+    def clear_cache(self) -> None:
+        """Forgets the cached prefixes of closed branches."""
+        self.runner.tree.clear_cache()
 
     def encode(self, text: str, *, is_start: bool = True) -> list[int]:
         """Token ids; special tokens that the tokenizer puts at the start of a text only if `is_start`."""
-        return self.tokenizer.encode(text, add_special_tokens=is_start).ids
+        return self.vocabulary.encode(text, is_start=is_start)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
-        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return self.vocabulary.decode(token_ids)
 
-    @property
-    def token_texts(self) -> list[str]:
-        """The text of each token of the vocabulary, alone."""
-        if self._token_texts is None:
-            self._token_texts = [self.tokenizer.decode([i]) for i in range(self.config.vocab_size)]
-        return self._token_texts
-
-    def token_mask(self, texts: Sequence[str]) -> np.ndarray:
-        """(vocabulary,) bool: the tokens whose own text contains one of `texts`.
+    def stop_rule(self, stop: Sequence[str]) -> int:
+        """The number of the rule that stops at these texts and at the end of text.
 
         Raises UserError for a text that no single token contains.
         """
-        mask = np.zeros(self.config.vocab_size, bool)
-        for text in texts:
-            found = [i for i, token in enumerate(self.token_texts) if text and text in token]
-            if not found:
-                raise UserError(f"no token of the vocabulary contains the stop text {text!r}")
-            mask[found] = True
-        return mask
-
-    def stop_rule(self, stop: Sequence[str]) -> int:
-        """The runner's number for "stop at these texts, and at end of text"."""
         key = tuple(stop)
-        if key not in self._rules:
-            self._rules[key] = self.runner.stops.add(self.token_mask(key))
-        return self._rules[key]
+        if key not in self._stop_rules:
+            self._stop_rules[key] = self.runner.stops.add(self.vocabulary.token_mask(key))
+        return self._stop_rules[key]
+
+    def read_trunk_head_at(self, mask: np.ndarray) -> None:
+        """From now on the trunk head reads at generated tokens of this mask, (vocabulary,) bool, and at end of text."""
+        self.runner.stops.score_at(mask)
 
     # -- branches --------------------------------------------------------------------------
 
@@ -138,27 +161,20 @@ class LLM:
     ) -> Branch:
         """A branch that holds the prompt; its longest cached prefix is not computed again.
 
-        With `is_shared` it stands where other such branches stand that were opened with the same prompt and are
-        open: of a verifier, what they append with `append_steps` is read once.
+        With `is_shared`, open branches that were opened so with the same prompt share their steps: those that
+        `queue_append_steps` appends to several of them are computed and scored once.
 
         Raises UserError for an empty prompt, a token outside the vocabulary, or more tokens than
         the context holds.
         """
         tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not tokens:
-            raise UserError(f"the prompt is empty: {prompt!r}")
-        if len(tokens) >= self.config.context:
-            raise UserError(
-                f"the prompt has {len(tokens)} tokens, the context of the model holds {self.config.context}"
-            )
-        self._check_tokens(tokens)
+        check_prompt(prompt, tokens, self.config)
         ledger = Ledger() if ledger is None else ledger
         fields = {"ledger": ledger, "purpose": purpose, "age": next(self._ages)}
-        store = self.runner.store
-        segment = store.root(tokens, **fields) if is_shared else store.new(None, tokens, **fields)
+        segment = self.store.root(tokens, **fields) if is_shared else self.store.new(None, tokens, **fields)
         return Branch(self, segment, ledger)
 
-    def extend(
+    def generate(
         self,
         branches: Sequence[Branch],
         *,
@@ -166,31 +182,43 @@ class LLM:
         max_tokens: int = 256,
         sampling: Sampling | None = None,
         seed: int = 0,
-    ) -> list[Sampled]:
+    ) -> list[GeneratedTokens]:
         """Samples onto each branch until a stop text, the end of text, or `max_tokens`.
 
         The draws depend on `seed`, the branch's prompt and its address alone.
         """
         prompts = {segment: self.decode(segment.token_ids()) for segment in {branch.segment for branch in branches}}
         keys = [branch_key(seed, prompts[branch.segment], branch.address) for branch in branches]
-        request = self.sample(branches, keys, sampling or Sampling(), stop, max_tokens)
+        request = self.queue_generate(branches, keys, sampling=sampling, stop=stop, max_tokens=max_tokens)
         self.run(request)
         return request.results
 
-    def feed(self, branches: Sequence[Branch], tokens: Sequence[Sequence[int]]) -> None:
-        """Appends given tokens to each branch. Raises UserError as `open` does, with nothing changed."""
-        self.run(self.append(branches, tokens))
+    def append(self, branches: Sequence[Branch], tokens: Sequence[Sequence[int]], *, is_lazy: bool = False) -> None:
+        """Appends given tokens to each branch.
+
+        With `is_lazy` nothing runs now: the tokens are computed in the next forward that needs them.
+        Raises UserError as `open` does, with nothing changed.
+        """
+        if not is_lazy:
+            self.run(self.queue_append(branches, tokens))
+            return
+        check_branches(branches, self)
+        check_runs(branches, [[new] for new in tokens], self.runner)
+        for branch, new in zip(branches, tokens, strict=True):
+            if len(new):
+                branch.segment.is_finished = False  # its KV is needed again
+                self._append_segment(branch, new, "prefilled")
 
     def next_logits(self, branches: Sequence[Branch]) -> torch.Tensor:
         """(branches, vocabulary) float32: the logits after each branch's last token. Changes nothing."""
-        if self.runner.lm_head is None:
+        if not self.has_lm_head:
             raise UserError(f"the model at {self.folder} has no LM head")
-        self._check_branches(branches)
+        check_branches(branches, self)
         for branch in branches:
-            self.runner.check_fit(branch.segment, 0)
-        request = FeedRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
+            self.runner.check_fit(branch.segment)
+        request = PrefillRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
         for index, branch in enumerate(branches):
-            self.runner.submit_feed(FeedJob(request, index, branch, branch.segment))
+            self.runner.submit_prefill(PrefillJob(request, index, branch, branch.segment))
         self.run(request)
         if not request.logits:
             return torch.empty(0, self.config.vocab_size)
@@ -204,153 +232,109 @@ class LLM:
         if request.error is not None:
             raise request.error
 
-    # -- requests, for whoever drives several at once ---------------------------------------
+    # -- queued forms ----------------------------------------------------------------------
 
-    def sample(
+    def queue_generate(
         self,
         branches: Sequence[Branch],
-        keys: Sequence[int],
-        sampling: Sampling,
-        stop: Sequence[str],
-        max_tokens: int | Sequence[int],
-        purpose: str = "generated",
-        priorities: Sequence[float] | None = None,
-        rule: int | None = None,
-        confirm: Callable[[Branch, list[int]], str | None] | None = None,
-    ) -> SampleRequest:
-        """Queues an extension of each branch; `results` are there once the request is done.
+        keys: Sequence[int],  # 64-bit random stream of each branch
+        *,
+        max_tokens: int | Sequence[int],  # new tokens, at least 1: one limit for all, or one per branch
+        sampling: Sampling | None = None,
+        stop: Sequence[str] | StopCondition = (),
+        purpose: str = "generated",  # entry of the ledger that pays
+        priorities: Sequence[float] | None = None,  # the lowest is suspended first when the KV pool is full
+    ) -> GenerateRequest:
+        """Queues an extension of each branch.
 
-        `rule` is a rule of the runner's in the place of `stop`; `confirm` decides whether a token of it stops.
         Raises UserError (PoolTooSmall is one) with nothing queued.
         """
-        if self.runner.lm_head is None:
+        if not self.has_lm_head:
             raise UserError(f"the model at {self.folder} has no LM head to sample from")
-        self._check_branches(branches)
-        limits = self._limits(branches, max_tokens)
-        request = SampleRequest(
+        check_branches(branches, self)
+        limits = token_limits(branches, max_tokens, self.runner)
+        request = GenerateRequest(
             self.runner,
             len(branches),
             branches=branches,
-            sampling=sampling,
-            stop_rule=self.stop_rule(stop) if rule is None else rule,
-            confirm=confirm,
+            sampling=sampling or Sampling(),
+            stop=stop if isinstance(stop, StopCondition) else StopCondition(self.stop_rule(stop)),
             purpose=purpose,
             results=[None] * len(branches),
         )
         for index, (branch, limit, key) in enumerate(zip(branches, limits, keys, strict=True)):
             if limit < 1:  # the context is full: nothing can be sampled
-                request.results[index] = Sampled((), (), "length", ())
+                request.results[index] = GeneratedTokens((), (), "length", ())
                 request.num_left -= 1
                 continue
             segment = branch.segment
             priority = 0.0 if priorities is None else priorities[index]
             segment.priority = max(segment.priority, priority)
             signed_key = key - (1 << 64) if key >> 63 else key
-            self.runner.submit_sample(
-                SampleJob(request, index, branch, signed_key, limit, priority, segment.age, segment)
-            )
+            job = GenerateJob(request, index, branch, signed_key, limit, priority, segment.age, segment)
+            self.runner.submit_generate(job)
         return request
 
-    def _limits(self, branches: Sequence[Branch], max_tokens: int | Sequence[int]) -> list[int]:
-        """How many tokens each branch may be extended by: less where the context ends."""
-        limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else max_tokens
-        if limits and min(limits) < 1:
-            raise UserError(f"max_tokens must be at least 1, got {min(limits)}")
-        context = self.config.context
-        limits = [min(limit, context - branch.num_tokens) for limit, branch in zip(limits, branches, strict=True)]
-        for branch, limit in zip(branches, limits, strict=True):
-            self.runner.check_fit(branch.segment, limit)
-        return limits
-
-    def append(
+    def queue_append(
         self,
         branches: Sequence[Branch],
         tokens: Sequence[Sequence[int]],
-        score_at: Sequence[Sequence[int]] | None = None,
-        purpose: str = "prefilled",
-    ) -> FeedRequest:
-        """Queues feeding; `score_at` are indices into each branch's new tokens, read by the score head.
+        *,
+        score_at: Sequence[Sequence[int]] | None = None,  # indices into each branch's new tokens
+        purpose: str = "prefilled",  # entry of the ledger that pays
+    ) -> PrefillRequest:
+        """Queues given tokens for each branch; the request's `scores` are read by the score head at `score_at`.
 
         Raises UserError (PoolTooSmall is one) with nothing queued.
         """
-        self._check_branches(branches)
-        for branch, new in zip(branches, tokens, strict=True):
-            self._check_tokens(new)
-            self._check_room(branch, len(new))
-        scores = [[math.nan] * len(at) for at in score_at] if score_at is not None else [[] for _ in branches]
-        request = FeedRequest(self.runner, len(branches), scores=scores)
-        store = self.runner.store
-        for index, (branch, new) in enumerate(zip(branches, tokens, strict=True)):
+        check_branches(branches, self)
+        check_runs(branches, [[new] for new in tokens], self.runner)
+        score_at = [()] * len(branches) if score_at is None else score_at
+        request = PrefillRequest(self.runner, len(branches), scores=[[math.nan] * len(at) for at in score_at])
+        for index, (branch, new, at) in enumerate(zip(branches, tokens, score_at, strict=True)):
             if not len(new):
                 request.num_left -= 1
                 continue
-            old = branch.segment
-            branch.segment = segment = store.new(old, list(new), ledger=branch.ledger, purpose=purpose, age=old.age)
-            store.release(old)
-            positions = [segment.start + at for at in score_at[index]] if score_at is not None else ()
-            self.runner.submit_feed(FeedJob(request, index, branch, segment, positions))
+            segment = self._append_segment(branch, new, purpose)
+            positions = [segment.start + each for each in at]
+            self.runner.submit_prefill(PrefillJob(request, index, branch, segment, positions))
         return request
 
-    def append_steps(
-        self, branches: Sequence[Branch], steps: Sequence[Sequence[Sequence[int]]], purpose: str = "verified"
-    ) -> FeedRequest:
-        """Queues feeding of steps, none of them empty, each to be read by the score head at its last token.
+    def queue_append_steps(
+        self,
+        branches: Sequence[Branch],
+        steps: Sequence[Sequence[Sequence[int]]],  # tokens of each step of each branch, none of them empty
+        *,
+        purpose: str = "verified",  # entry of the ledger that pays
+    ) -> PrefillRequest:
+        """Queues given steps for each branch; the request's `scores` are read at the last token of every step.
 
-        A step that another branch has had at the same place is neither fed nor scored again while one of them is
-        open. Raises UserError (PoolTooSmall is one) with nothing queued.
+        A step that an open branch already has after the same segment is neither computed nor scored again.
+        Raises UserError (PoolTooSmall is one) with nothing queued.
         """
-        self._check_branches(branches)
-        for branch, new in zip(branches, steps, strict=True):
-            for step in new:
-                self._check_tokens(step)
-            self._check_room(branch, *map(len, new))
-        request = FeedRequest(self.runner, len(branches), scores=[[] for _ in branches])
-        store = self.runner.store
+        check_branches(branches, self)
+        check_runs(branches, steps, self.runner)
+        request = PrefillRequest(self.runner, len(branches), scores=[[] for _ in branches])
         for index, (branch, new) in enumerate(zip(branches, steps, strict=True)):
-            segments = []
-            for step in new:
-                old = branch.segment
-                branch.segment = store.step(old, list(step), ledger=branch.ledger, purpose=purpose, age=old.age)
-                store.release(old)
-                segments.append(branch.segment)
+            segments = [self._append_step(branch, step, purpose) for step in new]
             if any(segment.score[0] is None for segment in segments):
-                self.runner.submit_feed(FeedJob(request, index, branch, branch.segment, steps=segments))
+                self.runner.submit_prefill(PrefillJob(request, index, branch, branch.segment, steps=segments))
                 continue
             branch.ledger.add("cached", branch.num_tokens if segments else 0)
             request.scores[index] = [segment.score[0] for segment in segments]
             request.num_left -= 1
         return request
 
-    def put(self, branch: Branch, tokens: Sequence[int], purpose: str = "prefilled") -> None:
-        """Appends tokens that are fed with the next forward that needs them. Raises UserError as `append` does."""
-        self._check_branches([branch])
-        self._check_tokens(tokens)
-        self._check_room(branch, len(tokens))
-        old, store = branch.segment, self.runner.store
-        old.is_finished = False  # what it holds is needed again
-        branch.segment = store.new(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
-        store.release(old)
+    def _append_segment(self, branch: Branch, tokens: Sequence[int], purpose: str) -> Segment:
+        """Has the branch end with a new segment, which is not computed yet."""
+        old = branch.segment
+        branch.segment = self.store.new(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
+        self.store.release(old)
+        return branch.segment
 
-    def _check_room(self, branch: Branch, *runs: int) -> None:
-        num_more = sum(runs)
-        if branch.num_tokens + num_more > self.config.context:
-            raise UserError(
-                f"{branch.num_tokens} tokens and {num_more} more are over the context of the model, "
-                f"{self.config.context}"
-            )
-        self.runner.check_fit(branch.segment, *runs)
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        size = self.config.vocab_size
-        if len(tokens) and not 0 <= min(tokens) <= max(tokens) < size:
-            token = next(token for token in tokens if not 0 <= token < size)
-            raise UserError(f"tokens must be within 0..{size - 1}, got {token}")
-
-    def _check_branches(self, branches: Sequence[Branch]) -> None:
-        """Raises UserError for a branch that is closed, busy, named twice, or another model's."""
-        for branch in branches:
-            branch.check_free()
-            if branch.llm is not self:
-                raise UserError(f"branch {branch.address} belongs to the model at {branch.llm.folder}")
-        if len(set(branches)) < len(branches):
-            raise UserError(f"each branch may be named once, got {[branch.address for branch in branches]}")
+    def _append_step(self, branch: Branch, tokens: Sequence[int], purpose: str) -> Segment:
+        """Has the branch end with the segment of a scored step, which other branches may share."""
+        old = branch.segment
+        branch.segment = self.store.step(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
+        self.store.release(old)
+        return branch.segment

@@ -1,4 +1,4 @@
-"""The policy that searches speak to: an LLM whose samples are split into steps."""
+"""The policy of a search: an LLM whose extensions are split into steps."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import numpy as np
 
 from engine.accounting import Ledger
 from engine.prompts.histories import after_attempts
-from engine.runtime.llm import LLM, Branch
-from engine.runtime.requests import Sampled
+from engine.runtime.branch import Branch
+from engine.runtime.llm import LLM
+from engine.runtime.requests import GeneratedTokens
 from engine.runtime.steps import StepEnds
 from engine.types import FINISHED, Sampling, Step
 
-_MAX_PROMPTS = 1024  # whose token ids are kept
+_MAX_PROMPTS = 1024  # prompts whose token ids are kept
 
 
 def attempt_ids(attempt: Sequence[Step], llm: LLM) -> list[int]:
-    """The token ids of a whole answer as it stands in the context of another one: its end of text included."""
+    """The token ids of a whole answer, its end of text included, as the context of another answer holds it."""
     ids = [token for step in attempt for token in step.token_ids]
     return ids + missing_end(ids, llm)
 
 
 def missing_end(ids: Sequence[int], llm: LLM) -> list[int]:
-    """The end-of-text token that an answer lacks which ended with its box."""
+    """The end-of-text token, if an answer lacks it because it ended at its box."""
     ends = llm.config.eos_token_ids
     return [] if not ends or ids[-1] in ends else [ends[0]]
 
 
 class ModelPolicy:
-    """Implements `engine.search.protocols.Policy`; where steps end is said by `StepEnds`.
+    """Implements `engine.search.protocols.Policy`; `StepEnds` decides where steps end.
 
-    `encode` makes token ids of a problem's prompt, by default the tokenizer as it is.
+    `encode` turns a problem's prompt into token ids; by default it is the plain tokenizer.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class ModelPolicy:
         self.llm = llm
         self.encode = lru_cache(maxsize=_MAX_PROMPTS)(encode or llm.encode)  # chains ask for the same one again
         self.step_ends = StepEnds(llm, delimiter, stops_at_box)
-        if llm.runner.score_head is not None:
-            llm.runner.stops.score_at(self.step_ends.score_mask)
+        if llm.has_score_head:
+            llm.read_trunk_head_at(self.step_ends.score_mask)
 
     async def open(self, prompt: str, *, ledger: Ledger, history: Sequence[tuple[Step, ...]] = ()) -> Branch:
         attempts = [attempt_ids(attempt, self.llm) for attempt in history]
@@ -55,7 +56,7 @@ class ModelPolicy:
 
     def ask_again(self, branch: Branch, prompt: str) -> None:
         closing = missing_end(branch.segment.tokens, self.llm)
-        self.llm.put(branch, [*closing, *self.encode(prompt)])
+        self.llm.append([branch], [[*closing, *self.encode(prompt)]], is_lazy=True)
         branch.num_prompt_tokens = branch.num_tokens
 
     def num_fitting(self, prompt: str, history: Sequence[tuple[Step, ...]], max_tokens: int) -> int:
@@ -82,49 +83,47 @@ class ModelPolicy:
         priorities: Sequence[float] | None = None,
         is_split: bool = True,  # else each extension is one step, however many it has
     ) -> list[list[Step]]:
-        request = self.llm.sample(
+        request = self.llm.queue_generate(
             branches,
             keys,
-            sampling,
-            (),
-            max_tokens,
-            purpose,
-            priorities,
-            rule=self.step_ends.rule(stop_at_step),
-            confirm=self.step_ends.confirm(stop_at_step),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=self.step_ends.stop(stop_at_step),
+            purpose=purpose,
+            priorities=priorities,
         )
         await request
-        return [self.split(sampled) if is_split else [self._whole(sampled)] for sampled in request.results]
+        return [self.split(result) if is_split else [self._whole(result)] for result in request.results]
 
-    def split(self, sampled: Sampled) -> list[Step]:
+    def split(self, generated: GeneratedTokens) -> list[Step]:
         """The steps of an extension, by token position. Only the last can be unfinished."""
-        tokens, steps, start = sampled.token_ids, [], 0
-        ends, scores = self.step_ends.ends(tokens), self._trunk_scores(sampled)
-        if not ends or ends[-1] < len(tokens) or sampled.finish in ("length", "error"):
+        tokens, steps, start = generated.token_ids, [], 0
+        ends, scores = self.step_ends.ends(tokens), self._trunk_scores(generated)
+        if not ends or ends[-1] < len(tokens) or generated.finish in ("length", "error"):
             ends = [end for end in ends if end < len(tokens)] + [len(tokens)]
         for end in ends:
-            finish = sampled.finish if end == len(tokens) else "step"
+            finish = generated.finish if end == len(tokens) else "step"
             run = tokens[start:end]
             steps.append(
                 Step(
                     token_ids=run,
                     text=self.llm.decode(run),
                     finish=finish,
-                    logprob=sum(sampled.logprobs[start:end]),
+                    logprob=sum(generated.logprobs[start:end]),
                     trunk_score=scores.get(end - 1) if finish in ("step", *FINISHED) else None,
                 )
             )
             start = end
         return steps
 
-    def _whole(self, sampled: Sampled) -> Step:
-        text, logprob = self.llm.decode(sampled.token_ids), sum(sampled.logprobs)
-        return Step(sampled.token_ids, text, sampled.finish, logprob)
+    def _whole(self, generated: GeneratedTokens) -> Step:
+        text, logprob = self.llm.decode(generated.token_ids), sum(generated.logprobs)
+        return Step(generated.token_ids, text, generated.finish, logprob)
 
-    def _trunk_scores(self, sampled: Sampled) -> dict[int, float]:
-        """By the index of the token at which each was read."""
-        if not sampled.trunk_scores:
+    def _trunk_scores(self, generated: GeneratedTokens) -> dict[int, float]:
+        """The scores by the index of the token at which each was read."""
+        if not generated.trunk_scores:
             return {}
-        is_scored = self.llm.runner.stops.is_scored
-        places = np.flatnonzero(is_scored[np.array(sampled.token_ids)]).tolist()
-        return dict(zip(places, sampled.trunk_scores, strict=True))
+        is_scored = self.llm.runner.stops.is_scored  # by token
+        places = np.flatnonzero(is_scored[np.array(generated.token_ids)]).tolist()
+        return dict(zip(places, generated.trunk_scores, strict=True))

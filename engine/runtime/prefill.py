@@ -1,4 +1,4 @@
-"""Given tokens on their way into the KV cache: prompts, verifiers' steps, what has to be computed again."""
+"""Given tokens on their way into the KV cache: prompts, verifiers' steps, and what has to be computed again."""
 
 from __future__ import annotations
 
@@ -10,50 +10,46 @@ import torch
 
 from engine.accounting import ModelShape, forward_flops
 from engine.runtime.preemption import PoolTooSmall
-from engine.runtime.requests import FeedJob, Request, SampleJob
+from engine.runtime.requests import GenerateJob, PrefillJob, Request
 from engine.runtime.segments import Segment, SegmentStore
 from ttc_kernels._native import OutOfBlocks
 
 
 @dataclass(eq=False, slots=True)
 class Target:
-    """A segment to be fed, and who waits for it: samples to be drawn from its logits, feed jobs."""
+    """A segment that is to be computed, and the jobs that wait for it."""
 
     segment: Segment
-    samples: list[SampleJob] = field(default_factory=list)
-    feeds: list[FeedJob] = field(default_factory=list)
-    num_new: int = 0  # tokens fed for it so far
+    generate_jobs: list[GenerateJob] = field(default_factory=list)  # draw their next token from its last logits
+    prefill_jobs: list[PrefillJob] = field(default_factory=list)
+    num_new: int = 0  # tokens computed for it so far, its origins' included
 
     @property
     def wants_logits(self) -> bool:
-        return bool(self.samples) or any(job.request.wants_logits for job in self.feeds)
+        return bool(self.generate_jobs) or any(job.request.wants_logits for job in self.prefill_jobs)
 
 
 @dataclass(eq=False, slots=True)
-class Piece:
-    """What one tick feeds of a target: the tokens that end a branch."""
+class Chunk:
+    """What one forward computes for a target: the last `num_tokens` tokens of a branch of the tree."""
 
     target: Target
     handle: int
     num_tokens: int
     runs: list[tuple[Segment, int, int]]  # segment, first position, number of tokens
-    is_complete: bool
-    is_stored: bool = True  # False: the last token's KV is there already, only its logits are asked for
+    is_complete: bool  # ends with the target's last token
+    is_stored: bool = True  # False: the last token has KV already and is computed for its logits alone
 
 
-class Feeding:
-    """The segments that wait to be fed, and what each tick feeds of them.
-
-    `make_room(busy, may_suspend)` frees KV outside the segments in `busy` and is False where it cannot;
-    `fail(request, error)` ends a request.
-    """
+class Prefill:
+    """The segments that wait to be computed, and what each forward computes of them."""
 
     def __init__(
         self,
         store: SegmentStore,
         shape: ModelShape,
-        make_room: Callable[[Set[Segment], bool], bool],
-        fail: Callable[[Request, Exception], None],
+        make_room: Callable[[Set[Segment], bool], bool],  # (busy, may_suspend): frees KV outside `busy`, False if none
+        fail: Callable[[Request, Exception], None],  # ends a request with an error
     ):
         self.store, self.shape = store, shape
         self.make_room, self.fail = make_room, fail
@@ -61,29 +57,28 @@ class Feeding:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that wait, prompts of segments without KV apart."""
-        return sum(len(segment.tokens) - segment.num_fed for segment in self.targets)
+        """Tokens that wait in the targets themselves; origins without KV are not counted."""
+        return sum(len(segment.tokens) - segment.num_computed for segment in self.targets)
 
     def target(self, segment: Segment) -> Target:
-        """The target of a segment, made where there is none."""
+        """The target of a segment, made if there is none."""
         target = self.targets.get(segment)
         if target is None:
             target = self.targets[segment] = Target(segment)
         return target
 
     def drop_if_idle(self, target: Target) -> None:
-        """Forgets a target for which nobody waits any more."""
-        if not target.samples and not target.feeds:
+        """Forgets a target for which no job waits any more."""
+        if not target.generate_jobs and not target.prefill_jobs:
             del self.targets[target.segment]
 
-    # -- one tick ----------------------------------------------------------------------------
+    # -- one forward -------------------------------------------------------------------------
 
-    def reserve(self, max_tokens: int, is_alone: bool) -> list[Piece]:
-        """What to feed in this tick, the oldest problem's first, at most `max_tokens`; slots are reserved.
+    def reserve(self, max_tokens: int, is_alone: bool) -> list[Chunk]:
+        """Reserves KV slots for what the next forward computes, at most `max_tokens`, the oldest problem's first.
 
-        A segment comes before those that start from it: each is then the end of one piece at most, and
-        none is fed as a part of another's piece only to be read again for its own logits.
-        `is_alone` says that nothing else would go on: then room is made for the first piece.
+        A segment is taken before those that follow it, so each segment ends at most one chunk and its logits are
+        available there. With `is_alone` nothing else would run, so room is made for the first chunk if there is none.
         """
         reservation = _Reservation(self, max_tokens, is_alone)
         for target in sorted(self.targets.values(), key=lambda target: (target.segment.age, target.segment.start)):
@@ -91,64 +86,64 @@ class Feeding:
                 break
             reservation.add(target)
         reservation.reserve_group()
-        return reservation.pieces
+        return reservation.chunks
 
-    def bill(self, pieces: Sequence[Piece], has_lm_head: bool) -> None:
+    def bill(self, chunks: Sequence[Chunk], has_lm_head: bool) -> None:
         """Puts what has been run on the bills of the segments."""
-        for piece in pieces:
-            target = piece.target
-            for segment, first, count in piece.runs:
-                again = min(max(segment.max_fed - (first - segment.start), 0), count)
+        for chunk in chunks:
+            target = chunk.target
+            for segment, first, count in chunk.runs:
+                again = min(max(segment.max_computed - (first - segment.start), 0), count)
                 if again:
                     segment.ledger.add("recomputed", again, forward_flops(self.shape, first, again, 0))
                 num_heads = int(_is_scored(segment, first, count))
                 if segment is target.segment:
-                    num_heads += _num_logits(piece) if has_lm_head else _num_scores(target, first, count)
+                    num_heads += _num_logits(chunk) if has_lm_head else _num_scores(target, first, count)
                 new = count - again
                 flops = forward_flops(self.shape, first + again, new, num_heads)
                 segment.ledger.add(segment.purpose, 0 if segment.is_counted else new, flops)
-                segment.max_fed = max(segment.max_fed, segment.num_fed)
-            if not piece.is_stored:
+                segment.max_computed = max(segment.max_computed, segment.num_computed)
+            if not chunk.is_stored:
                 segment = target.segment
                 segment.ledger.add("recomputed", 1, forward_flops(self.shape, segment.end - 1, 1))
 
-    def score_rows(self, pieces: Sequence[Piece], first_rows: Sequence[int]) -> tuple[list[int], list[tuple]]:
-        """Rows of this forward that the score head reads, and for each the (scores, index) that it fills.
+    def scored_queries(self, chunks: Sequence[Chunk], first_queries: Sequence[int]) -> tuple[list[int], list[tuple]]:
+        """The queries of this forward that the score head reads, and where each score goes: a list and an index.
 
-        `first_rows[i]` is the row of the first token of `pieces[i]`.
+        `first_queries[i]` is the query of the first token of `chunks[i]`.
         """
         where: list[int] = []
         owners: list[tuple[list[float], int]] = []
-        for piece, row in zip(pieces, first_rows, strict=True):
-            if not piece.runs:
+        for chunk, query in zip(chunks, first_queries, strict=True):
+            if not chunk.runs:
                 continue
-            first = piece.runs[0][1]
-            for job in piece.target.feeds:
+            first = chunk.runs[0][1]
+            for job in chunk.target.prefill_jobs:
                 for at, position in enumerate(job.score_at):
-                    if first <= position < first + piece.num_tokens:
-                        where.append(row + position - first)
+                    if first <= position < first + chunk.num_tokens:
+                        where.append(query + position - first)
                         owners.append((job.request.scores[job.index], at))
-            for segment, start, count in piece.runs:
+            for segment, start, count in chunk.runs:
                 if _is_scored(segment, start, count):
-                    where.append(row + start + count - 1 - first)
+                    where.append(query + start + count - 1 - first)
                     owners.append((segment.score, 0))
         return where, owners
 
     def complete(self, target: Target) -> None:
-        """Takes a fed target out; bills each waiting job for what it found in the KV cache instead of running it."""
+        """Takes a computed target out; bills each waiting job for what it found in the KV cache instead."""
         del self.targets[target.segment]
         end = target.segment.end
-        new = min(target.num_new, end)  # more, if a segment was dropped half-fed
-        for job in target.samples:
+        new = min(target.num_new, end)  # num_new is larger if a segment was dropped half-computed
+        for job in target.generate_jobs:
             job.branch.ledger.add("cached", end - new)
             new = 0
-        for job in target.feeds:
+        for job in target.prefill_jobs:
             job.segment.ledger.add("cached", end - new)
             new = 0
 
     def finish(self, target: Target, logits: torch.Tensor | None) -> None:
-        """Ends the feed jobs of a complete target; `logits` are those of its last token, where somebody asked."""
-        for job in target.feeds:
+        """Ends the prefill jobs of a complete target; `logits` are those of its last token, if a job wants them."""
+        for job in target.prefill_jobs:
             if job.request.wants_logits:
                 job.request.logits[job.index] = logits.clone()
             if job.steps:
@@ -157,41 +152,41 @@ class Feeding:
             job.request.num_left -= 1
 
 
-def _num_logits(piece: Piece) -> int:
-    return int(piece.is_complete and piece.target.wants_logits)
+def _num_logits(chunk: Chunk) -> int:
+    return int(chunk.is_complete and chunk.target.wants_logits)
 
 
 def _num_scores(target: Target, first: int, count: int) -> int:
     """How many of the positions first .. first + count - 1 go through the score head."""
-    return sum(first <= position < first + count for job in target.feeds for position in job.score_at)
+    return sum(first <= position < first + count for job in target.prefill_jobs for position in job.score_at)
 
 
 def _is_scored(segment: Segment, first: int, count: int) -> bool:
-    """Whether the positions first .. first + count - 1 of a step end with the one where it is still to be scored."""
+    """Whether the positions first .. first + count - 1 end with the last of a step that has no score yet."""
     return segment.score is not None and segment.score[0] is None and first + count == segment.end
 
 
 class _Reservation:
-    """The pieces of one tick as they are put together.
+    """The chunks of one forward as they are put together.
 
-    Whole segments whose origin has been fed, as most are, are grouped and reserved with few calls of the
-    tree; if they do not fit, and for all other segments, it is done one by one.
+    Most targets are whole segments whose origin has been computed. These are grouped and reserved with few calls of
+    the tree. All others, and a group that does not fit, are reserved one by one.
     """
 
-    def __init__(self, feeding: Feeding, budget: int, is_alone: bool):
-        self.feeding, self.store = feeding, feeding.store
+    def __init__(self, prefill: Prefill, budget: int, is_alone: bool):
+        self.prefill, self.store = prefill, prefill.store
         self.budget = budget  # tokens
         self.is_alone = is_alone
-        self.pieces: list[Piece] = []
+        self.chunks: list[Chunk] = []
         self.group: list[Target] = []
         self.busy: set[Segment] = set()  # must keep their KV
 
     def add(self, target: Target) -> None:
         """Reserves a target, or puts it into the group that is reserved next."""
         segment = target.segment
-        count = len(segment.tokens) - segment.num_fed
-        is_origin_fed = segment.origin.is_fed if segment.origin is not None else segment.is_resident
-        if is_origin_fed and 0 < count <= self.budget:
+        count = len(segment.tokens) - segment.num_computed
+        is_origin_computed = segment.origin.is_computed if segment.origin is not None else segment.is_resident
+        if is_origin_computed and 0 < count <= self.budget:
             self.group.append(target)
             self.budget -= count
         else:
@@ -199,13 +194,15 @@ class _Reservation:
             self.reserve(target)
 
     def reserve_group(self) -> None:
-        """Reserves all of the group at once, or else one by one."""
+        """Reserves the whole group at once, or one by one if it does not fit."""
         if not self.group:
             return
         group, self.group = self.group, []
         segments = [target.segment for target in group]
         self.store.fork_all([segment for segment in segments if not segment.is_resident])
-        runs = [segment.tokens[segment.num_fed :] if segment.num_fed else segment.tokens for segment in segments]
+        runs = [
+            segment.tokens[segment.num_computed :] if segment.num_computed else segment.tokens for segment in segments
+        ]
         counts = [len(run) for run in runs]
         try:
             self.store.tree.extend(
@@ -223,63 +220,68 @@ class _Reservation:
             self.busy.add(segment)
             if segment.origin is not None:
                 self.busy.add(segment.origin)
-            self.pieces.append(
-                Piece(target, segment.handle, count, [(segment, segment.start + segment.num_fed, count)], True)
-            )
-            segment.num_fed += count
+            run = (segment, segment.start + segment.num_computed, count)
+            self.chunks.append(Chunk(target, segment.handle, count, [run], True))
+            segment.num_computed += count
             target.num_new += count
 
     def reserve(self, target: Target) -> None:
         """Reserves what fits of a target and of the segments before it."""
-        if target.segment not in self.feeding.targets:
-            return  # nobody waits for it any more: an earlier one's request has failed
-        chain = target.segment.chain()
+        if target.segment not in self.prefill.targets:
+            return  # no job waits for it any more: the request of an earlier target has failed
+        chain = target.segment.pending_chain()
         if not chain:
             self.busy.add(target.segment)
-            self._append(Piece(target, target.segment.handle, 1, [], True, is_stored=False))
+            self._append(Chunk(target, target.segment.handle, 1, [], True, is_stored=False))
             return
         self.busy.update(chain)
         if chain[0].origin is not None:
             self.busy.add(chain[0].origin)
-        piece = Piece(target, -1, 0, [], False)
-        for segment in chain:
-            if not segment.is_resident:
-                self.store.make_resident(segment)
-            count = min(self.budget - piece.num_tokens, len(segment.tokens) - segment.num_fed)
-            if count and not self._extend(segment, count, must_free=self._is_first and not piece.num_tokens):
-                break
-            piece.handle = segment.handle
-            piece.num_tokens += count
-            piece.runs.append((segment, segment.start + segment.num_fed, count))
-            segment.num_fed += count
-            if not segment.is_fed:
-                break
-        piece.is_complete = target.segment.is_fed
-        target.num_new += piece.num_tokens
-        if piece.num_tokens:
-            self._append(piece)
+        chunk = self._chunk(target, chain)
+        target.num_new += chunk.num_tokens
+        if chunk.num_tokens:
+            self._append(chunk)
         elif self._is_first:
             num_blocks = self.store.tree.num_blocks
             error = PoolTooSmall(f"a branch of {target.segment.end} tokens does not fit the {num_blocks} KV blocks")
-            for request in {job.request for job in (*target.samples, *target.feeds)}:
-                self.feeding.fail(request, error)
+            for request in {job.request for job in (*target.generate_jobs, *target.prefill_jobs)}:
+                self.prefill.fail(request, error)
+
+    def _chunk(self, target: Target, chain: Sequence[Segment]) -> Chunk:
+        """As many tokens of the chain, from its first segment on, as the budget and the pool have room for."""
+        chunk = Chunk(target, -1, 0, [], False)
+        for segment in chain:
+            if not segment.is_resident:
+                self.store.make_resident(segment)
+            count = min(self.budget - chunk.num_tokens, len(segment.tokens) - segment.num_computed)
+            if count and not self._extend(segment, count, must_free=self._is_first and not chunk.num_tokens):
+                break
+            chunk.handle = segment.handle
+            chunk.num_tokens += count
+            chunk.runs.append((segment, segment.start + segment.num_computed, count))
+            segment.num_computed += count
+            if not segment.is_computed:
+                break
+        chunk.is_complete = target.segment.is_computed
+        return chunk
 
     @property
     def _is_first(self) -> bool:
-        """Whether nothing at all would go on without the next piece."""
-        return self.is_alone and not self.pieces
+        """Whether nothing at all would run without the next chunk."""
+        return self.is_alone and not self.chunks
 
-    def _append(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        self.budget -= piece.num_tokens
+    def _append(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+        self.budget -= chunk.num_tokens
 
     def _extend(self, segment: Segment, count: int, must_free: bool) -> bool:
-        """Reserves slots for a segment's next tokens; frees idle branches only if nothing else would go on."""
-        tokens = np.array(segment.tokens[segment.num_fed : segment.num_fed + count], np.int32)
+        """Reserves slots for a segment's next tokens. Frees idle branches for it only if it `must_free`."""
+        first = segment.num_computed
+        tokens = np.array(segment.tokens[first : first + count], np.int32)
         while True:
             try:
                 self.store.tree.extend(np.array([segment.handle], np.int32), np.array([count], np.int32), tokens)
                 return True
             except OutOfBlocks:
-                if not must_free or not self.feeding.make_room(self.busy, True):
+                if not must_free or not self.prefill.make_room(self.busy, True):
                     return False

@@ -1,27 +1,36 @@
-"""What a search asks of a model: sample onto branches, or feed tokens and read scores or logits."""
+"""Requests to a model: generate onto branches, or compute given tokens and read scores or logits.
+
+A request has one job per branch. It is awaitable: a search awaits it, and the batcher goes on with the search once all
+jobs have ended.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
+from engine.runtime.branch import Branch
 from engine.runtime.segments import Segment
 from engine.types import Sampling
 
-if TYPE_CHECKING:
-    from engine.runtime.llm import Branch
-    from engine.runtime.runner import Runner
+
+class JobRunner(Protocol):
+    """What requests know of the `Runner` that works for them."""
+
+    def cancel_generate(self, job: GenerateJob) -> None: ...
+
+    def cancel_prefill(self, job: PrefillJob) -> None: ...
 
 
 @dataclass(eq=False)
 class Request:
     """An awaitable piece of work; the driver resumes the waiting search once `num_left` is zero."""
 
-    runner: Runner
-    num_left: int = 0
+    runner: JobRunner
+    num_left: int = 0  # jobs that have not ended
     error: Exception | None = None
 
     @property
@@ -35,65 +44,87 @@ class Request:
             raise self.error
 
 
+# -- generating --------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """The tokens that an extension drew, before they are split into steps."""
+class GeneratedTokens:
+    """What one branch was extended by, before it is split into steps."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: str  # "step", "eos", "boxed", "length" or "error"
-    trunk_scores: tuple[float, ...]  # one per sampled delimiter or end of text, if a trunk head is loaded
+    trunk_scores: tuple[float, ...]  # one per generated delimiter or end of text, if a trunk head is loaded
+
+
+@dataclass(frozen=True, slots=True)
+class StopCondition:
+    """Where an extension ends: at a token of `rule`, if `confirm` agrees.
+
+    `confirm(branch, tokens)` is called with what has been generated, whose last token is one of the rule's. It returns
+    how the extension finishes ("step" or "boxed"), or None to go on. Without it every token of the rule stops.
+    """
+
+    rule: int  # number of a rule in the runner's StopRules
+    confirm: Callable[[Branch, list[int]], str | None] | None = None
 
 
 @dataclass(eq=False, slots=True)
-class SampleJob:
-    """One branch of a SampleRequest: from its segment's logits until a stop token or the limit."""
+class GenerateJob:
+    """One branch of a GenerateRequest: from the logits of its last token until a stop token or the limit."""
 
-    request: SampleRequest
-    index: int
+    request: GenerateRequest
+    index: int  # of the branch in the request
     branch: Branch
     key: int  # 64-bit random stream, as a signed number
     max_tokens: int
     priority: float
     age: int
-    # The segment whose last logits the next token is drawn from: the branch's own, and after a
-    # suspension the half-made one, which then goes on in place.
+    # The next token is drawn from this segment's last logits. At first it is the branch's own segment; after a
+    # suspension it is `partial`, which then continues.
     source: Segment
-    partial: Segment | None = None  # what is being sampled; None until the source has been fed
+    partial: Segment | None = None  # what is being generated; None until the source has been computed
     row: int = -1  # in the decode table, while it has one
     logprobs: list[float] = field(default_factory=list)
     trunk_scores: list[float] = field(default_factory=list)
 
+    def cancel(self) -> None:
+        self.request.runner.cancel_generate(self)
+
 
 @dataclass(eq=False)
-class SampleRequest(Request):
-    """Samples onto branches; `results[i]` belongs to `branches[i]`."""
+class GenerateRequest(Request):
+    """Generates onto branches; `results[i]` belongs to `branches[i]`."""
 
     branches: Sequence[Branch] = ()
     sampling: Sampling = field(default_factory=Sampling)
-    stop_rule: int = 0  # index into the runner's stop rules
-    # Of a branch and the tokens it has drawn, the last of them a stop token: how it finishes, None to go on.
-    confirm: Callable[[Branch, list[int]], str | None] | None = None
+    stop: StopCondition = StopCondition(0)
     purpose: str = "generated"
-    results: list[Sampled | None] = field(default_factory=list)
+    results: list[GeneratedTokens | None] = field(default_factory=list)
+
+
+# -- given tokens ------------------------------------------------------------------------------
 
 
 @dataclass(eq=False, slots=True)
-class FeedJob:
-    """A segment to be fed whole; `score_at` are absolute positions whose rows go through the score head."""
+class PrefillJob:
+    """A segment that is to be computed whole, and the scores that are wanted: at positions, or of steps."""
 
-    request: FeedRequest
-    index: int
+    request: PrefillRequest
+    index: int  # of the branch in the request
     branch: Branch
     segment: Segment
-    score_at: Sequence[int] = ()
-    steps: Sequence[Segment] = ()  # or the segments whose own scores are wanted, the last of them `segment`
+    score_at: Sequence[int] = ()  # positions in the branch whose hidden states go through the score head
+    steps: Sequence[Segment] = ()  # segments whose own scores are wanted, the last of them `segment`
+
+    def cancel(self) -> None:
+        self.request.runner.cancel_prefill(self)
 
 
 @dataclass(eq=False)
-class FeedRequest(Request):
-    """Feeds segments; reads scores at positions, and the logits of the last token if asked."""
+class PrefillRequest(Request):
+    """Computes segments; reads scores, and the logits of the last token if `wants_logits`."""
 
     wants_logits: bool = False
-    scores: list[list[float]] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)  # per branch, per position or step
     logits: list[torch.Tensor | None] = field(default_factory=list)  # (vocabulary,) float32 each

@@ -1,8 +1,9 @@
-"""Where branches stand: a segment is a run of tokens after another segment, with its place in the KV tree.
+"""Segments: the runs of tokens that branches are made of, each with its place in the KV tree.
 
-Tips are what makes suspension cheap to write: a segment keeps its tokens, so its KV can be dropped and
-made again from the nearest ancestor that still has its own. A cut (a new node of the KV tree)
-falls exactly between segments, so a re-computed path has the cuts, and the bits, of the first time.
+A branch is a chain of segments: its prompt, then every extension or step. A segment keeps its tokens when its KV is
+dropped, so a suspended branch can be computed again from the nearest ancestor that still has its KV. The KV tree
+starts a new node exactly where a segment starts: a branch that is computed again has the nodes, and so the bits, that
+it had the first time.
 """
 
 from __future__ import annotations
@@ -11,61 +12,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.accounting import Ledger
+from ttc_kernels._native import KVTree
 
 NOT_RESIDENT = -1
 
 
 @dataclass(eq=False, slots=True)
 class Segment:
-    """`tokens` after `origin`; the first `num_fed` of them have KV in the tree under `handle`.
+    """`tokens` after `origin`; the KV of the first `num_computed` of them is in the tree under `handle`.
 
-    `num_users` counts the open branches that stand here and the live segments that start here; the segment
-    is released when it falls to zero.
+    `num_users` counts the open branches that end with this segment and the live segments that follow it. At zero the
+    segment is released.
     """
 
-    origin: Segment | None
+    origin: Segment | None  # the segment before it, None for a prompt
     tokens: list[int]
     start: int  # position of tokens[0] in the branch
-    num_blocks_before: int  # KV blocks of all its origins
+    num_blocks_before: int  # KV blocks of all segments before it
     ledger: Ledger
-    purpose: str  # who pays for feeding these tokens
-    is_counted: bool = False  # the tokens themselves are on the bill already (they were sampled)
+    purpose: str  # the entry of the ledger that pays for computing these tokens
+    is_counted: bool = False  # sampled tokens: their number is billed when they are drawn, only their FLOPs later
     handle: int = NOT_RESIDENT
-    num_fed: int = 0
+    num_computed: int = 0
     num_users: int = 0
-    max_fed: int = 0  # high-water mark of num_fed: feeding below it is re-computation
-    priority: float = 0.0  # suspended lowest first
-    age: int = 0  # of its problem; the oldest problem (lowest) is suspended last
-    is_finished: bool = False  # ends an answer: its own KV is not needed any more
-    # Of a step that a verifier scores at its last token: the score, None until it has been read.
+    max_computed: int = 0  # the highest num_computed so far: what is computed below it is billed as recomputed
+    priority: float = 0.0  # when the pool is full the lowest is suspended first
+    age: int = 0  # number of the opened branch that it belongs to; the lowest, the oldest, is suspended last
+    is_finished: bool = False  # the last segment of an answer: its own KV is not needed any more
+    # For a step that a verifier scores at its last token: one score, None until it has been read.
     score: list[float | None] | None = None
-    steps: dict[tuple[int, ...], Segment] = field(
-        default_factory=dict
-    )  # the live ones after this segment, by their tokens
+    steps: dict[tuple[int, ...], Segment] = field(default_factory=dict)  # live scored steps after it, by their tokens
 
     @property
     def is_resident(self) -> bool:
         return self.handle != NOT_RESIDENT
 
     @property
-    def is_fed(self) -> bool:
-        return self.is_resident and self.num_fed == len(self.tokens)
+    def is_computed(self) -> bool:
+        return self.is_resident and self.num_computed == len(self.tokens)
 
     @property
     def end(self) -> int:
         """Position after the last token."""
         return self.start + len(self.tokens)
 
-    def set_fed(self, num_fed: int) -> None:
-        """Records that so many of its tokens have KV."""
-        self.num_fed = num_fed
-        self.max_fed = max(self.max_fed, num_fed)
+    def set_computed(self, num_computed: int) -> None:
+        """Records that the first `num_computed` tokens have KV."""
+        self.num_computed = num_computed
+        self.max_computed = max(self.max_computed, num_computed)
 
-    def chain(self) -> list[Segment]:
-        """The segments whose tokens must be fed for this one to be fed, the earliest first."""
+    def pending_chain(self) -> list[Segment]:
+        """The segments, earliest first, that must be computed for this one to be computed; itself is the last."""
         chain: list[Segment] = []
         segment: Segment | None = self
-        while segment is not None and not segment.is_fed:
+        while segment is not None and not segment.is_computed:
             chain.append(segment)
             segment = segment.origin
         return chain[::-1]
@@ -81,13 +81,13 @@ class Segment:
 
 
 class SegmentStore:
-    """Counts users of segments and gives their KV back to the tree."""
+    """Counts the users of segments, and gives the KV of released segments back to the tree."""
 
-    def __init__(self, tree):
+    def __init__(self, tree: KVTree):
         self.tree = tree
         self.block_size = tree.block_size
         self.resident: set[Segment] = set()
-        self.roots: dict[tuple[int, ...], Segment] = {}  # of prompts that branches opened later may start from too
+        self.roots: dict[tuple[int, ...], Segment] = {}  # prompts that branches opened later share, by their tokens
 
     def num_blocks(self, num_tokens: int) -> int:
         """KV blocks of a run of tokens."""
@@ -98,7 +98,7 @@ class SegmentStore:
         return segment
 
     def new(self, origin: Segment | None, tokens: list[int], **fields) -> Segment:
-        """A segment with one user; it keeps its origin alive, whose tokens do not change any more."""
+        """A segment with one user. It keeps its origin alive, whose tokens must not change from now on."""
         if origin is None:
             return Segment(None, tokens, 0, 0, num_users=1, **fields)
         origin.num_users += 1
@@ -106,8 +106,10 @@ class SegmentStore:
         return Segment(origin, tokens, origin.end, num_blocks, num_users=1, **fields)
 
     def root(self, tokens: list[int], ledger: Ledger, **fields) -> Segment:
-        """The segment of a prompt, one for all that are opened with it here; the caller is a user of it, and pays from
-        now on for what has to be fed."""
+        """The segment of a prompt, shared by all branches that are opened with it through this method.
+
+        The caller becomes a user of it; its ledger pays from now on for what has to be computed.
+        """
         segment = self.roots.get(tuple(tokens))
         if segment is None:
             segment = self.roots[tuple(tokens)] = self.new(None, tokens, ledger=ledger, **fields)
@@ -118,7 +120,7 @@ class SegmentStore:
     def step(self, origin: Segment, tokens: list[int], ledger: Ledger, **fields) -> Segment:
         """The segment of a step that is to be scored, shared by all branches that have it after `origin`.
 
-        The caller becomes a user of it, and pays from now on for what has to be fed.
+        The caller becomes a user of it; its ledger pays from now on for what has to be computed.
         """
         segment = origin.steps.get(tuple(tokens))
         if segment is not None:
@@ -144,27 +146,27 @@ class SegmentStore:
             segment = segment.origin
 
     def make_resident(self, segment: Segment) -> int:
-        """Gives the segment a handle in the tree; its origin must be fed. Returns tokens found in the cache."""
+        """Gives the segment a handle in the tree; its origin must be computed. Returns tokens found in the cache."""
         assert not segment.is_resident
         num_cached = 0
         if segment.origin is None:
             segment.handle, num_cached = self.tree.open(segment.tokens[:-1])
         else:
-            assert segment.origin.is_fed
+            assert segment.origin.is_computed
             (segment.handle,) = self.tree.fork(segment.origin.handle, 1).tolist()
-        segment.num_fed = num_cached
+        segment.num_computed = num_cached
         self.resident.add(segment)
         return num_cached
 
     def fork_all(self, segments: Sequence[Segment]) -> None:
-        """Gives segments without one a handle each, with one call for those that start at the same place."""
+        """Gives each segment its first handle, with one call of the tree for all that have the same origin."""
         siblings: dict[Segment, list[Segment]] = {}
         for segment in segments:
             siblings.setdefault(segment.origin, []).append(segment)
         for origin, group in siblings.items():
-            assert origin.is_fed
+            assert origin.is_computed
             for segment, handle in zip(group, self.tree.fork(origin.handle, len(group)).tolist(), strict=True):
-                segment.handle, segment.num_fed = handle, 0
+                segment.handle, segment.num_computed = handle, 0
             self.resident.update(group)
 
     def drop(self, segment: Segment) -> None:
@@ -174,9 +176,9 @@ class SegmentStore:
     def _close(self, segment: Segment, keep: bool) -> None:
         self.tree.close(segment.handle, keep)
         self.resident.discard(segment)
-        segment.handle, segment.num_fed = NOT_RESIDENT, 0
+        segment.handle, segment.num_computed = NOT_RESIDENT, 0
 
     def leaves(self) -> list[Segment]:
-        """Resident segments that no resident segment starts from: the only ones whose KV can be freed."""
+        """Resident segments that no resident segment follows: the only ones whose KV can be freed."""
         origins = {segment.origin for segment in self.resident}
         return [segment for segment in self.resident if segment not in origins]

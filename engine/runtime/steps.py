@@ -10,6 +10,7 @@ from engine.errors import UserError
 from engine.prompts.boxed import has_closed_box
 from engine.runtime.branch import Branch
 from engine.runtime.llm import LLM
+from engine.runtime.requests import StopCondition
 
 _MAX_DELIMITER = 64  # characters
 
@@ -17,10 +18,9 @@ _MAX_DELIMITER = 64  # characters
 class StepEnds:
     """Finds the tokens at which steps end.
 
-    A delimiter of one character ends a step at every token that contains it. A longer one may fall
-    over several tokens: its step ends at the token that completes it, if the step has said anything
-    by then (blank lines make no step). With `stops_at_box` the token that closes the answer's first
-    `\\boxed{}` ends the answer.
+    A delimiter of one character ends a step at every token that contains it. A longer one may be spread over several
+    tokens: its step ends at the token that completes it, if the step has any other text by then (blank lines make no
+    step). With `stops_at_box` the token that closes the answer's first `\\boxed{}` ends the answer.
     """
 
     def __init__(self, llm: LLM, delimiter: str, stops_at_box: bool = False):
@@ -28,41 +28,43 @@ class StepEnds:
             raise UserError(f"a step delimiter has 1 to {_MAX_DELIMITER} characters, got {delimiter!r}")
         self.llm, self.delimiter, self.stops_at_box = llm, delimiter, stops_at_box
         self.is_plain = len(delimiter) == 1  # a token alone decides
-        self.delimiters = llm.token_mask([delimiter]) if self.is_plain else self._completing()
+        token_mask = llm.vocabulary.token_mask
+        self.delimiters = token_mask([delimiter]) if self.is_plain else self._completing()
         self._delimiter_ids = frozenset(np.flatnonzero(self.delimiters).tolist())
-        self._boxes = np.zeros_like(self.delimiters)
-        if stops_at_box:
-            self._boxes = llm.token_mask(["}"])
-        add = llm.runner.stops.add
-        self._rules = {True: add(self.delimiters | self._boxes), False: add(self._boxes)}
+        self._boxes = token_mask(["}"]) if stops_at_box else np.zeros_like(self.delimiters)
+        self._stops = {
+            True: self._stop_condition(self.delimiters | self._boxes, True),
+            False: self._stop_condition(self._boxes, False),
+        }
 
     @property
     def score_mask(self) -> np.ndarray:
         """(vocabulary,) bool: tokens that may end a step."""
         return self.delimiters | self._boxes
 
-    def rule(self, stop_at_step: bool) -> int:
-        """The runner's stop rule."""
-        return self._rules[stop_at_step]
+    def stop(self, stop_at_step: bool) -> StopCondition:
+        """Where an extension stops: at the end of a step, or only at the end of the answer."""
+        return self._stops[stop_at_step]
 
-    def confirm(self, stop_at_step: bool):
-        """What decides at a token of the rule, None where the token alone does."""
+    def _stop_condition(self, mask: np.ndarray, stop_at_step: bool) -> StopCondition:
+        """Stops at the tokens of a mask, (vocabulary,) bool, and looks at the text where a token does not decide."""
+        rule = self.llm.runner.stops.add(mask)
         if self.is_plain and not self.stops_at_box:
-            return None
+            return StopCondition(rule)
 
-        def finish(branch: Branch, drawn: list[int]) -> str | None:
-            if self._boxes[drawn[-1]]:
+        def finish(branch: Branch, tokens: list[int]) -> str | None:
+            if self._boxes[tokens[-1]]:
                 answer = branch.token_ids[branch.num_prompt_tokens :]
-                if has_closed_box(self.llm.decode(answer + drawn)):
+                if has_closed_box(self.llm.decode(answer + tokens)):
                     return "boxed"
-            if stop_at_step and self.delimiters[drawn[-1]] and self.ends_step(drawn):
+            if stop_at_step and self.delimiters[tokens[-1]] and self.ends_step(tokens):
                 return "step"
             return None
 
-        return finish
+        return StopCondition(rule, finish)
 
     def ends_step(self, tokens: Sequence[int]) -> bool:
-        """Whether a run, whose last token may end a step, does."""
+        """Whether these tokens, the last of which may end a step, do end one."""
         return self.is_plain or self.delimiter in self.llm.decode(tokens).lstrip()
 
     def ends(self, tokens: Sequence[int]) -> list[int]:
@@ -78,9 +80,9 @@ class StepEnds:
         return ends
 
     def _completing(self) -> np.ndarray:
-        """Tokens that hold the delimiter, or start with a part of it that ends it."""
+        """(vocabulary,) bool: tokens that contain the delimiter, or start with an end of it."""
         tails = tuple(self.delimiter[i:] for i in range(1, len(self.delimiter)))
-        texts = self.llm.token_texts  # decoded alone, a token may have lost its leading space
+        texts = self.llm.vocabulary.token_texts  # decoded alone, a token may have lost its leading space
         found = [self.delimiter in text or f" {text}".startswith(tails) or text.startswith(tails) for text in texts]
         if not any(found):
             raise UserError(f"no token of the vocabulary ends the step delimiter {self.delimiter!r}")

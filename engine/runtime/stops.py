@@ -1,7 +1,7 @@
 """Where sampling stops: tables over the vocabulary, one look-up per sampled token.
 
-A stop that a single token does not decide (a delimiter over several tokens, a closed `\\boxed{}`) has a rule
-with every token that may decide it, and a request whose `confirm` then looks at the text.
+Some stops are not decided by a single token (a delimiter over several tokens, a closed `\\boxed{}`). Their rule has
+every token that may complete the stop, and the `confirm` of the StopCondition then looks at the text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class StopRules:
-    """Rule i says after which tokens a step ends; end of text, and the error token -1, end it under every rule."""
+    """Rule i names the tokens after which a step ends. End of text and the error token -1 end it under every rule."""
 
     def __init__(self, vocab_size: int):
         # One entry more than tokens: -1 indexes it.
@@ -19,7 +19,7 @@ class StopRules:
         self.table = np.zeros((0, vocab_size + 1), bool)  # (rules, vocabulary + 1): tokens that end a step
 
     def set_eos(self, token_ids: list[int]) -> None:
-        """Names the end-of-text tokens; before any rule is added."""
+        """Sets the end-of-text tokens, before any rule is added."""
         assert not len(self.table), "rules are there already"
         self.is_eos[token_ids] = True
 
@@ -38,7 +38,7 @@ class StopRules:
         return self.table[rules, tokens]
 
     def finish(self, token: int, is_end: bool) -> str:
-        """What a last token says: "error", "eos", "step", or, where it does not end the step, "length"."""
+        """Why an extension ends with this token: "error", "eos", "step", or "length" if the token is no end."""
         if token < 0:
             return "error"
         if self.is_eos[token]:

@@ -137,7 +137,7 @@ def generate(
             yield _label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe)
 
     rows_each = recipe.num_samples * (recipe.num_rollouts + 1)
-    for position, labelled in Batcher([llm.runner]).run(labellers(), rows_each):
+    for position, labelled in Batcher([llm]).run(labellers(), rows_each):
         if isinstance(labelled, Exception):
             raise labelled
         yield taken[position], labelled

@@ -20,7 +20,7 @@ class PRMVerifier:
     """
 
     def __init__(self, llm: LLM, policy: LLM, shares_steps: bool = True):
-        if llm.runner.score_head is None or llm.runner.lm_head is not None:
+        if not llm.has_score_head or llm.has_lm_head:
             raise UserError(f"the model at {llm.folder} is not a step verifier (a *ForTokenClassification)")
         self.llm = llm
         self.shares_steps = shares_steps
@@ -55,10 +55,10 @@ async def read_steps(
     score is that of the token before it.
     """
     if is_shared and all(all(map(len, run)) for run in steps):
-        request = llm.append_steps(branches, steps)
+        request = llm.queue_append_steps(branches, steps)
     else:
         tokens = [[token for step in run for token in step] for run in steps]
         ends = [[end - 1 for end in itertools.accumulate(map(len, run))] for run in steps]
-        request = llm.append(branches, tokens, ends, purpose="verified")
+        request = llm.queue_append(branches, tokens, score_at=ends, purpose="verified")
     await request
     return request.scores

@@ -30,8 +30,7 @@ class StepCache:
 
     async def score(self, branches: Sequence, steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         scores = await self.verifier.score(branches, steps)
-        tree = self.llm.runner.tree
-        if tree.num_free_blocks + tree.num_cached_blocks < _LEAST_FREE * tree.num_blocks:
+        if self.llm.free_share < _LEAST_FREE:
             self._release()
         else:
             self._held += [fork for branch in branches for fork in branch.fork(1)]

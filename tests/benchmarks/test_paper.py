@@ -45,7 +45,7 @@ def pools(engine: Engine, problems) -> list[Pool]:
 
 def cold(engine: Engine, problem, strategy, budget: int, **options):
     for llm in (engine.policy, engine.prm):
-        llm.runner.tree.clear_cache()
+        llm.clear_cache()
     return engine.search([problem], strategy, budget, **options)[0]
 
 

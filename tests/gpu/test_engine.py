@@ -10,7 +10,7 @@ import torch
 from engine import BeamSearch, Engine, Sampling
 from engine.model import load_trunk_head, read_config
 from engine.runtime import LLM
-from engine.runtime.executors.gpu import DeviceModel
+from engine.runtime.executors.gpu import GPUExecutor
 from engine.types import GREEDY
 from tests.tiny import tiny_family, tiny_policy, tiny_prm, tiny_trunk_head
 from tests.ttc_kernels.test_cuda_kernels import head_inputs
@@ -32,10 +32,10 @@ def extended(llm: LLM, sampling: Sampling) -> list[tuple]:
     """What branches draw that fork and are closed while a graph of their step is replayed."""
     root = llm.open(PROMPT)
     first = root.fork(5)
-    drawn = llm.extend(first, max_tokens=7, sampling=sampling, seed=1)
+    drawn = llm.generate(first, max_tokens=7, sampling=sampling, seed=1)
     first[1].close()
     second = [child for branch in first[2:] for child in branch.fork(6)]
-    drawn += llm.extend(second, max_tokens=20, sampling=sampling, seed=2)
+    drawn += llm.generate(second, max_tokens=20, sampling=sampling, seed=2)
     llm.runner.tree.check_integrity()
     return [(sampled.token_ids, sampled.logprobs) for sampled in drawn]
 
@@ -48,9 +48,9 @@ def test_replayed_graphs_draw_what_single_launches_draw(folder, dtype, sampling)
         llm = LLM.load(folder, device="cuda", dtype=dtype, num_blocks=256)
         runner = llm.runner
         if not has_graphs:
-            runner.model = DeviceModel(runner.decoder, runner.pool, runner.lm_head, None, make_graph=None)
+            runner.executor = GPUExecutor(runner.parts, make_graph=None)
         found.append(extended(llm, sampling))
-        steps = runner.model._steps.values()
+        steps = runner.executor._steps.values()
         assert len(steps) == 2, "sizes 16 and 32"
         assert all((step.graph is not None) == has_graphs for step in steps)
     assert found[0] == found[1]

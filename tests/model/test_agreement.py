@@ -53,9 +53,9 @@ def test_a_random_life_of_branches(folders, theirs, seed):
         elif action == "fork":
             branches += rng.choice(branches).fork(rng.randint(1, 3))
         elif action == "extend":
-            llm.extend(some, stop=["\n"], max_tokens=rng.randint(1, 20), sampling=rng.choice([Sampling(), GREEDY]))
+            llm.generate(some, stop=["\n"], max_tokens=rng.randint(1, 20), sampling=rng.choice([Sampling(), GREEDY]))
         elif action == "feed":
-            llm.feed(some, [draw(rng, rng.randint(1, 20)) for _ in some])
+            llm.append(some, [draw(rng, rng.randint(1, 20)) for _ in some])
         elif action == "ask":
             check(llm, theirs, some)
         elif len(branches) > 2:
@@ -74,7 +74,7 @@ def test_bfloat16(folders, theirs):
     rng = random.Random(0)
     branches = [llm.open(draw(rng, num)) for num in (1, 16, 40)]
     branches += branches[2].fork(2)
-    llm.extend(branches, max_tokens=12)
+    llm.generate(branches, max_tokens=12)
     want, rounded = expected(theirs, branches), expected(model, branches)
     assert (llm.next_logits(branches) - want).square().mean() <= 1.5**2 * (rounded - want).square().mean()
 
@@ -84,7 +84,7 @@ def test_greedy_text_is_theirs(folders, theirs):
     for problem in PROBLEMS:
         branch = llm.open(problem.prompt)
         prompt = torch.tensor([branch.token_ids])
-        (sampled,) = llm.extend([branch], max_tokens=30, sampling=GREEDY)
+        (sampled,) = llm.generate([branch], max_tokens=30, sampling=GREEDY)
         with torch.inference_mode():
             whole = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False)
         assert list(sampled.token_ids) == whole[0, prompt.shape[1] :].tolist()
@@ -96,7 +96,7 @@ def test_logprobs_are_theirs(folders, theirs):
     sampling = Sampling(temperature=0.7)
     branch = llm.open(PROBLEMS[0].prompt)
     start = branch.num_tokens
-    (sampled,) = llm.extend([branch], max_tokens=30, sampling=sampling, seed=3)
+    (sampled,) = llm.generate([branch], max_tokens=30, sampling=sampling, seed=3)
     with torch.inference_mode():
         logits = theirs(torch.tensor([branch.token_ids])).logits[0, start - 1 : -1]
     want = (logits / 0.7).log_softmax(-1).gather(1, torch.tensor(sampled.token_ids)[:, None])[:, 0]
@@ -187,8 +187,8 @@ def test_a_saturated_score_passes(folders):
     llm = load_llm(folders.prm)
     verifier = PRMVerifier(llm, load_llm(folders.policy))
     for sign, want in ((1, 1.0), (-1, 0.0)):
-        llm.runner.score_head.weight.copy_(0 * llm.runner.score_head.weight)
-        llm.runner.score_head.bias.fill_(sign * 200.0)
+        llm.runner.parts.score_head.weight.copy_(0 * llm.runner.parts.score_head.weight)
+        llm.runner.parts.score_head.bias.fill_(sign * 200.0)
         branch = llm.open("1+1\n")
         assert run(llm, verifier.score([branch], [random_steps(random.Random(0), 2)])) == [[want, want]]
 

@@ -73,15 +73,15 @@ def live(llm, rng: random.Random):
     prompts = [llm.open(draw(rng, num)) for num in (1, 17, 45)]
     yield prompts
     beams = prompts[2].fork(3) + prompts[1].fork(2)
-    llm.feed(beams, [draw(rng, num) for num in (1, 20, 33, 2, 7)])  # steps given, in chunks
+    llm.append(beams, [draw(rng, num) for num in (1, 20, 33, 2, 7)])  # steps given, in chunks
     yield beams
-    llm.extend(beams, max_tokens=12, seed=rng.randint(0, 99))  # decoding
+    llm.generate(beams, max_tokens=12, seed=rng.randint(0, 99))  # decoding
     yield beams
     for pruned in (beams.pop(1), *prompts):
         pruned.close()
     grown = beams[0].fork(2) + beams[1].fork(2)
-    llm.feed(grown, [draw(rng, num) for num in (40, 3, 40, 16)])
-    llm.extend(grown, max_tokens=5, seed=rng.randint(0, 99))
+    llm.append(grown, [draw(rng, num) for num in (40, 3, 40, 16)])
+    llm.generate(grown, max_tokens=5, seed=rng.randint(0, 99))
     yield grown + beams
     for branch in grown + beams:
         branch.close()
@@ -137,8 +137,8 @@ def test_bfloat16_rounds_no_worse_than_theirs(tmp_path, name):
     llm, rng = load_llm(folder, dtype="bf16"), random.Random(0)
     branches = [llm.open(draw(rng, num)) for num in (1, 17, 45, 60)]
     branches += branches[3].fork(4)
-    llm.feed(branches[4:], [draw(rng, num) for num in (1, 20, 33, 70)])
-    llm.extend(branches[4:], max_tokens=8)
+    llm.append(branches[4:], [draw(rng, num) for num in (1, 20, 33, 70)])
+    llm.generate(branches[4:], max_tokens=8)
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=d).eval() for d in (torch.bfloat16, torch.float32)]
     theirs, truth = (expected(model, branches) for model in models)
     ours = llm.next_logits(branches)
@@ -153,7 +153,7 @@ def test_a_row_does_not_feel_the_batch(models, name):
     first = llm.open(draw(rng, 50))
     branches = [first, *(llm.open(draw(rng, num)) for num in range(1, 60))]
     branches += first.fork(20)
-    llm.feed(branches[60:], [draw(rng, num) for num in range(1, 21)])
+    llm.append(branches[60:], [draw(rng, num) for num in range(1, 21)])
     assert len({branch.num_tokens % 16 for branch in branches if branch.num_tokens > WINDOW}) == 16
     together = llm.next_logits(branches)
     for i in (0, 5, 30, 59, 61, 79):
@@ -178,7 +178,7 @@ def test_scores_are_theirs(tmp_path, family, num_labels):
     texts = [draw(rng, num) for num in (6, 30, 77)]
     branches = [llm.open(text[:2]) for text in texts]
     ends = [[1, 3], [0, 20, 27], [5, 40, 74]]  # among the tokens after the first two
-    request = llm.append(branches, [text[2:] for text in texts], ends)
+    request = llm.queue_append(branches, [text[2:] for text in texts], score_at=ends)
     llm.run(request)
     for text, at, scores in zip(texts, ends, request.scores, strict=True):
         logits = model(torch.tensor([text])).logits[0, [2 + i for i in at]]
@@ -190,9 +190,9 @@ def test_dynamic_scaling_ends_at_the_original_length(models):
     """Beyond it, transformers changes the keys of all tokens before."""
     llm = load_llm(models("llama dynamic", 0))
     branch = llm.open([5] * 150)
-    llm.feed([branch], [[5] * 10])
+    llm.append([branch], [[5] * 10])
     with pytest.raises(ValueError, match="160 tokens and 1 more are over the context of the model, 160"):
-        llm.feed([branch], [[5]])
+        llm.append([branch], [[5]])
 
 
 def test_scaled_contexts(models):
@@ -221,7 +221,7 @@ def test_both_spellings_of_the_rope(models, name):
 
 
 def test_only_plain_trunks_are_packed(models):
-    packed = {name for name in MODELS if load_llm(models(name, 0)).runner.decoder.is_packed}
+    packed = {name for name in MODELS if load_llm(models(name, 0)).runner.parts.decoder.is_packed}
     assert packed == {name for name in MODELS if name.startswith("llama")} | {"mistral"}
 
 
@@ -232,7 +232,7 @@ def test_a_float16_checkpoint(tmp_path, dtype):
     llm = load_llm(folder, dtype=dtype)
     stored = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     assert stored.dtype == torch.float16
-    assert torch.equal(llm.runner.decoder.embedding, stored.to(getattr(torch, dtype)))
+    assert torch.equal(llm.runner.parts.decoder.embedding, stored.to(getattr(torch, dtype)))
     if dtype == "float32":
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         branch = llm.open(list(range(3, 23)))

@@ -64,5 +64,5 @@ def test_the_batch_is_small_where_the_weights_stay_in_the_cache(folders):
     assert (packed.best_batch, large.best_batch) == (128, 256)
     half = load_checkpoint(folders.policy, torch.bfloat16)
     assert Decoder(half.config, dict(half.tensors)).best_batch == 128
-    assert LLM.load(folders.policy).runner.rows.max_rows == 128
-    assert LLM.load(folders.policy, max_batch=7).runner.rows.max_rows == 7
+    assert LLM.load(folders.policy).runner.table.batch_size == 128
+    assert LLM.load(folders.policy, max_batch=7).runner.table.batch_size == 7

@@ -9,8 +9,7 @@ import pytest
 from engine import BeamSearch, BestOfN, Engine, Majority
 from engine.accounting import Ledger
 from engine.prompts import PromptFormat, has_closed_box
-from engine.runtime import LLM, Batcher, ModelPolicy
-from engine.runtime.requests import Sampled
+from engine.runtime import LLM, Batcher, GeneratedTokens, ModelPolicy
 from engine.search.tree import join_steps
 from engine.types import Sampling, Step
 from engine.verifiers import CallableVerifier
@@ -85,7 +84,7 @@ def test_steps_are_the_same_however_they_are_sampled(folder):
     llm = LLM.load(folder, num_blocks=64)
     policy = ModelPolicy(llm, "\n\n")
     tokens = llm.encode("1\n\n\n2\n1\n\n\n\n+\n\n")
-    steps = policy.split(Sampled(tuple(tokens), (0.0,) * len(tokens), "eos", ()))
+    steps = policy.split(GeneratedTokens(tuple(tokens), (0.0,) * len(tokens), "eos", ()))
     assert [step.text for step in steps] == ["1\n\n", "\n2\n1\n\n", "\n\n+\n\n"]
     confirm = policy.step_ends.confirm(True)
     branch, start = llm.open("1"), 0
@@ -108,7 +107,7 @@ def test_an_extension_that_is_not_split_is_one_step(folder):
             branch.close()
         return steps
 
-    (_, split), (_, whole) = sorted(Batcher([llm.runner]).run([extend(True), extend(False)], 4))
+    (_, split), (_, whole) = sorted(Batcher([llm]).run([extend(True), extend(False)], 4))
     assert max(map(len, split)) > 1
     for steps, (one,) in zip(split, whole, strict=True):
         joined = join_steps(steps)

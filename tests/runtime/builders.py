@@ -82,8 +82,12 @@ def load_engine(
     return engine
 
 
+def models(engine: Engine) -> list[LLM]:
+    return [engine.policy, engine.prm]
+
+
 def runners(engine: Engine) -> list[Runner]:
-    return [engine.policy.runner, engine.prm.runner]
+    return [llm.runner for llm in models(engine)]
 
 
 def bound_ticks(runner: Runner) -> None:

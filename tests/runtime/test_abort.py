@@ -9,7 +9,7 @@ from engine.interrupts import Uninterrupted
 from engine.runtime import Batcher
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
 
-from .builders import PROBLEMS, assert_idle, fingerprint, load_engine, runners, searches
+from .builders import PROBLEMS, assert_idle, fingerprint, load_engine, models, runners, searches
 
 STRATEGIES = [Majority(), BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=1), DVTS(width=2)]
 by_name = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
@@ -177,7 +177,7 @@ def test_an_error_ends_its_own_search_alone(folders):
     want = [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)]
     long = PROBLEMS[0].__class__("long", "1" * 2000, None)
     coroutines = searches(engine, [*PROBLEMS[:2], long, *PROBLEMS[2:]], strategy, 4, **OPTIONS)
-    results = dict(Batcher(runners(engine)).run(coroutines, rows_each=4))
+    results = dict(Batcher(models(engine)).run(coroutines, rows_each=4))
     assert isinstance(results[2], ValueError)
     assert "2000 tokens" in str(results[2])
     assert [fingerprint(results[index]) for index in (0, 1, 3, 4, 5)] == want

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from engine.model import Placement, load_trunk_head, read_config
-from engine.runtime import decode_step, device_model
-from engine.runtime.executors.gpu import DeviceModel, counts_until_end
+from engine.runtime.executors import gpu, gpu_step
+from engine.runtime.executors.gpu import GPUExecutor, counts_until_end
 from engine.types import Sampling
 
 from .builders import NAN, assert_idle, load_llm
@@ -18,23 +18,24 @@ PROMPTS = ["473;+38;*27\n", "12;+3;*4\n", "9;*9\n"]
 def load(folders, num_blocks: int = 512):
     head = load_trunk_head(folders.trunk_head, read_config(folders.policy), torch.float32)
     llm = load_llm(folders.policy, device=NATIVE, trunk_head=head, num_blocks=num_blocks)
-    llm.runner.stops.score_at(llm.token_mask(["1", "\n"]))
+    llm.read_trunk_head_at(llm.vocabulary.token_mask(["1", "\n"]))
     return llm
 
 
 def sample_all(llm, monkeypatch, max_ahead: int, **options):
     """Results of answers to all prompts, and in how many ticks; the tree holds what the branches say at all times."""
-    monkeypatch.setattr(device_model, "MAX_AHEAD", max_ahead)
+    monkeypatch.setattr(gpu, "MAX_AHEAD", max_ahead)
     roots = [llm.open(prompt) for prompt in PROMPTS]
     branches = [branch for root in roots for branch in root.fork(5)]
-    request = llm.sample(branches, range(100, 100 + len(branches)), Sampling(temperature=1.2, top_p=0.9), **options)
+    keys = range(100, 100 + len(branches))
+    request = llm.queue_generate(branches, keys, sampling=Sampling(temperature=1.2, top_p=0.9), **options)
     runner, num_calls = llm.runner, 0
     while not request.is_done:
         runner.tick(64)
         num_calls += 1
         runner.tree.check_integrity()
-        for job in runner.rows.decoding_jobs():
-            ((drawn, _),) = runner.rows.sampled([job.row])
+        for job in runner.table.decoding_jobs():
+            ((drawn, _),) = runner.table.generated([job.row])
             assert runner.tree.tokens(job.partial.handle).tolist() == [*job.partial.origin.token_ids(), *drawn[:-1]]
     for branch in branches:
         if branch.segment.is_resident:
@@ -55,7 +56,7 @@ def test_the_same_results(folders, monkeypatch, stop, num_blocks):
     want, num_one = sample_all(load(folders), monkeypatch, 1, **options)
     assert sum(len(sampled.trunk_scores) for sampled in want) > 10
     llm = load(folders, num_blocks)
-    found, num_calls = sample_all(llm, monkeypatch, decode_step.MAX_AHEAD, **options)
+    found, num_calls = sample_all(llm, monkeypatch, gpu_step.MAX_AHEAD, **options)
     assert [(s.token_ids, s.finish) for s in found] == [(s.token_ids, s.finish) for s in want]
     for one, other in zip(found, want, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -69,11 +70,11 @@ def test_the_same_results(folders, monkeypatch, stop, num_blocks):
 def test_what_follows_an_error_is_taken_back(folders, monkeypatch):
     """The model fails wherever it reads a token that the branches draw: a row that has failed runs on to no effect."""
     found = []
-    for max_ahead in (1, decode_step.MAX_AHEAD):
+    for max_ahead in (1, gpu_step.MAX_AHEAD):
         llm = load(folders)
         (bad,) = llm.encode("|")
-        embedding = llm.runner.decoder.embedding
-        head = llm.runner.lm_head
+        embedding = llm.runner.parts.decoder.embedding
+        head = llm.runner.parts.lm_head
         if head.weight.data_ptr() == embedding.data_ptr():
             head.weight = embedding.clone()
         embedding[bad] = NAN
@@ -95,7 +96,7 @@ def test_no_forward_runs_past_the_context(folders):
     context = llm.config.context
     long, short = (llm.open([5 + i % 9 for i in range(length)]) for length in (context - 3, 3))
     branches = [branch for root in (long, short) for branch in root.fork(1)]
-    request = llm.sample(branches, [1, 2], Sampling(temperature=1.2), (), [3, 20])
+    request = llm.queue_generate(branches, [1, 2], sampling=Sampling(temperature=1.2), max_tokens=[3, 20])
     llm.run(request)
     lengths = [len(sampled.token_ids) for sampled in request.results]
     assert lengths[0] <= 3
@@ -109,7 +110,7 @@ def test_prefixes_stay_cached_for_tokens_that_may_be_taken_back(folders, monkeyp
     """One forward at a time where only blocks of closed prompts are left."""
     llm = load(folders, num_blocks=14)
     llm.runner.stops.is_eos[:-1] = False
-    tree, plan_ahead, found = llm.runner.tree, DeviceModel._plan_ahead, []
+    tree, plan_ahead, found = llm.runner.tree, GPUExecutor._plan_ahead, []
     closed = llm.open([5 + i % 9 for i in range(96)])
     llm.next_logits([closed])
     closed.close()
@@ -122,9 +123,9 @@ def test_prefixes_stay_cached_for_tokens_that_may_be_taken_back(folders, monkeyp
         assert tree.num_cached_blocks == before
         return plan
 
-    monkeypatch.setattr(DeviceModel, "_plan_ahead", watched)
+    monkeypatch.setattr(GPUExecutor, "_plan_ahead", watched)
     branches = llm.open([5, 6, 7]).fork(3)
-    request = llm.sample(branches, range(3), Sampling(temperature=1.2), (), 44)
+    request = llm.queue_generate(branches, range(3), sampling=Sampling(temperature=1.2), max_tokens=44)
     for _ in range(3):  # so that a block is full in the middle of a run of four
         llm.runner.tick()
     while not request.is_done:

@@ -1,10 +1,11 @@
-"""Live sequences: open, fork, extend, feed, next_logits, close."""
+"""Live sequences: open, fork, generate, append, next_logits, close."""
 
 import random
 
 import pytest
 import torch
 
+from engine.errors import UserError
 from engine.types import GREEDY, Sampling
 
 from .builders import PROBLEMS, assert_idle, load_llm
@@ -21,7 +22,7 @@ def test_the_example_of_the_design(llm):
     branch = llm.open("473;+38\n")
     assert llm.decode(branch.token_ids) == branch.text == "473;+38\n"
     beams = branch.fork(8)
-    results = llm.extend(beams, stop=["\n"], max_tokens=64, sampling=Sampling(temperature=0.8), seed=0)
+    results = llm.generate(beams, stop=["\n"], max_tokens=64, sampling=Sampling(temperature=0.8), seed=0)
     assert [beam.token_ids for beam in beams] == [branch.token_ids + list(result.token_ids) for result in results]
     for result in results:
         assert result.finish in ("step", "eos", "length")
@@ -29,7 +30,7 @@ def test_the_example_of_the_design(llm):
         assert (result.finish == "step") == llm.decode(result.token_ids).endswith("\n")
         assert llm.decode(result.token_ids).count("\n") == (result.finish == "step")
     before = [beam.num_tokens for beam in beams]
-    llm.feed(beams, [[5, 6, 7]] * 8)
+    llm.append(beams, [[5, 6, 7]] * 8)
     assert [beam.num_tokens for beam in beams] == [num + 3 for num in before]
     logits = llm.next_logits(beams)
     assert logits.shape == (8, llm.config.vocab_size)
@@ -50,6 +51,18 @@ def test_closing_a_parent_keeps_its_children(llm):
     grandchildren = children[0].fork(2)
     children[0].close()
     assert (llm.next_logits([*children[1:], *grandchildren]) == want).all()
+
+
+def test_tokens_appended_lazily_are_computed_when_they_are_needed(llm):
+    at_once, lazy = llm.open(PROMPT).fork(2)
+    llm.append([at_once], [[5, 6, 7]])
+    num_ticks = llm.runner.num_ticks
+    llm.append([lazy], [[5, 6, 7]], is_lazy=True)
+    assert lazy.token_ids == at_once.token_ids
+    assert (llm.runner.num_ticks, llm.runner.has_work) == (num_ticks, False)
+    assert torch.equal(*(llm.next_logits([branch]) for branch in (at_once, lazy)))
+    with pytest.raises(UserError, match=r"within 0\.\.24, got 25"):
+        llm.append([lazy], [[5, 25]], is_lazy=True)
 
 
 def test_the_order_of_branches_is_the_order_of_results(llm):
@@ -80,14 +93,14 @@ def test_asking_for_logits_changes_nothing(folders, max_chunk):
         beams = root.fork(4)
         ask([beams[0], root])
         for length in (1, 15, 16, 7):
-            log.append(llm.extend(beams, stop=["\n"], max_tokens=length))
+            log.append(llm.generate(beams, stop=["\n"], max_tokens=length))
             ask(beams)
             ask(beams[:2])
-            llm.feed(beams[1:], [[rng.randrange(3, 25) for _ in range(rng.randint(1, 18))] for _ in beams[1:]])
+            llm.append(beams[1:], [[rng.randrange(3, 25) for _ in range(rng.randint(1, 18))] for _ in beams[1:]])
             ask(beams)
             fork = beams[1].fork(1)
             ask(fork)
-            log.append(llm.extend(fork, max_tokens=9, sampling=GREEDY))
+            log.append(llm.generate(fork, max_tokens=9, sampling=GREEDY))
             beams[1].close()
             beams[1] = fork[0]
         log.append([beam.token_ids for beam in beams])
@@ -98,7 +111,7 @@ def test_asking_for_logits_changes_nothing(folders, max_chunk):
 
 def test_logits_do_not_feel_the_branches_beside(llm):
     alone = [llm.next_logits([llm.open(problem.prompt)])[0] for problem in PROBLEMS]
-    llm.runner.tree.clear_cache()
+    llm.clear_cache()
     branches = [llm.open(problem.prompt) for problem in PROBLEMS for _ in range(7)]
     together = llm.next_logits(branches)
     for index, want in enumerate(alone):
@@ -108,9 +121,9 @@ def test_logits_do_not_feel_the_branches_beside(llm):
 def test_one_extension_or_many(llm):
     """Greedy text does not depend on where sampling paused (nor, within rounding, do the logits)."""
     once, twice = (llm.open(PROMPT) for _ in range(2))
-    llm.extend([once], max_tokens=40, sampling=GREEDY)
+    llm.generate([once], max_tokens=40, sampling=GREEDY)
     for length in (1, 2, 20, 17):
-        llm.extend([twice], max_tokens=length, sampling=GREEDY)
+        llm.generate([twice], max_tokens=length, sampling=GREEDY)
     assert twice.token_ids[: once.num_tokens] == once.token_ids
     once.close()
     twice.close()
@@ -121,7 +134,7 @@ def test_seeds_addresses_and_options(llm):
     def texts(num_branches=4, **options):
         root = llm.open(PROMPT)
         beams = root.fork(num_branches)
-        llm.extend(beams, max_tokens=20, **options)
+        llm.generate(beams, max_tokens=20, **options)
         found = [tuple(beam.token_ids) for beam in beams]
         for beam in [*beams, root]:
             beam.close()
@@ -146,7 +159,7 @@ def test_forking_in_parts_gives_the_same_children(llm):
     whole, parts = root.fork(4), llm.open(PROMPT)
     pieces = [*parts.fork(1), *parts.fork(3)]
     assert [branch.address for branch in whole] == [branch.address for branch in pieces]
-    llm.extend(whole + pieces, max_tokens=12)
+    llm.generate(whole + pieces, max_tokens=12)
     assert [branch.token_ids for branch in whole] == [branch.token_ids for branch in pieces]
 
 
@@ -156,15 +169,15 @@ def test_limits_of_length(folders):
     with pytest.raises(ValueError, match=f"{context} tokens, the context of the model holds {context}"):
         llm.open([5] * context)
     branch = llm.open([5] * (context - 3))
-    (sampled,) = llm.extend([branch], max_tokens=50)
+    (sampled,) = llm.generate([branch], max_tokens=50)
     assert len(sampled.token_ids) <= 3
     while branch.num_tokens < context:
-        llm.feed([branch], [[5]])
-    (nothing,) = llm.extend([branch], max_tokens=50)
+        llm.append([branch], [[5]])
+    (nothing,) = llm.generate([branch], max_tokens=50)
     assert (nothing.token_ids, nothing.finish) == ((), "length")
     assert llm.next_logits([branch]).isfinite().all()
     with pytest.raises(ValueError, match=rf"{context} tokens and 1 more .*{context}"):
-        llm.feed([branch], [[5]])
+        llm.append([branch], [[5]])
     branch.close()
     assert_idle(llm.runner)
 
@@ -187,15 +200,15 @@ def test_prompts_that_are_refused(llm, prompt, words):
 def test_misuse(llm):
     branch, other = llm.open(PROMPT), llm.open(PROMPT)
     cases = [
-        (lambda: llm.extend([branch], max_tokens=0), "max_tokens must be at least 1, got 0"),
-        (lambda: llm.extend([other, branch], max_tokens=-5), "at least 1, got -5"),
-        (lambda: llm.extend([branch], stop=["no such text"]), "'no such text'"),
-        (lambda: llm.extend([branch], stop=[""]), "''"),
-        (lambda: llm.extend([branch, other, branch]), "named once"),
+        (lambda: llm.generate([branch], max_tokens=0), "max_tokens must be at least 1, got 0"),
+        (lambda: llm.generate([other, branch], max_tokens=-5), "at least 1, got -5"),
+        (lambda: llm.generate([branch], stop=["no such text"]), "'no such text'"),
+        (lambda: llm.generate([branch], stop=[""]), "''"),
+        (lambda: llm.generate([branch, other, branch]), "named once"),
         (lambda: llm.next_logits([branch, branch]), "named once"),
-        (lambda: llm.feed([branch], [[5, 25]]), r"within 0\.\.24, got 25"),
-        (lambda: llm.feed([other, branch], [[5], [-3]]), r"within 0\.\.24, got -3"),
-        (lambda: llm.feed([branch, other], [[5]]), "argument"),
+        (lambda: llm.append([branch], [[5, 25]]), r"within 0\.\.24, got 25"),
+        (lambda: llm.append([other, branch], [[5], [-3]]), r"within 0\.\.24, got -3"),
+        (lambda: llm.append([branch, other], [[5]]), "argument"),
         (lambda: branch.fork(0), "at least 1, got 0"),
         (lambda: branch.fork(-2), "at least 1, got -2"),
     ]
@@ -204,7 +217,7 @@ def test_misuse(llm):
             call()
         assert not llm.runner.has_work
     assert branch.num_tokens == other.num_tokens == len(llm.encode(PROMPT))
-    llm.extend([branch, other], max_tokens=3)  # neither is stuck
+    llm.generate([branch, other], max_tokens=3)  # neither is stuck
 
 
 def test_a_closed_branch(llm):
@@ -214,15 +227,15 @@ def test_a_closed_branch(llm):
     calls = [
         branch.close,
         lambda: branch.fork(1),
-        lambda: llm.extend([branch]),
-        lambda: llm.extend([child, branch]),
-        lambda: llm.feed([branch], [[5]]),
+        lambda: llm.generate([branch]),
+        lambda: llm.generate([child, branch]),
+        lambda: llm.append([branch], [[5]]),
         lambda: llm.next_logits([branch]),
     ]
     for call in calls:
         with pytest.raises(ValueError, match=r"branch \(\) is closed"):
             call()
-    llm.extend([child], max_tokens=3)
+    llm.generate([child], max_tokens=3)
     child.close()
     assert_idle(llm.runner)
 
@@ -233,7 +246,7 @@ def test_models_without_the_head_that_is_asked_for(folders, llm):
     with pytest.raises(ValueError, match="no LM head"):
         prm.next_logits([branch])
     with pytest.raises(ValueError, match="no LM head to sample"):
-        prm.extend([branch])
+        prm.generate([branch])
     with pytest.raises(ValueError, match="belongs to the model at"):
         llm.next_logits([branch])
     assert not prm.runner.has_work
@@ -241,8 +254,8 @@ def test_models_without_the_head_that_is_asked_for(folders, llm):
 
 def test_no_branch_no_logits(llm):
     assert llm.next_logits([]).shape == (0, 25)
-    assert llm.extend([]) == []
-    llm.feed([], [])
+    assert llm.generate([]) == []
+    llm.append([], [])
 
 
 def test_no_limits_below_one(folders):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.runtime.requests import StopCondition
 from engine.runtime.runner import MAX_FORWARDS
 from engine.types import Sampling
 
@@ -15,7 +16,7 @@ def sample_all(llm, max_forwards: int, **options):
     roots = [llm.open(prompt) for prompt in PROMPTS]
     branches = [branch for root in roots for branch in root.fork(7)]
     keys = list(range(100, 100 + len(branches)))
-    request = llm.sample(branches, keys, Sampling(temperature=1.2, top_p=0.9), **options)
+    request = llm.queue_generate(branches, keys, sampling=Sampling(temperature=1.2, top_p=0.9), **options)
     num_calls = 0
     while not request.is_done:
         llm.runner.tick(max_forwards)
@@ -52,7 +53,7 @@ def test_the_trunk_head_is_read_without_a_stop(folders):
     found = []
     for max_forwards in (1, MAX_FORWARDS):
         llm = load_engine(folders, has_trunk_head=True).policy
-        llm.runner.stops.score_at(llm.token_mask(["1"]))
+        llm.read_trunk_head_at(llm.vocabulary.token_mask(["1"]))
         results, num_calls = sample_all(llm, max_forwards, stop=(), max_tokens=40)
         found.append(results)
     assert found[0] == found[1]
@@ -64,11 +65,11 @@ def test_as_many_stand_by_as_are_decoded(folders):
     llm = load_llm(folders.policy, max_batch=5)
     root = llm.open(PROMPTS[0])
     branches = root.fork(12)
-    llm.sample(branches, range(12), Sampling(), (), [2] * 4 + [30] * 8)
+    llm.queue_generate(branches, range(12), max_tokens=[2] * 4 + [30] * 8)
     llm.runner.tick()
-    runner, rows = llm.runner, llm.runner.rows
-    assert (rows.num_decoding, rows.num_used, rows.active().num_placed, len(runner.queue)) == (10, 10, 5, 2)
-    assert runner.decoding.ready(True).num_rows == 1 + 5
+    runner, table = llm.runner, llm.runner.table
+    assert (table.num_decoding, table.num_used, table.active().num_placed, len(runner.queue)) == (10, 10, 5, 2)
+    assert runner.decoding.return_rule(True).num_rows == 1 + 5
     runner.tick(MAX_FORWARDS)
     assert sum(branch.job is None for branch in branches) >= 6
     for branch in [*branches, root]:
@@ -80,14 +81,10 @@ def test_a_branch_that_stands_by_is_asked_about_once(folders):
     """Whether a branch goes on behind a stop token is asked when it has drawn one, not as long as that is its last."""
     llm = load_llm(folders.policy, max_batch=2)
     asked = []
-    request = llm.sample(
-        llm.open(PROMPTS[0]).fork(8),
-        range(8),
-        Sampling(temperature=1.2),
-        [str(digit) for digit in range(10)],
-        40,
-        confirm=lambda branch, drawn: asked.append((branch.address, len(drawn))),
-    )
+    rule = llm.stop_rule([str(digit) for digit in range(10)])
+    stop = StopCondition(rule, lambda branch, tokens: asked.append((branch.address, len(tokens))))
+    branches = llm.open(PROMPTS[0]).fork(8)
+    request = llm.queue_generate(branches, range(8), max_tokens=40, sampling=Sampling(temperature=1.2), stop=stop)
     while not request.is_done:
         llm.runner.tick(MAX_FORWARDS)
     assert len(asked) > 20
@@ -108,7 +105,7 @@ def test_who_gives_way_gives_blocks_back(folders, monkeypatch):
 
     monkeypatch.setattr(runner, "suspend", watched)
     branches = llm.open(PROMPTS[0]).fork(14)
-    llm.extend(branches, max_tokens=40, sampling=Sampling(temperature=1.2), seed=1)
+    llm.generate(branches, max_tokens=40, sampling=Sampling(temperature=1.2), seed=1)
     assert len(freed) > 3
     assert min(freed) > 0
 
@@ -118,16 +115,17 @@ def test_what_decoding_waits_for(folders):
     llm = load_llm(folders.policy)
     root = llm.open(PROMPTS[0])
     branches = root.fork(5)
+    goes_on = StopCondition(llm.stop_rule([]), lambda branch, tokens: None)
     requests = [
-        llm.sample(branches[:3], [1, 2, 3], Sampling(), (), 30),
-        llm.sample(branches[3:], [4, 5], Sampling(), (), 30, confirm=lambda branch, drawn: None),
+        llm.queue_generate(branches[:3], [1, 2, 3], max_tokens=30),
+        llm.queue_generate(branches[3:], [4, 5], max_tokens=30, stop=goes_on),
     ]
     llm.runner.tick()
     decoding = llm.runner.decoding
-    assert [job.request for job in decoding.rows.decoding_jobs()] == [requests[0]] * 3 + [requests[1]] * 2
-    assert decoding.ready(False).groups.tolist() == [0, 0, 0, 1, 2]
-    assert decoding.ready(True).groups.tolist() == [0, 1, 2, 3, 4]
-    assert decoding.ready(True).num_rows == 1
+    assert [job.request for job in decoding.table.decoding_jobs()] == [requests[0]] * 3 + [requests[1]] * 2
+    assert decoding.return_rule(False).groups.tolist() == [0, 0, 0, 1, 2]
+    assert decoding.return_rule(True).groups.tolist() == [0, 1, 2, 3, 4]
+    assert decoding.return_rule(True).num_rows == 1
     for branch in [*branches, root]:
         branch.close()
     assert_idle(llm.runner)

@@ -17,8 +17,8 @@ BAD = "|"  # no prompt holds it
 def poison(llm, value: float) -> None:
     """From now on the model fails wherever it reads BAD; its head is a copy, and left as it was."""
     (token,) = llm.encode(BAD)
-    assert llm.runner.lm_head is None or llm.runner.lm_head.weight is None
-    llm.runner.decoder.embedding[token] = value
+    assert llm.runner.parts.lm_head is None or llm.runner.parts.lm_head.weight is None
+    llm.runner.parts.decoder.embedding[token] = value
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf], ids=["nan", "inf"])
@@ -64,7 +64,7 @@ def test_searches_go_on_without_what_failed(folders, strategy, which):
 
 def test_a_verifier_that_always_fails(folders):
     engine = load_engine(folders)
-    engine.prm.runner.score_head.weight.fill_(NAN)
+    engine.prm.runner.parts.score_head.weight.fill_(NAN)
     for strategy in (BestOfN(), BeamSearch(width=2)):
         (result,) = engine.search(PROBLEMS[:1], strategy, 4, **OPTIONS)
         ended = [c for c in result.candidates if c.finish != "length" or c.scores]
@@ -80,7 +80,7 @@ def test_a_branch_whose_first_token_fails_stays_where_it_stood(folders):
     want = llm.next_logits([good])
     poison(llm, NAN)
     beams = root.fork(2)
-    results = llm.extend([*beams, good], max_tokens=5)
+    results = llm.generate([*beams, good], max_tokens=5)
     assert [(result.token_ids, result.finish) for result in results[:2]] == [((), "error")] * 2
     assert results[2].finish != "error"
     assert [beam.token_ids for beam in beams] == [root.token_ids] * 2
@@ -100,7 +100,7 @@ def test_blocks_that_held_nan_are_used_again(folders):
         bad = llm.open(BAD * length)
         assert llm.next_logits([bad]).isnan().all()
         bad.close()
-        llm.runner.tree.clear_cache()
+        llm.clear_cache()
         good = [each.open("1+2;" * (length // 4)) for each in (llm, fresh)]
         assert torch.equal(llm.next_logits(good[:1]), fresh.next_logits(good[1:]))
         for branch in good:

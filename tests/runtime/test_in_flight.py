@@ -9,7 +9,7 @@ import torch
 
 from engine import BeamSearch, Engine, Sampling
 from engine.model import Placement
-from engine.runtime.executors.gpu import DeviceModel
+from engine.runtime.executors.gpu import GPUExecutor
 from engine.runtime.executors.transfers import Fetch
 from tests.runtime.builders import PROBLEMS, assert_idle, fingerprint, load_llm
 
@@ -28,7 +28,7 @@ class LateFetch(Fetch):
         return self.num_polls > self.max_polls
 
 
-class LateModel(DeviceModel):
+class LateModel(GPUExecutor):
     """A verifier whose scores come later; `num_meanwhile` counts the policy's forwards until then."""
 
     is_asynchronous = True
@@ -37,17 +37,17 @@ class LateModel(DeviceModel):
         return LateFetch([torch.from_numpy(super().scores(hidden, where).arrays()[0])], None)
 
 
-def engine_of(folders, model: type[DeviceModel]) -> Engine:
+def engine_of(folders, model: type[GPUExecutor]) -> Engine:
     policy, prm = (load_llm(folder, device=ON_CPU) for folder in (folders.policy, folders.prm))
     runner = prm.runner
-    runner.model = model(runner.decoder, runner.pool, None, runner.score_head)
+    runner.executor = model(runner.parts)
     return Engine(policy, prm=prm)
 
 
 def test_the_policy_goes_on_and_results_are_the_same(folders):
     options = {"sampling": Sampling(temperature=0.8), "max_tokens": 30, "seed": 4}
     found = []
-    for model in (DeviceModel, LateModel):
+    for model in (GPUExecutor, LateModel):
         engine = engine_of(folders, model)
         policy, prm = engine.policy.runner, engine.prm.runner
         tick, beside = policy.tick, [0]
@@ -66,16 +66,16 @@ def test_the_policy_goes_on_and_results_are_the_same(folders):
 def test_a_branch_closed_in_flight_is_forgotten(folders):
     prm = engine_of(folders, LateModel).prm
     first, second = prm.open("1+2\n"), prm.open("3+4\n")
-    request = prm.append([first], [[5, 6]], [[1]], purpose="verified")
-    other = prm.append([second], [[5, 6]], [[1]], purpose="verified")
+    request = prm.queue_append([first], [[5, 6]], score_at=[[1]], purpose="verified")
+    other = prm.queue_append([second], [[5, 6]], score_at=[[1]], purpose="verified")
     prm.runner.tick()
     assert prm.runner.is_in_flight
     assert not request.is_done
     first.close()
     prm.run(other)
     assert not request.is_done
-    prompt = engine_of(folders, DeviceModel).prm
-    alone = prompt.append([prompt.open("3+4\n")], [[5, 6]], [[1]], purpose="verified")
+    prompt = engine_of(folders, GPUExecutor).prm
+    alone = prompt.queue_append([prompt.open("3+4\n")], [[5, 6]], score_at=[[1]], purpose="verified")
     prompt.run(alone)
     assert other.scores == [pytest.approx(alone.scores[0], abs=1e-6)]
     second.close()
@@ -87,10 +87,10 @@ def test_steps_that_are_being_read_are_waited_for(folders):
     prm = engine_of(folders, LateModel).prm
     root = prm.open("1+2\n")
     first, second, third = root.fork(3)
-    request = prm.append_steps([first], [[[5, 6], [7, 3]]])
+    request = prm.queue_append_steps([first], [[[5, 6], [7, 3]]])
     prm.runner.tick()
     assert prm.runner.is_in_flight
-    others = prm.append_steps([second, third], [[[5, 6], [7, 3]], [[5, 6], [8, 3]]])
+    others = prm.queue_append_steps([second, third], [[[5, 6], [7, 3]], [[5, 6], [8, 3]]])
     for each in (request, others):
         prm.run(each)
     assert others.scores[0] == request.scores[0]

@@ -8,7 +8,7 @@ from engine.runtime import Batcher
 from engine.search import BeamSearch, BestOfN, Lookahead
 from engine.tasks import get_task, take_problems
 
-from .builders import PROBLEMS, assert_idle, fingerprint, load_engine, runners, searches
+from .builders import PROBLEMS, assert_idle, fingerprint, load_engine, models, runners, searches
 
 STRATEGIES = [BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=1)]
 MANY = PROBLEMS + take_problems(get_task("chain"), "test", 64 - len(PROBLEMS))
@@ -23,8 +23,8 @@ def alone(folders, strategy, problems, **options) -> dict[str, str]:
     for problem in problems:
         (result,) = engine.search([problem], strategy, 4, **OPTIONS)
         results[problem.id] = fingerprint(result)
-        for runner in runners(engine):
-            runner.tree.clear_cache()
+        for llm in models(engine):
+            llm.clear_cache()
     return results
 
 
@@ -112,7 +112,7 @@ def test_a_prompt_that_continues_into_another_problems_answer(folders):
     prompt = llm.encode("473;+38;*27;-12\n")
     assert len(prompt) == 16
     branches = llm.open(prompt).fork(8)
-    llm.extend(branches, max_tokens=40)
+    llm.generate(branches, max_tokens=40)
     branch = max(branches, key=lambda branch: branch.num_tokens)
     assert branch.num_tokens >= 48
     longer = [*branch.token_ids, 5]
@@ -147,7 +147,7 @@ def test_searches_of_different_kinds_side_by_side(folders):
     engine = load_engine(folders)
     kinds = [(strategy, problem) for strategy in STRATEGIES for problem in PROBLEMS]
     mixed = [next(searches(engine, [problem], strategy, 4, **OPTIONS)) for strategy, problem in kinds]
-    got = dict(Batcher(runners(engine)).run(mixed, rows_each=4))
+    got = dict(Batcher(models(engine)).run(mixed, rows_each=4))
     for strategy in STRATEGIES:
         want = alone(folders, strategy, PROBLEMS)
         for index, (kind, problem) in enumerate(kinds):

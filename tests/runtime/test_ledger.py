@@ -22,7 +22,7 @@ class Meter:
         runner = llm.runner
         self.shape = runner.shape
         self.num_rows = self.num_keys = self.num_head_rows = 0
-        forward, scores = runner.decoder.forward, runner.model.scores
+        forward, scores = runner.parts.decoder.forward, runner.executor.scores
 
         def counted_forward(token_ids, plan, positions, *rest):
             self.num_rows += len(token_ids)
@@ -33,18 +33,18 @@ class Meter:
             self.num_head_rows += len(where)
             return scores(hidden, where)
 
-        runner.decoder.forward = counted_forward
-        if runner.lm_head is None:
-            runner.model.scores = counted_scores
+        runner.parts.decoder.forward = counted_forward
+        if runner.parts.lm_head is None:
+            runner.executor.scores = counted_scores
         else:
-            logits = runner.lm_head.logits
+            logits = runner.parts.lm_head.logits
 
             def counted_logits(hidden, rows):
                 self.num_head_rows += len(rows)
                 return logits(hidden, rows)
 
-            runner.lm_head.logits = counted_logits
-            run = runner.model.loop.run
+            runner.parts.lm_head.logits = counted_logits
+            run = runner.executor.loop.run
 
             def counted_run(tree, k, v, batch):
                 lengths = [tree.num_tokens(handle) for handle in batch.handles.tolist()]
@@ -55,7 +55,7 @@ class Meter:
                     self.num_keys += count * length + count * (count - 1) // 2
                 return decoded
 
-            runner.model.loop.run = counted_run
+            runner.executor.loop.run = counted_run
 
     @property
     def flops(self) -> int:
@@ -94,7 +94,7 @@ def test_a_small_case_by_hand(folders):
     llm = load_llm(folders.policy)
     ledger = Ledger()
     branch = llm.open([4, 5, 6, 7, 8], ledger=ledger)
-    llm.extend([branch], max_tokens=4)
+    llm.generate([branch], max_tokens=4)
     assert branch.num_tokens == 9
     hidden, inter, heads, kv_heads, head_dim, vocab, layers = 32, 64, 2, 1, 16, 25, 2
     trunk = layers * hidden * (2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * inter)
@@ -195,7 +195,7 @@ def test_a_sliding_window_is_billed_as_it_is_read(tmp_path):
     """(query, key) pairs that each layer is given, rows, and rows through the head: all on the bill."""
     fields = {"use_sliding_window": True, "sliding_window": 21, "max_window_layers": 1, "head_dim": 8}
     llm = load_llm(tiny_family(tmp_path, "Qwen2ForCausalLM", **fields))
-    trunk, lm_head = llm.runner.decoder._trunk, llm.runner.lm_head
+    trunk, lm_head = llm.runner.parts.decoder._trunk, llm.runner.parts.lm_head
     attend, logits = trunk._attend, lm_head.logits
     pairs, num_rows, num_head_rows = {False: 0, True: 0}, 0, 0  # pairs by whether the layer has a window
 
@@ -217,8 +217,8 @@ def test_a_sliding_window_is_billed_as_it_is_read(tmp_path):
     ledger = Ledger()
     branch = llm.open(list(range(3, 36)), ledger=ledger)
     beams = branch.fork(3)
-    llm.extend(beams, max_tokens=20)
-    llm.feed(beams[:1], [[5] * 40])
+    llm.generate(beams, max_tokens=20)
+    llm.append(beams[:1], [[5] * 40])
     llm.next_logits(beams)
     shape = llm.runner.shape
     assert shape.windows == (21,)

@@ -10,7 +10,7 @@ from engine.runtime import Batcher, PoolTooSmall
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead
 from engine.types import GREEDY, Sampling
 
-from .builders import PROBLEMS, assert_idle, bound_ticks, fingerprint, load_engine, load_llm, runners, searches
+from .builders import PROBLEMS, assert_idle, bound_ticks, fingerprint, load_engine, load_llm, models, runners, searches
 
 NATIVE = Placement(torch.device("cpu"), "native")
 STRATEGIES = [BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=1), DVTS(width=4)]
@@ -23,7 +23,7 @@ LEAST = 15  # blocks that hold one prompt and one answer, cut into many steps
 def run_all(engine, strategy, rows_each=1, **options):
     """All problems at once, whatever room there is; results by problem id."""
     coroutines = list(searches(engine, PROBLEMS, strategy, BUDGET, **{**OPTIONS, **options}))
-    results = dict(Batcher(runners(engine)).run(coroutines, rows_each))
+    results = dict(Batcher(models(engine)).run(coroutines, rows_each))
     for result in results.values():
         if isinstance(result, Exception):
             raise result
@@ -106,9 +106,9 @@ def live(llm, rng: random.Random) -> list:
         some = [branch for branch in some if branch.num_tokens < 90]
         action = rng.choice(["extend", "extend", "feed", "ask", "fork", "close"])
         if action == "extend" and some:
-            log.append(llm.extend(some, stop=["\n"], max_tokens=rng.randint(1, 30), seed=rng.randint(0, 9)))
+            log.append(llm.generate(some, stop=["\n"], max_tokens=rng.randint(1, 30), seed=rng.randint(0, 9)))
         elif action == "feed" and some:
-            llm.feed(some, [[rng.randrange(3, 25) for _ in range(rng.randint(1, 12))] for _ in some])
+            llm.append(some, [[rng.randrange(3, 25) for _ in range(rng.randint(1, 12))] for _ in some])
         elif action == "ask" and some:
             log.append(llm.next_logits(some).numpy().tobytes())
         elif action == "fork" and some:
@@ -148,8 +148,8 @@ def test_a_request_that_is_refused_changes_nothing(folders):
     llm = load_llm(folders.policy, num_blocks=8)
     short, long = llm.open([4] * 10), llm.open([4] * 100)
     calls = [
-        lambda: llm.extend([short, long], max_tokens=60),
-        lambda: llm.feed([short, long], [[5] * 10, [5] * 60]),
+        lambda: llm.generate([short, long], max_tokens=60),
+        lambda: llm.append([short, long], [[5] * 10, [5] * 60]),
         lambda: llm.next_logits([short, llm.open([4] * 130)]),
     ]
     for call in calls:
@@ -157,13 +157,13 @@ def test_a_request_that_is_refused_changes_nothing(folders):
             call()
         assert not llm.runner.has_work
     assert (short.num_tokens, long.num_tokens) == (10, 100)
-    assert len(llm.extend([short], max_tokens=3)[0].token_ids) <= 3
+    assert len(llm.generate([short], max_tokens=3)[0].token_ids) <= 3
 
 
 def test_the_oldest_problem_is_not_suspended(folders):
     """The search that was opened first runs as if alone: it never re-computes a sampled token."""
     engine = load_engine(folders, num_blocks=18)
     coroutines = list(searches(engine, PROBLEMS, BestOfN(), 3, **OPTIONS))
-    results = dict(Batcher(runners(engine)).run(coroutines, rows_each=1))
+    results = dict(Batcher(models(engine)).run(coroutines, rows_each=1))
     assert engine.policy.runner.num_suspensions > 0
     assert results[0].ledger.tokens["recomputed"] == 0

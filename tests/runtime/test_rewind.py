@@ -12,8 +12,8 @@ def test_going_back_and_on_again(folders):
     llm = load_llm(folders.policy)
     prompt, first, second = [5, 6, 7], [8] * 20, [9] * 3
     branch = llm.open(prompt)
-    llm.feed([branch], [first])
-    llm.feed([branch], [second])
+    llm.append([branch], [first])
+    llm.append([branch], [second])
     (other,) = branch.fork(1)
     assert branch.rewind(26) == 26
     assert branch.rewind(25) == 23
@@ -23,9 +23,9 @@ def test_going_back_and_on_again(folders):
     assert branch.rewind(2) == 0
     assert branch.token_ids == prompt, "a prompt is not divided"
     assert other.token_ids == prompt + first + second
-    llm.feed([branch], [first + second])
+    llm.append([branch], [first + second])
     fresh = llm.open(prompt)
-    llm.feed([fresh], [first + second])
+    llm.append([fresh], [first + second])
     logits = llm.next_logits([branch, other, fresh])
     assert torch.equal(logits[0], logits[2])
     assert torch.allclose(logits[0], logits[1], atol=1e-5)

@@ -23,7 +23,7 @@ def prm(folders):
 def test_one_reading_for_all_that_say_the_same(prm):
     root = prm.open(PROMPT)
     branches = root.fork(3)
-    request = prm.append_steps(branches, [STEPS, OTHER, STEPS])
+    request = prm.queue_append_steps(branches, [STEPS, OTHER, STEPS])
     prm.run(request)
     first, other, again = request.scores
     assert first == again
@@ -36,7 +36,8 @@ def test_one_reading_for_all_that_say_the_same(prm):
 
     apart = prm.open(PROMPT)
     (flat,) = apart.fork(1)
-    whole = prm.append([flat], [[token for step in STEPS for token in step]], [[3, 6, 9]], purpose="verified")
+    flat_tokens = [token for step in STEPS for token in step]
+    whole = prm.queue_append([flat], [flat_tokens], score_at=[[3, 6, 9]], purpose="verified")
     prm.run(whole)
     assert whole.scores[0] == pytest.approx(first, abs=1e-5)
     for branch in (*branches, root, apart, flat):
@@ -47,19 +48,19 @@ def test_one_reading_for_all_that_say_the_same(prm):
 def test_a_later_request_gets_what_has_been_read(prm):
     root = prm.open(PROMPT)
     first, second = root.fork(2)
-    request = prm.append_steps([first], [STEPS[:2]])
+    request = prm.queue_append_steps([first], [STEPS[:2]])
     prm.run(request)
-    later = prm.append_steps([second], [STEPS[:2]])
+    later = prm.queue_append_steps([second], [STEPS[:2]])
     assert later.is_done
     assert later.scores == request.scores
     before = root.ledger.tokens["verified"]
-    prm.run(prm.append_steps([first, second], [STEPS[2:], STEPS[2:]]))
+    prm.run(prm.queue_append_steps([first, second], [STEPS[2:], STEPS[2:]]))
     assert root.ledger.tokens["verified"] == before + 3
 
     for branch in (first, second):
         branch.close()
     (third,) = root.fork(1)  # nobody has it open any more: it is read anew
-    again = prm.append_steps([third], [STEPS[:2]])
+    again = prm.queue_append_steps([third], [STEPS[:2]])
     assert not again.is_done
     prm.run(again)
     assert again.scores == request.scores
@@ -72,8 +73,8 @@ def test_steps_that_never_were_read_are_not_waited_for(prm):
     """The branch that brought a step is closed before its forward: another one that waits for it has it read."""
     root = prm.open(PROMPT)
     first, second = root.fork(2)
-    prm.append_steps([first], [STEPS])
-    request = prm.append_steps([second], [OTHER])
+    prm.queue_append_steps([first], [STEPS])
+    request = prm.queue_append_steps([second], [OTHER])
     first.close()
     prm.run(request)
     assert None not in request.scores[0]
@@ -90,7 +91,7 @@ def test_the_same_bits_however_it_is_cut(folders, max_chunk):
         prm = load_llm(folders.prm, max_chunk=chunk)
         root = prm.open(PROMPT)
         branches = root.fork(4)
-        request = prm.append_steps(branches, [STEPS, OTHER, STEPS[:1], [*OTHER, *STEPS]])
+        request = prm.queue_append_steps(branches, [STEPS, OTHER, STEPS[:1], [*OTHER, *STEPS]])
         prm.run(request)
         found.append(request.scores)
         for branch in (*branches, root):
@@ -102,9 +103,9 @@ def test_the_same_bits_however_it_is_cut(folders, max_chunk):
 def test_nothing_to_read_and_too_much(prm):
     root = prm.open(PROMPT)
     (branch,) = root.fork(1)
-    assert prm.append_steps([branch], [[]]).scores == [[]]
+    assert prm.queue_append_steps([branch], [[]]).scores == [[]]
     with pytest.raises(ValueError, match="over the context of the model"):
-        prm.append_steps([branch], [[[5] * 600, [6] * 600]])
+        prm.queue_append_steps([branch], [[[5] * 600, [6] * 600]])
     assert branch.segment is root.segment
     assert root.ledger.tokens["cached"] == 0
     for each in (branch, root):
@@ -119,7 +120,7 @@ def test_a_step_without_tokens_has_the_score_before_it(prm):
     async def read():
         return await read_steps(prm, branches, [[STEPS[0], [], STEPS[1]], [STEPS[0]]], is_shared=True)
 
-    ((_, scores),) = Batcher([prm.runner]).run([read()], 2)
+    ((_, scores),) = Batcher([prm]).run([read()], 2)
     assert scores[0][1] == scores[0][0] == scores[1][0]
     assert scores[0][2] != scores[0][0]
     for branch in (*branches, root):
@@ -164,11 +165,11 @@ def test_branches_of_one_prompt_that_were_opened_apart(prm):
     first = prm.open(PROMPT, is_shared=True)
     other = prm.open(PROMPT)
     assert other.segment is not first.segment
-    prm.run(prm.append_steps([first], [STEPS[:2]]))
+    prm.run(prm.queue_append_steps([first], [STEPS[:2]]))
     later = prm.open(PROMPT, is_shared=True)
     assert later.segment is not first.segment, "it stands at the prompt's end"
     assert later.segment is first.segment.origin.origin
-    prm.run(prm.append_steps([later], [STEPS]))
+    prm.run(prm.queue_append_steps([later], [STEPS]))
     assert later.ledger.tokens["verified"] == len(STEPS[2])
     assert first.ledger.tokens["verified"] == len(STEPS[0]) + len(STEPS[1])
     for branch in (first, other, later):

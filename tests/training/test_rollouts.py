@@ -174,7 +174,8 @@ def test_an_attempt_is_sampled_after_its_history(llm):
         candidates = []
         for turn in range(CHAINS.num_attempts):
             branch = llm.open(after_attempts(llm.encode(problem.prompt), row["history"]))
-            request = llm.sample([branch], [branch_key(0, f"answer/{problem.id}", (0, turn))], Sampling(), (), 40)
+            key = branch_key(0, f"answer/{problem.id}", (0, turn))
+            request = llm.queue_generate([branch], [key], max_tokens=40)
             llm.run(request)
             candidates.append(list(request.results[0].token_ids))
             branch.close()

@@ -164,9 +164,9 @@ def test_a_model_prefills_by_it(by_sdpa, monkeypatch, tmp_path):
             monkeypatch.setattr(api, "split_of", lambda *args: None)
         llm = load_llm(folder, num_blocks=64, max_chunk=40)
         first = llm.open([5, 6, 7]).fork(2)
-        llm.extend(first, max_tokens=4, sampling=Sampling(temperature=0.7), seed=3)
+        llm.generate(first, max_tokens=4, sampling=Sampling(temperature=0.7), seed=3)
         branches = [*llm.open([5, 6, 7, 8, 9] * 20).fork(2), *llm.open([5, 6, 7, 8, 9] * 15 + [3]).fork(1), *first]
-        sampled = llm.extend(branches, max_tokens=6, sampling=Sampling(temperature=0.7), seed=1)
+        sampled = llm.generate(branches, max_tokens=6, sampling=Sampling(temperature=0.7), seed=1)
         found.append([s.token_ids for s in sampled])
     assert found[0] == found[1]
     assert num_runs > 4

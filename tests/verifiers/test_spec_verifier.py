@@ -176,7 +176,7 @@ def test_the_context_is_a_maximum(tmp_path):
 
 def test_saturated_scores_and_nan(skywork):
     verifier = load(skywork, "skywork")
-    head = verifier.llm.runner.score_head
+    head = verifier.llm.runner.parts.score_head
     head.weight.zero_()
     for bias, want in ((200.0, 1.0), (-200.0, 0.0)):
         head.bias.fill_(bias)

@@ -1,4 +1,4 @@
-"""A CUDA graph of a call: some 250 launches a step that the host makes once."""
+"""A CUDA graph of a call: the host makes its launches, some 250 for a decode step, only once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 class Graph:
-    """Captures `call` on the current stream, which is not the default one; `replay` runs it there again.
+    """Captures `call` on the current stream, which must not be the default one; `replay` runs it there again.
 
-    The call has run before, so that nothing is compiled or sized within the capture; it reads and writes memory that
-    stays where it is, and waits for nothing.
+    The call must have run before, so that nothing is compiled or allocated during the capture. It may read and write
+    only memory that keeps its address, and must not wait for the device.
     """
 
     def __init__(self, call: Callable[[], None]):

@@ -1,4 +1,4 @@
-"""Between the host and a device: many small arrays in one copy, and results that are waited for when they are read."""
+"""Copies between the host and a device: many small arrays at once, and results that are waited for when read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64, np.d
 
 
 class Transfers:
-    """Copies to and from one device, on its current stream. From pinned memory where there is a GPU: nothing waits."""
+    """Copies to and from one device, on its current stream. On a GPU from pinned memory, so the host never waits."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -30,7 +30,7 @@ class Transfers:
         ]
 
     def staged(self, num_bytes: int) -> torch.Tensor:
-        """Host memory, uint8, that the device reads by itself; torch keeps it until every copy from it has run."""
+        """(num_bytes,) uint8 in host memory, pinned on a GPU; torch keeps it until every copy from it has run."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.is_gpu)
 
     def fetch(self, *tensors: torch.Tensor) -> Fetch:
@@ -56,7 +56,7 @@ class Fetch:
         return self._event is None or self._event.query()
 
     def arrays(self) -> list[np.ndarray]:
-        """Waits for them."""
+        """The tensors as arrays; waits until they are there."""
         if self._event is not None:
             self._event.synchronize()
         return [host.numpy() for host in self._hosts]

@@ -14,7 +14,7 @@ import torch
 from engine import BeamSearch, BestOfN, Engine, Majority, Sampling
 from engine.model import Placement, load_trunk_head, read_config
 from engine.runtime import LLM
-from engine.runtime.executors.gpu import DeviceModel, is_filtered
+from engine.runtime.executors.gpu import GPUExecutor, is_filtered
 from engine.runtime.executors.gpu_step import padded_size
 from engine.types import GREEDY
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, load_llm
@@ -30,7 +30,7 @@ def engine_on(device: str | Placement, folders: Folders, **options) -> Engine:
     models = [load_llm(folders.policy, device=device, trunk_head=head, **options)]
     models.append(load_llm(folders.prm, device=device, **options))
     for model in models:
-        assert isinstance(model.runner.model, DeviceModel) == (device != "cpu")
+        assert isinstance(model.runner.executor, GPUExecutor) == (device != "cpu")
     return Engine(models[0], prm=models[1])
 
 
@@ -88,7 +88,7 @@ def test_triton_and_the_definitions_draw_the_native_tokens(folders, sampling):
     for device in ("cpu", REFERENCE, TRITON):
         llm = LLM.load(folders.policy, device=device, num_blocks=64)
         branch = llm.open("12;+3\n")
-        sampled = llm.extend(branch.fork(2), max_tokens=3, sampling=sampling, seed=5)
+        sampled = llm.generate(branch.fork(2), max_tokens=3, sampling=sampling, seed=5)
         found.append(sampled)
     for other in found[1:]:
         assert [s.token_ids for s in other] == [s.token_ids for s in found[0]]
@@ -101,7 +101,7 @@ def test_logits_and_fed_tokens(folders):
     found = []
     for llm in (native, device):
         branches = llm.open(PROMPT).fork(3)
-        llm.feed(branches[:2], [[5, 6, 7], [9]])
+        llm.append(branches[:2], [[5, 6, 7], [9]])
         found.append(llm.next_logits(branches))
         assert llm.next_logits(branches[1:]).device.type == "cpu"
     torch.testing.assert_close(*found, atol=1e-4, rtol=0)
@@ -119,7 +119,7 @@ def test_windows_and_norms_of_heads(tmp_path):
         for device in ("cpu", NATIVE):
             llm = LLM.load(folder, device=device, num_blocks=64)
             branches = llm.open([5, 6, 7, 8, 9] * 6).fork(3)
-            sampled = llm.extend(branches, max_tokens=8, sampling=Sampling(temperature=0.7), seed=1)
+            sampled = llm.generate(branches, max_tokens=8, sampling=Sampling(temperature=0.7), seed=1)
             drawn.append([s.token_ids for s in sampled])
         assert drawn[0] == drawn[1], model_class
 

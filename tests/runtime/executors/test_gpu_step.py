@@ -11,8 +11,8 @@ import torch
 
 from engine.model import Placement
 from engine.runtime import LLM
-from engine.runtime import decode_step as decode_step_module
-from engine.runtime.executors.gpu import DeviceModel
+from engine.runtime.executors import gpu_step
+from engine.runtime.executors.gpu import GPUExecutor
 from engine.types import Sampling
 from tests.tiny import tiny_family
 from tests.ttc_kernels.cuda_library import emulated
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 def with_triton(monkeypatch) -> str:
     """Attention by Triton, all other ops by the CPU's; the type that its interpreter computes rightly."""
     monkeypatch.setattr(attention_api, "choose", lambda impl, x: "triton")
-    monkeypatch.setattr(decode_step_module, "implementation", lambda impl, x: "triton")
+    monkeypatch.setattr(gpu_step, "implementation", lambda impl, x: "triton")
     monkeypatch.setattr(load_triton("tree_attention", torch.empty(0)), "NUM_WANTED", 4)  # programs, each interpreted
     return "fp32"
 
@@ -52,7 +52,7 @@ def with_cuda(monkeypatch) -> str:
     """Attention and the LM head's draw by the CUDA kernels, in their emulation; all other ops by the CPU's."""
     for module in (attention_api, sample_head_module):
         monkeypatch.setattr(module, "choose", lambda impl, x: "cuda")
-    monkeypatch.setattr(decode_step_module, "implementation", lambda impl, x: "cuda")
+    monkeypatch.setattr(gpu_step, "implementation", lambda impl, x: "cuda")
     for module in (attention_cuda, sample_cuda):
         monkeypatch.setattr(module, "library", emulated)
     return "bf16"
@@ -74,7 +74,7 @@ def load(folder: Path, graphs: list[Replayed] | None, dtype: str) -> LLM:
         return graphs[-1]
 
     make_graph = None if graphs is None else capture
-    runner.model = DeviceModel(runner.decoder, runner.pool, runner.lm_head, None, make_graph=make_graph)
+    runner.executor = GPUExecutor(runner.parts, make_graph)
     return llm
 
 
@@ -82,10 +82,10 @@ def forked_searches(llm: LLM) -> list[tuple[tuple[int, ...], list[float]]]:
     """What branches draw that fork, are closed, and grow past a block: the tree changes below the same buffers."""
     root = llm.open("473;+38;*27;-12\n")
     first = root.fork(3)
-    drawn = llm.extend(first, max_tokens=5, sampling=Sampling(temperature=0.5), seed=1)
+    drawn = llm.generate(first, max_tokens=5, sampling=Sampling(temperature=0.5), seed=1)
     first[1].close()
     second = [*first[0].fork(2), *first[2].fork(3)]
-    drawn += llm.extend(second, max_tokens=9, sampling=Sampling(temperature=0.5), seed=2)
+    drawn += llm.generate(second, max_tokens=9, sampling=Sampling(temperature=0.5), seed=2)
     return [(sampled.token_ids, list(sampled.logprobs)) for sampled in drawn]
 
 
@@ -96,13 +96,13 @@ def test_one_capture_serves_a_tree_that_forks_and_prunes(folder, dtype):
     found = forked_searches(llm)
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
     assert len(graphs) == 1
-    assert set(llm.runner.model._steps) == {(16, False)}
+    assert set(llm.runner.executor._steps) == {(16, False)}
 
 
 def test_a_work_list_that_outgrows_its_buffer_is_captured_again(folder, with_cuda, monkeypatch):
     expected = forked_searches(load(folder, None, with_cuda))
-    monkeypatch.setattr(decode_step_module, "_NUM_INTS", 40)
-    monkeypatch.setattr(decode_step_module, "_NUM_SLOTS", 1)
+    monkeypatch.setattr(gpu_step, "_NUM_INTS", 40)
+    monkeypatch.setattr(gpu_step, "_NUM_SLOTS", 1)
     graphs: list[Replayed] = []
     found = forked_searches(load(folder, graphs, with_cuda))
     assert found == expected

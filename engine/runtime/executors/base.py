@@ -1,0 +1,96 @@
+"""What the runner needs of whatever runs its model: forwards over a plan, tokens drawn, scores read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from engine.model import Decoder, LMHead, ScoreHead
+from engine.runtime.decode_table import ActiveRows, DecodeTable, ReturnRule
+from engine.runtime.executors.transfers import Fetch
+from engine.runtime.kv import KVPool
+from engine.runtime.stops import StopRules
+from ttc_kernels._native import Plan
+
+
+@dataclass
+class ModelParts:
+    """A model and the KV pool that its forwards write. A policy has an LM head, a verifier has none."""
+
+    decoder: Decoder
+    pool: KVPool
+    lm_head: LMHead | None = None
+    score_head: ScoreHead | None = None  # a verifier's head, or one on the policy's trunk
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Tokens of n rows, drawn in one forward or several, and what the trunk head read at m of them."""
+
+    tokens: np.ndarray  # (forwards, n) int32
+    logprobs: np.ndarray  # (forwards, n) float32
+    counts: np.ndarray  # (n,) int32: row i drew a token in each of the first counts[i] forwards
+    scored: np.ndarray  # (m,) int64: rows that drew a token at which the trunk head is read, in order of time
+    scores: Sequence[float]  # (m,): the scores
+
+
+class Executor(Protocol):
+    """Runs a model on one kind of machine. Shapes: n rows of the decode table, m queries of a plan."""
+
+    @property
+    def refills(self) -> bool:
+        """Whether `decode` lets rows that stand by take the places of those that end."""
+        ...
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether a verifier's forward goes on while the host does something else."""
+        ...
+
+    def forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:
+        """(queries, hidden size): hidden states of all queries of a plan, which knows their tokens.
+
+        `slots` is (queries,) int32: where each query's KV is stored; -1 stores none.
+        """
+        ...
+
+    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> Fetch:
+        """(m,) float32, on its way to the host: the score head's values at the queries in `where`."""
+        ...
+
+    def draw(
+        self,
+        hidden: torch.Tensor,  # (queries, hidden size), as `forward` returned them
+        where: np.ndarray,  # (m,) int64: queries whose logits are needed
+        pick: np.ndarray,  # (n,) int64: for each row, the index in `where` of the query that it draws from
+        sampling: Sequence[torch.Tensor],  # (n,) each, on the CPU: the arguments of `sample` after the logits
+        marks: np.ndarray | None,  # (vocabulary + 1,) bool: tokens at which the trunk head is read
+        needs_logits: bool,  # whether a request has asked for logits
+    ) -> tuple[Drawn | None, torch.Tensor | None]:
+        """One token for each of n rows; and the logits if needed, (m, vocabulary) float32 on the CPU."""
+        ...
+
+    def decode(self, table: DecodeTable, stops: StopRules, max_forwards: int, wait_for: ReturnRule) -> Drawn:
+        """Up to `max_forwards` forwards of the decoding rows alone, whose pending tokens are in the tree.
+
+        May return earlier, as `wait_for` allows, and may put the active rows into another order.
+        """
+        ...
+
+
+def planned(pool: KVPool, table: DecodeTable) -> tuple[Plan, ActiveRows]:
+    """The plan of the decoding rows, and these rows put into the plan's order, so that nothing is gathered."""
+    active = table.active()
+    plan = pool.tree.plan(active.handles, active.ones)
+    if np.count_nonzero(plan.order != active.indices):
+        active = table.reorder(plan.order)
+    return plan, active
+
+
+def marked_rows(marks: np.ndarray | None, tokens: np.ndarray) -> np.ndarray:
+    """(m,) int64: the rows whose token is one at which the trunk head is read; none without marks."""
+    return np.zeros(0, np.int64) if marks is None else np.flatnonzero(marks[tokens])
