@@ -9,8 +9,8 @@ from engine.errors import UserError
 from engine.scheduler.allocation import Curve, allocate
 from engine.scheduler.calibration import Calibration
 from engine.scheduler.compute_optimal import ComputeOptimal
-from engine.scheduler.planner import Assigned, Plan, Planner, Sampled
-from engine.search.loop import Grade
+from engine.scheduler.planner import Assigned, Assignment, PilotSamples, Planner
+from engine.search.answers import Grade
 from engine.search.registry import can_spend, strategy_label
 from engine.types import Problem, SearchResult
 
@@ -65,16 +65,16 @@ def search_batch(
             f"{least * len(problems)} in all, got {total}"
         )
     shares, samples = _predict(search, problems, calibration, grade)
-    while plans := _plan(problems, shares, calibration, total, least):
-        chosen = [index for index, problem in enumerate(problems) if problem.id in plans]
-        planned = Assigned(plans)
-        results = search([problems[i] for i in chosen], planned, max(plan.budget for plan in plans.values()))
+    while assignments := _assign(problems, shares, calibration, total, least):
+        chosen = [index for index, problem in enumerate(problems) if problem.id in assignments]
+        most = max(given.budget for given in assignments.values())
+        results = search([problems[index] for index in chosen], Assigned(assignments), most)
         for index, result in zip(chosen, results, strict=True):
-            share, plan = shares[index], plans[problems[index].id]
-            assert share.num_spent <= result.num_generations <= plan.budget, "budget overshot"
-            share.is_open = result.num_generations == plan.budget
+            share, given = shares[index], assignments[problems[index].id]
+            assert share.num_spent <= result.num_generations <= given.budget, "budget overshot"
+            share.is_open = result.num_generations == given.budget
             share.result = result
-            share.strategies += (strategy_label(plan.strategy),)
+            share.strategies += (strategy_label(given.strategy),)
     assert sum(share.num_spent for share in shares) <= total, "total budget overshot"
     return [_finish(share, strategy.name, calibration, bill) for share, bill in zip(shares, samples, strict=True)]
 
@@ -99,7 +99,7 @@ def _predict(
 ) -> tuple[list[_Share], list[SearchResult]]:
     """Every problem's share before anything is divided, and the samples that its difficulty came from."""
     predictor, bins = calibration.predictor, calibration.bins
-    samples = search(problems, Sampled(predictor, calibration.is_scored), predictor.num_samples)
+    samples = search(problems, PilotSamples(predictor, calibration.is_scored), predictor.num_samples)
     shares = []
     for each in samples:
         ease = predictor.value(each, grade)
@@ -109,32 +109,32 @@ def _predict(
     return shares, samples
 
 
-def _plan(
+def _assign(
     problems: Sequence[Problem], shares: Sequence[_Share], calibration: Calibration, total: int, least: int
-) -> dict[str, Plan]:
-    """What problems are given that go on, or that have a pilot and not voted yet."""
+) -> dict[str, Assignment]:
+    """What each problem is given that goes on, or that has a pilot and has not voted yet."""
     # A closed problem takes no more: its curve ends where it stands.
     curves = [share.curve if share.is_open else ((share.num_spent, 0.0),) for share in shares]
     budgets = allocate(curves, total, [max(least, share.num_spent) for share in shares])
-    plans: dict[str, Plan] = {}
+    assignments: dict[str, Assignment] = {}
     for problem, share, budget in zip(problems, shares, budgets, strict=True):
         if budget == share.num_spent and share.strategies:
             continue
-        if plan := _spendable(share, calibration, budget):
-            plans[problem.id] = plan
+        if given := _spendable(share, calibration, budget):
+            assignments[problem.id] = given
         else:
             share.is_open = False  # no strategy can spend so little: others may
-    if not plans and any(budget > share.num_spent for budget, share in zip(budgets, shares, strict=True)):
-        return _plan(problems, shares, calibration, total, least)
-    return plans
+    if not assignments and any(budget > share.num_spent for budget, share in zip(budgets, shares, strict=True)):
+        return _assign(problems, shares, calibration, total, least)
+    return assignments
 
 
-def _spendable(share: _Share, calibration: Calibration, budget: int) -> Plan | None:
-    """The plan for a budget, or for the largest one below it that a strategy can spend."""
+def _spendable(share: _Share, calibration: Calibration, budget: int) -> Assignment | None:
+    """A share's assignment of a budget, or of the largest one below it that a strategy can spend."""
     least = share.num_spent + (1 if share.strategies else 0)  # a pilot may vote as it is
     for each in range(budget, least - 1, -1):
         if any(can_spend(cell.strategy, each - share.num_spent) for cell in calibration.cells if cell.bin == share.bin):
-            return Plan(calibration.choose(share.bin, each, share.num_spent).strategy, each, share.result)
+            return Assignment(calibration.choose(share.bin, each, share.num_spent).strategy, each, share.result)
     return None
 
 

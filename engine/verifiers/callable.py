@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from engine.accounting.ledger import Ledger
 from engine.errors import UserError
 from engine.types import Problem, Step
+from engine.verifiers.base import Verifier
 
 ScoreFunction = Callable[[str, list[str]], float]
 
@@ -45,7 +46,7 @@ class TextBranch:
             raise UserError(f"this verifier branch of problem {self.problem.id!r} is closed")
 
 
-class CallableVerifier:
+class CallableVerifier(Verifier):
     """Scores by `function(prompt, steps) -> float`, the score in [0, 1] of the last of the steps.
 
     It is called once for every step, in order, with the texts of all steps up to it, delimiters
@@ -55,6 +56,11 @@ class CallableVerifier:
 
     def __init__(self, function: ScoreFunction) -> None:
         self.function = function
+
+    @property
+    def name(self) -> str:
+        """The function's own."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> TextBranch:
         return TextBranch(problem)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from engine.accounting.ledger import Ledger
 from engine.types import Problem, Step
+from engine.verifiers.base import Verifier
 from engine.verifiers.callable import TextBranch
 
 
-class OracleVerifier:
+class OracleVerifier(Verifier):
     """1.0 as long as `is_right(problem, steps)` holds, exactly 0.0 from the first wrong step on.
 
     `steps` are the texts so far, delimiters included. A step after a wrong one is not looked at.

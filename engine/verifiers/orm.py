@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from engine.accounting import Ledger
 from engine.prompts.histories import after_attempts
 from engine.runtime import Branch
 from engine.runtime.policy import attempt_ids, missing_end
-from engine.types import Problem, Step
-from engine.verifiers.prm import PRMVerifier, read_steps
+from engine.types import Attempt, Problem, Step
+from engine.verifiers.model_verifier import read_steps
+from engine.verifiers.prm import PRMVerifier
 
 
 class ORMBranch:
@@ -39,10 +39,10 @@ class ORMVerifier(PRMVerifier):
     cannot hold all.
     """
 
-    judges: ClassVar[str] = "answers"
-    reads_history: ClassVar[bool] = True
+    judges = "answers"
+    reads_history = True
 
-    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Sequence[Step]] = ()) -> ORMBranch:
+    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> ORMBranch:
         """Raises UserError for a problem that the context cannot hold."""
         return self._open(self.opening(problem), [self._attempt_ids(each) for each in history], 1, ledger)
 
@@ -75,8 +75,7 @@ class ORMVerifier(PRMVerifier):
                 break
             count += 1
         held = held[len(held) - count :]
-        ids = after_attempts(prompt, held)
-        live = self.llm.open(ids, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
+        live = self.open_live(after_attempts(prompt, held), ledger)
         return ORMBranch(prompt, live, held, is_answered=False)
 
     def _attempt_ids(self, steps: Sequence[Step]) -> list[int]:
