@@ -1,4 +1,4 @@
-"""One budget for a batch of problems: who gains most is given most, and what one saves another gets."""
+"""One budget for a batch of problems: it goes where most is gained, and what one problem saves others get."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Search = Callable[[Sequence[Problem], Planner, int], list[SearchResult]]
 
 @dataclass
 class _Share:
-    """What one problem of the batch has had, and may still get."""
+    """One problem of the batch: its difficulty, what it has spent, and whether it may get more."""
 
     ease: float
     bin: int
@@ -45,13 +45,13 @@ def search_batch(
     """Searches a batch of problems with `total` generations for all of them together.
 
     First every problem's difficulty is predicted. Then rounds: the generations left are divided by
-    expected gain, and each problem goes on from where it stands. A problem that did not spend what
+    expected gain, and each problem goes on from what it has. A problem that did not spend what
     it was given (its vote was decided) is closed, and what it saved is divided among the others in
     the next round. Rounds end where nothing is left, or nothing is to be gained. As a round waits for
     all its searches, results do not depend on which of them ends first.
 
-    A result's `budget` is what its problem was given, of which `num_generations` were spent; what the
-    samples of a predictor that does not re-use them took stands in the bill and not in the budget.
+    A result's `budget` is what its problem was given, of which `num_generations` were spent. Samples of a
+    predictor that does not re-use them are in the bill and not in the budget.
     Raises UserError for a total under one pilot (or the fewest generations that a measured strategy
     can spend) per problem, or an id named twice.
     """
@@ -80,7 +80,7 @@ def search_batch(
 
 
 def _least(calibration: Calibration) -> int:
-    """What every problem needs: its pilot, or else the fewest generations that suffice in every bin."""
+    """The least budget of a problem: its pilot, or else the fewest generations that suffice in every bin."""
     if calibration.predictor.is_reused:
         return calibration.predictor.num_samples
 
@@ -97,7 +97,7 @@ def _least(calibration: Calibration) -> int:
 def _predict(
     search: Search, problems: Sequence[Problem], calibration: Calibration, grade: Grade | None
 ) -> tuple[list[_Share], list[SearchResult]]:
-    """Every problem's share before anything is divided, and the samples that its difficulty came from."""
+    """Every problem's share before anything is divided, and the samples that its difficulty was predicted from."""
     predictor, bins = calibration.predictor, calibration.bins
     samples = search(problems, PilotSamples(predictor, calibration.is_scored), predictor.num_samples)
     shares = []
@@ -112,8 +112,8 @@ def _predict(
 def _assign(
     problems: Sequence[Problem], shares: Sequence[_Share], calibration: Calibration, total: int, least: int
 ) -> dict[str, Assignment]:
-    """What each problem is given that goes on, or that has a pilot and has not voted yet."""
-    # A closed problem takes no more: its curve ends where it stands.
+    """The assignments of the problems that go on, or that have a pilot and have not voted yet."""
+    # A closed problem takes no more: its curve ends at what it has spent.
     curves = [share.curve if share.is_open else ((share.num_spent, 0.0),) for share in shares]
     budgets = allocate(curves, total, [max(least, share.num_spent) for share in shares])
     assignments: dict[str, Assignment] = {}
@@ -139,7 +139,7 @@ def _spendable(share: _Share, calibration: Calibration, budget: int) -> Assignme
 
 
 def _finish(share: _Share, name: str, calibration: Calibration, samples: SearchResult) -> SearchResult:
-    """The result as the batch gives it out: with its plan, and with the bill of samples that nothing re-used."""
+    """The result as the batch returns it: with its plan, and with the bill of samples that were not re-used."""
     assert share.result is not None, "every problem is given at least one generation"
     if not calibration.predictor.is_reused:
         share.result.ledger.include(samples.ledger)

@@ -24,10 +24,10 @@ class CalibrationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ComputeOptimal(Planner):
-    """Predicts each problem's difficulty and searches it as a calibration says is best there.
+    """Predicts each problem's difficulty and searches it by the strategy that a calibration found best there.
 
-    A re-used pilot is part of the budget and of the vote; its cost stands in the bill as `estimation`.
-    `fallback` runs in its place, after a warning, where models or settings are not those of the
+    A re-used pilot is part of the budget and of the vote; its cost is billed as `estimation`.
+    `fallback` runs instead, after a warning, where models or settings are not those of the
     calibration. `calibration` may be a file that `ttc calibrate` wrote; raises UserError for one
     that cannot be read.
     """

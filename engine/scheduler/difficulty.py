@@ -1,6 +1,6 @@
-"""How hard a problem is for a policy, from a few samples; and bins of like difficulty.
+"""Predicts how hard a problem is for a policy from a few samples, and sorts problems into bins of like difficulty.
 
-All measures rise with ease: a share of right answers, or what stands in for it. Bin 0 is the easiest.
+All measures rise with ease: a share of right answers, or an estimate of it. Bin 0 is the easiest.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Predictor:
         return replace(result, problem=problem, ledger=bill)
 
     def value(self, samples: SearchResult, grade: Grade | None = None) -> float:
-        """The predicted ease. What a model's failure (NaN) spoiled counts as a sample that failed."""
+        """The predicted ease. A sample that a numeric failure (NaN) of a model spoiled counts as wrong."""
         candidates, num_samples = samples.candidates, len(samples.candidates)
         if self.name == "oracle":
             gold = samples.problem.answer

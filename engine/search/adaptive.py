@@ -76,7 +76,7 @@ class Adaptive(WholeAnswers):
         return num_left * _MAX_SCORE <= ahead
 
     def _weights(self, candidates: Sequence[Candidate]) -> dict[str, list[float]]:
-        """What each of an answer's candidates adds to it."""
+        """The weights of each answer's candidates."""
         return {
             answer: [candidates[index].agg_score if self.is_scored else _MAX_SCORE for index in indices]
             for answer, indices in voters_by_answer(candidates).items()

@@ -12,7 +12,7 @@ from engine.search.vote import check_vote
 
 @dataclass(frozen=True)
 class WholeAnswers(AllAtOnce):
-    """What the parallel strategies share: one round, in which every slot samples a whole answer."""
+    """Base of the parallel strategies: one round, in which every slot samples a whole answer."""
 
     scores: ClassVar[str] = "answers"
     stop_at_step: ClassVar[bool] = False

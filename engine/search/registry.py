@@ -11,10 +11,10 @@ from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majori
 STRATEGIES: dict[str, type[Strategy]] = {
     each.name: each for each in (Majority, BestOfN, BeamSearch, Lookahead, DVTS, Rebase, Adaptive, Revisions)
 }
-"""By the name that a user types, in the order in which they are shown."""
+"""The strategies by the name that a user types, in the order in which they are shown."""
 
 VERIFIERS = {"prm": "steps", "trunk": "steps", "orm": "answers", "oracle": "steps"}
-"""What each verifier that has a name judges: every step, or whole answers only."""
+"""The verifiers that a user can name, and what each judges: every step, or whole answers only."""
 
 _WORDS = {"none": None, "true": True, "false": False}
 
@@ -55,7 +55,7 @@ def strategy_from_dict(named: Mapping[str, object]) -> Strategy:
 
 
 def parse_strategy(text: str) -> Strategy:
-    """From a text as `strategy_label` gives it: `beam:width=2:vote=naive`. Raises UserError as `strategy_from_dict`."""
+    """Reads what `strategy_label` writes: `beam:width=2:vote=naive`. Raises UserError as `strategy_from_dict`."""
     name, *parts = text.strip().split(":")
     named: dict[str, object] = {"strategy": name}
     for part in parts:

@@ -16,9 +16,10 @@ from engine.types import Candidate
 class Revisions(WholeAnswers):
     """`parallel` chains of budget / parallel attempts each (Snell et al. 2024, section 6); every attempt votes.
 
-    The model that revises samples an attempt with the last `context` attempts of its chain before it. One that
-    was cut off, failed or says nothing counts, and stays out of the context of those after it. What an earlier
-    search found votes along: this one starts chains of its own. Raises UserError for a value out of range.
+    The model that revises samples an attempt with the last `context` attempts of its chain before it. An attempt
+    that was cut off, failed or has no text takes its slot, but later attempts are not shown it. A search that goes
+    on from an earlier one starts new chains; the earlier candidates vote too. Raises UserError for a value out of
+    range.
     """
 
     parallel: int = 4
@@ -47,7 +48,7 @@ class Revisions(WholeAnswers):
 
     @property
     def is_scored(self) -> bool:
-        """The majority needs no score."""
+        """Whether a verifier is needed: a majority vote needs no score."""
         return self.vote != "majority"
 
     def groups(self, budget: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What judges the steps of an answer, or whole answers."""
+"""Verifiers: they score the steps of an answer, or whole answers."""
 
 from engine.verifiers.adapter import as_verifier
 from engine.verifiers.base import Verifier

@@ -1,4 +1,4 @@
-"""From whatever a user gives as a verifier to the whole contract. Only here is it asked what it is."""
+"""Makes a verifier with the whole contract of whatever a user gives; nothing else asks what that is."""
 
 from __future__ import annotations
 

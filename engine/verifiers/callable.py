@@ -1,7 +1,6 @@
-"""Verifiers that run no model of ours: any Python function, and the oracle.
+"""A verifier that is any Python function.
 
-They charge nothing to the ledger: neither tokens as "verified" nor FLOPs, since what a function
-costs is not known here.
+It charges nothing to the ledger, neither tokens as "verified" nor FLOPs: the cost of a function is not known here.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def load_verifier_model(folder: Path, spec: VerifierSpec, **options) -> LLM:
 
 
 def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, torch.Tensor], folder: Path) -> ScoreHead:
-    """What reads the score rows of a spec. Raises UserError for tensors that are missing or of another shape."""
+    """The head that reads a spec's score rows. Raises UserError for tensors that are missing or of another shape."""
     head = spec.head
     if head.kind == "classification":
         if not config.num_labels:

@@ -1,4 +1,4 @@
-"""What the verifiers over a model of their own share: how branches are opened, and how steps are read."""
+"""The base of verifiers over a model of their own: how branches are opened, and how steps are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verifier that knows."""
+"""The verifier that knows which steps are right, for measuring what a perfect one would be worth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OracleVerifier(Verifier):
 
     @classmethod
     def from_first_wrong_step(cls, first_wrong_step: Callable[[Problem, list[str]], int]) -> OracleVerifier:
-        """From a function that gives the index of the first wrong step, or -1 where there is none."""
+        """An oracle over a function that gives the index of the first wrong step, or -1 where there is none."""
         return cls(lambda problem, steps: first_wrong_step(problem, steps) < 0)
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> OracleBranch:

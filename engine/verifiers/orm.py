@@ -14,12 +14,12 @@ from engine.verifiers.prm import PRMVerifier
 
 
 class ORMBranch:
-    """The live branch, and the answers in it: each stands after the prompt."""
+    """The live branch, and the answers in it, each after the prompt."""
 
     def __init__(self, prompt: list[int], live: Branch, held: Sequence[list[int]], is_answered: bool):
         self.prompt, self.live = prompt, live
         self.held = held  # ids of answers, oldest first
-        self.is_answered = is_answered  # nothing stands after the last of them; else the prompt does
+        self.is_answered = is_answered  # the last of them ends the branch; else the prompt does
 
     def fork(self, num_branches: int) -> list[ORMBranch]:
         """Raises UserError once closed, as the live branch does."""
