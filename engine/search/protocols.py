@@ -74,7 +74,7 @@ class Strategy(Protocol):
     stop_at_step: bool  # else a round samples whole answers
     lookahead: int  # greedy steps beyond a step, at whose end it is scored
     max_rounds: int
-    revises: bool  # every answer after a group's first is sampled with those before it in the context
+    revises: bool  # an answer is sampled with those before it of its group in the context: see Revisions for how many
     unused_fields: tuple[str, ...]  # of the dataclass: inherited options that have no effect
 
     def rows(self, budget: int) -> int:
