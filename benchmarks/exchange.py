@@ -42,7 +42,7 @@ from engine.model.digest import checkpoint_digest
 from engine.reports import JournalInUse
 from engine.reports.statistics import bootstrap_interval
 from engine.results.rows import Row
-from engine.scheduler import Bins, CalibrationWarning, ComputeOptimal, Planner, Predictor, Sampled, parse_strategy
+from engine.scheduler import Bins, CalibrationWarning, ComputeOptimal, PilotSamples, Planner, Predictor, parse_strategy
 from engine.search import Strategy
 from engine.tasks import take_problems
 from engine.types import GREEDY, SearchResult
@@ -196,7 +196,7 @@ def _digest(value: object) -> str:
 def difficulty(kept: Kept, num_samples: int) -> tuple[Bins, list[np.ndarray]]:
     """Quintiles of the policy's pass@1, easiest first, and the problems (positions) of each."""
     oracle, grade = Predictor("oracle", num_samples, is_reused=False), kept.engine.task.grade
-    strategy = Sampled(oracle, is_judged=False)
+    strategy = PilotSamples(oracle, is_judged=False)
     rows = kept.rows("bins", strategy, num_samples, measure=lambda samples: {"ease": oracle.value(samples, grade)})
     eases = [row["ease"] for row in rows]
     bins = Bins.quantiles(eases)

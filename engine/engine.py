@@ -5,30 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from engine.accounting import Ledger
+from engine.config import SearchConfig
 from engine.errors import UserError
 from engine.model import HOME, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.runtime import LLM, Batcher, ModelPolicy, shared_blocks
 from engine.scheduler import ComputeOptimal, Planner, search_batch
-from engine.search import run_search, sampler
-from engine.search.loop import check_arguments
-from engine.search.protocols import Strategy, Verifier
+from engine.search import Answers, Models, Strategy, Verifier, check_arguments, run_search
+from engine.search.registry import VERIFIERS
 from engine.tasks import Task, get_task
 from engine.types import Problem, Sampling, SearchResult
-from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
+from engine.verifiers import OracleVerifier, TrunkVerifier, as_verifier
 from engine.verifiers.detect import find_spec, trunk_architecture
 from engine.verifiers.loading import build_verifier, load_verifier_model
-from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec, load_spec
-from engine.verifiers.spec_verifier import SpecVerifier
-from engine.verifiers.step_cache import StepCache
 
-VERIFIERS = ("prm", "trunk", "orm", "oracle")
 DEFAULT_SAMPLING = Sampling(temperature=1.0)
 
 
@@ -177,20 +172,15 @@ class Engine:
         checked = strategy.checked(self.conditions(strategy, **options))
         if not isinstance(checked, ComputeOptimal):
             return self.search(problems, checked, total // max(1, len(problems)), **options)
-        judge = self.resolve_verifier(options.pop("verifier", "prm")) if checked.is_scored else None
-        kept = None
-        if isinstance(judge, PRMVerifier | SpecVerifier) and judge.shares_steps:
-            judge = kept = StepCache(judge)  # a round reads nothing that one before it has read
-        options |= {} if judge is None else {"verifier": judge}
 
         def search(chosen: Sequence[Problem], planner: Planner, budget: int) -> list[SearchResult]:
             return self.search(chosen, planner, budget, **options)
 
-        try:
+        if not checked.is_scored:
             return search_batch(search, problems, checked, total)
-        finally:
-            if kept is not None:
-                kept.close()
+        with self.resolve_verifier(options.pop("verifier", "prm")).cached() as judge:
+            options["verifier"] = judge  # one for all rounds: none reads what another has read
+            return search_batch(search, problems, checked, total)
 
     def search_iter(
         self,
@@ -221,35 +211,23 @@ class Engine:
             settings = {"sampling": sampling, "max_tokens": max_tokens, "agg_strategy": agg_strategy}
             strategy = strategy.checked(self.conditions(strategy, verifier=verifier, **settings))
         judge = self.resolve_verifier(verifier) if strategy.is_scored else None
-        check_arguments(strategy, judge, budget=budget, max_tokens=max_tokens, agg_strategy=agg_strategy)
+        config = SearchConfig(budget, seed, sampling, max_tokens, agg_strategy, verifier)
+        check_arguments(strategy, judge, config)
         self._check_reviser(strategy, judge)
-        run = strategy.search if isinstance(strategy, Planner) else partial(run_search, strategy=strategy)
-        searches = (
-            run(
-                problem,
-                policy=self._policy,
-                reviser=self._reviser,
-                verifier=judge,
-                budget=budget,
-                seed=seed,
-                sampling=sampling,
-                max_tokens=max_tokens,
-                agg_strategy=agg_strategy,
-                extract=self.task.extract,
-                grade=self.task.grade,
-                classify=self.task.classify,
-                ledger=Ledger(),
-            )
-            for problem in problems
-        )
+        models = Models(self._policy, judge, self._reviser)
+        answers = Answers(self.task.extract, self.task.grade, self.task.classify)
+        if isinstance(strategy, Planner):
+            searches = (strategy.search(problem, models, config, answers, ledger=Ledger()) for problem in problems)
+        else:
+            searches = (run_search(each, strategy, models, config, answers, ledger=Ledger()) for each in problems)
         for index, result in Batcher(self._models(strategy, judge)).run(searches, rows_each=strategy.rows(budget)):
             if isinstance(result, Exception):
                 raise result
             yield index, result
 
     def _check_reviser(self, strategy: Strategy | Planner, judge: Verifier | None) -> None:
-        sampler(strategy, self._policy, self._reviser)
-        if strategy.revises and isinstance(judge, TrunkVerifier) and not self.reviser.has_score_head:
+        Models(self._policy, judge, self._reviser).sampler(strategy)
+        if strategy.revises and judge is not None and judge.reads_trunk and not self.reviser.has_score_head:
             raise UserError(
                 f"verifier 'trunk' is a head on the policy's trunk, not on that of the reviser at {self.reviser.folder}"
             )
@@ -259,7 +237,7 @@ class Engine:
         samplers = [self.policy]
         if strategy.revises:
             samplers = [*samplers, self.reviser] if isinstance(strategy, Planner) else [self.reviser]
-        judges = [judge.llm] if isinstance(judge, PRMVerifier | SpecVerifier | StepCache) else []
+        judges = [] if judge is None or judge.llm is None else [judge.llm]
         return list(dict.fromkeys((*samplers, *judges)))
 
     def conditions(
@@ -273,7 +251,7 @@ class Engine:
         **_: object,
     ) -> dict[str, object]:
         """What accuracies measured with these models and options of a search hold for, as JSON values."""
-        name = verifier if isinstance(verifier, str) else getattr(verifier, "__name__", type(verifier).__name__)
+        name = verifier if isinstance(verifier, str) else as_verifier(verifier).name
         judge = {"prm": self.prm, "orm": self.orm}.get(name)
         folder = self.trunk_head_folder if name == "trunk" else None if judge is None else judge.folder
         return {
@@ -299,7 +277,7 @@ class Engine:
     def resolve_verifier(self, verifier: str | Verifier | Callable[[str, list[str]], float]) -> Verifier:
         """A verifier from its name, a function, or itself."""
         if not isinstance(verifier, str):
-            return verifier if hasattr(verifier, "score") else CallableVerifier(verifier)
+            return as_verifier(verifier)
         if verifier in ("prm", "orm"):
             model = self.prm if verifier == "prm" else self.orm
             if model is None:

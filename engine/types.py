@@ -59,6 +59,9 @@ class Step:
     trunk_score: float | None = None  # of a head on the policy's trunk, where one is loaded
 
 
+Attempt = tuple[Step, ...]  # a whole answer that another one revises
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One whole answer that a search produced."""

@@ -20,7 +20,7 @@ from engine import (
     Sampling,
 )
 from engine.runtime import LLM
-from engine.scheduler import Assigned, Bins, Calibration, CalibrationWarning, Cell, Plan, Predictor, Sampled
+from engine.scheduler import Assigned, Assignment, Bins, Calibration, CalibrationWarning, Cell, PilotSamples, Predictor
 from engine.search import MAX_BUDGET
 from engine.tasks import get_task, take_problems
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, fingerprint, folders, runners
@@ -257,7 +257,7 @@ def is_plain(candidate) -> bool:
 def calibration_for(engine: Engine, *cells: Cell) -> Calibration:
     """Of one bin, for searches with OPTIONS."""
     predictor = Predictor("agreement", 2)
-    conditions = engine.conditions(Sampled(predictor, True), max_tokens=OPTIONS["max_tokens"])
+    conditions = engine.conditions(PilotSamples(predictor, True), max_tokens=OPTIONS["max_tokens"])
     budgets = tuple(sorted({cell.budget for cell in cells}))
     return Calibration(conditions, "some", predictor, Bins(), (9,), budgets, cells)
 
@@ -283,7 +283,7 @@ def test_a_search_goes_on_to_the_same_answers(engine):
     """On models, where prompts are read again from the cache: what a larger budget would have drawn."""
     plain = engine.search(PROBLEMS, BestOfN(), 7, **OPTIONS)
     pilots = engine.search(PROBLEMS, BestOfN(), 3, **OPTIONS)
-    plans = {pilot.problem.id: Plan(BestOfN(), 7, pilot) for pilot in pilots}
+    plans = {pilot.problem.id: Assignment(BestOfN(), 7, pilot) for pilot in pilots}
     longer = engine.search(PROBLEMS, Assigned(plans), 7, **OPTIONS)
     assert [result.candidates for result in longer] == [result.candidates for result in plain]
     early = engine.search(PROBLEMS, Adaptive(batch=2), 7, **OPTIONS)

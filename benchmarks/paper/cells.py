@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from benchmarks.paper.settings import CONTEXT, PILOT, WIDTH, Settings
+from engine.accounting import Ledger
+from engine.config import SearchConfig
 from engine.scheduler import Planner, Predictor, strategy_label
-from engine.search import DVTS, BeamSearch, Lookahead, Rebase, Revisions, Strategy, run_search
-from engine.types import SearchResult
+from engine.search import DVTS, Answers, BeamSearch, Lookahead, Models, Rebase, Revisions, Strategy, run_search
+from engine.types import Problem, SearchResult
 
 REVISIONS, BASELINE = "revisions", "policy shown its attempts"
 FIRST_PILOTED, LAST_PILOTED = 16, 64  # budgets of searches that go on from a pilot
@@ -59,11 +61,17 @@ class Piloted(Planner):
     def groups(self, budget: int) -> tuple[int, int]:
         return self.strategy.groups(budget - self.predictor.num_samples)
 
-    async def search(self, problem, *, policy, verifier, budget, ledger=None, **options) -> SearchResult:
-        start = await self.predictor.sample(problem, policy, verifier, **options)
-        return await run_search(
-            problem, self.strategy, policy, verifier, budget=budget, ledger=ledger, start=start, **options
-        )
+    async def search(
+        self,
+        problem: Problem,
+        models: Models,
+        config: SearchConfig,
+        answers: Answers,
+        *,
+        ledger: Ledger | None = None,
+    ) -> SearchResult:
+        start = await self.predictor.sample(problem, models, config, answers)
+        return await run_search(problem, self.strategy, models, config, answers, ledger=ledger, start=start)
 
 
 def lookahead(num_steps: int) -> Callable[[int], Strategy]:

@@ -117,14 +117,14 @@ def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
     from engine.cli.strategies import check_verifier_used
     from engine.cli.tables import calibration_table
     from engine.results.files import write_atomically
-    from engine.scheduler import Sampled, measure, read_calibration
+    from engine.scheduler import PilotSamples, measure, read_calibration
 
     check_out(options.out)
     check_verifier_used(options.verifier, given)
     if options.verifier == "orm" and "strategies" not in given:
         options.strategies = _OF_ANSWERS
     grid = build_grid(options)
-    sampled = Sampled(grid.predictor, grid.is_scored, grid.revises)
+    sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(options, given)
     options.budget = max(budget for _, budget in grid.cells)
     sampling, max_tokens = find_limits(options, sampled)
@@ -221,16 +221,16 @@ def measure_rows(
 
     All samples are drawn first, so that bins with too few problems are refused before the long part.
     """
-    from engine.scheduler import Assigned, Plan, Sampled, members_of
+    from engine.scheduler import Assigned, Assignment, PilotSamples, members_of
 
     predictor = grid.predictor
-    samples = engine.search(problems, Sampled(predictor, grid.is_scored), predictor.num_samples, **settings)
+    samples = engine.search(problems, PilotSamples(predictor, grid.is_scored), predictor.num_samples, **settings)
     eases = [predictor.value(each) for each in samples]
     members_of(make_bins(grid, eases), dict(enumerate(eases)), grid.min_per_bin)
     for number, (strategy, budget) in enumerate(grid.cells):
         chosen = [index - number * len(problems) for index in todo if index // len(problems) == number]
         starts = samples if predictor.is_reused else [None] * len(problems)
-        plans = {problems[index].id: Plan(strategy, budget, starts[index]) for index in chosen}
+        plans = {problems[index].id: Assignment(strategy, budget, starts[index]) for index in chosen}
         for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
             llm.clear_cache()  # a strategy must not live on what the one before it has paid for
         found = engine.search_iter([problems[index] for index in chosen], Assigned(plans), budget, **settings)

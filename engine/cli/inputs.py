@@ -43,6 +43,7 @@ def find_limits(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple
     """How tokens are drawn and how many; checks what a search would refuse, before a model is loaded."""
     from dataclasses import replace
 
+    from engine.config import SearchConfig
     from engine.engine import DEFAULT_SAMPLING
     from engine.search import check_arguments
     from engine.tasks import get_task
@@ -54,7 +55,8 @@ def find_limits(options: SimpleNamespace, strategy: Strategy | Planner) -> tuple
     task = get_task(options.task)
     max_tokens = task.max_tokens if options.max_tokens is None else options.max_tokens
     stand_in = OracleVerifier.from_first_wrong_step(task.first_wrong_step)  # for the one to be loaded
-    check_arguments(strategy, stand_in, budget=options.budget, max_tokens=max_tokens, agg_strategy=options.agg_strategy)
+    config = SearchConfig(options.budget, max_tokens=max_tokens, agg_strategy=options.agg_strategy)
+    check_arguments(strategy, stand_in, config)
     return sampling, max_tokens
 
 
@@ -106,7 +108,7 @@ def check_prompts(engine: Engine, problems: list[Problem], origins: list[str], j
     for problem, origin in zip(problems, origins, strict=True):
         ids = engine.prompt_ids(problem.prompt)
         held = [(llm, ids) for llm in (engine.policy, engine.reviser) if llm is not None]
-        if judge is not None and hasattr(judge, "opening"):
+        if judge is not None and judge.llm is not None:
             held.append((judge.llm, judge.opening(problem)))
         for llm, ids in held:
             if len(ids) >= llm.config.context:

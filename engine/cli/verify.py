@@ -47,7 +47,6 @@ def verify(
     from engine.engine import Engine
     from engine.reports.verifier import first_wrong_line, verifier_figures, verifier_table, write_verifier_report
     from engine.results.files import write_atomically
-    from engine.search.protocols import judges_answers
     from engine.training.stepwise import read_stepwise
 
     if verifier not in _NAMES:
@@ -59,7 +58,7 @@ def verify(
     engine = Engine.load(policy, task=task, **models)
     judge = engine.resolve_verifier(verifier)
     answers = score_answers(engine, judge, found)
-    figures = verifier_figures(answers, judges="answers" if judges_answers(judge) else "steps", seed=seed)
+    figures = verifier_figures(answers, judges=judge.judges, seed=seed)
     facts = {"verifier": verifier, "answers": f"{len(answers):,}", "questions": f"{figures['num_questions']:,}"}
     facts |= {"right": f"{100 * figures['share_right']:.1f} %", "rows": rows}
     write_verifier_report(figures, out, title="Verifier report", facts=facts)
@@ -80,7 +79,7 @@ def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list
     from engine.types import Problem
 
     problems = [Problem(str(index), row["prompt"]) for index, row in enumerate(rows)]
-    models = [engine.policy, *([judge.llm] if hasattr(judge, "llm") else [])]
+    models = [engine.policy, *([] if judge.llm is None else [judge.llm])]
     runs = (_score(engine, judge, problem, row) for problem, row in zip(problems, rows, strict=True))
     scores: list[list[float]] = [[] for _ in rows]
     for index, result in Batcher(models).run(runs, rows_each=1):
@@ -96,18 +95,16 @@ def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list
 async def _score(engine: Engine, judge: Verifier, problem: Problem, row: dict) -> list[float]:
     """One score per step, or one of the whole answer where the verifier judges those."""
     from engine.accounting import Ledger
-    from engine.search.protocols import judges_answers
     from engine.types import Step
-    from engine.verifiers import TrunkVerifier
 
     steps = _steps(engine, row)
-    if isinstance(judge, TrunkVerifier):
+    if judge.reads_trunk:
         return await _trunk_scores(engine, problem, steps)
-    if judges_answers(judge):
+    if judge.judges == "answers":
         ids = tuple(token for step in steps for token in step.token_ids)
         steps = [Step(ids, "".join(step.text for step in steps), "eos")]
     earlier = {}
-    if getattr(judge, "reads_history", False) and row.get("history"):
+    if judge.reads_history and row.get("history"):
         earlier["history"] = [(Step(tuple(ids), engine.policy.decode(ids), "eos"),) for ids in row["history"]]
     branch = await judge.open(problem, ledger=Ledger(), **earlier)
     try:

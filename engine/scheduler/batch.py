@@ -1,4 +1,4 @@
-"""One budget for a batch of problems: who gains most is given most, and what one saves another gets."""
+"""One budget for a batch of problems: it goes where most is gained, and what one problem saves others get."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from engine.errors import UserError
 from engine.scheduler.allocation import Curve, allocate
 from engine.scheduler.calibration import Calibration
 from engine.scheduler.compute_optimal import ComputeOptimal
-from engine.scheduler.planner import Assigned, Plan, Planner, Sampled
-from engine.search.loop import Grade
+from engine.scheduler.planner import Assigned, Assignment, PilotSamples, Planner
+from engine.search.answers import Grade
 from engine.search.registry import can_spend, strategy_label
 from engine.types import Problem, SearchResult
 
@@ -20,7 +20,7 @@ Search = Callable[[Sequence[Problem], Planner, int], list[SearchResult]]
 
 @dataclass
 class _Share:
-    """What one problem of the batch has had, and may still get."""
+    """One problem of the batch: its difficulty, what it has spent, and whether it may get more."""
 
     ease: float
     bin: int
@@ -45,13 +45,13 @@ def search_batch(
     """Searches a batch of problems with `total` generations for all of them together.
 
     First every problem's difficulty is predicted. Then rounds: the generations left are divided by
-    expected gain, and each problem goes on from where it stands. A problem that did not spend what
+    expected gain, and each problem goes on from what it has. A problem that did not spend what
     it was given (its vote was decided) is closed, and what it saved is divided among the others in
     the next round. Rounds end where nothing is left, or nothing is to be gained. As a round waits for
     all its searches, results do not depend on which of them ends first.
 
-    A result's `budget` is what its problem was given, of which `num_generations` were spent; what the
-    samples of a predictor that does not re-use them took stands in the bill and not in the budget.
+    A result's `budget` is what its problem was given, of which `num_generations` were spent. Samples of a
+    predictor that does not re-use them are in the bill and not in the budget.
     Raises UserError for a total under one pilot (or the fewest generations that a measured strategy
     can spend) per problem, or an id named twice.
     """
@@ -65,22 +65,22 @@ def search_batch(
             f"{least * len(problems)} in all, got {total}"
         )
     shares, samples = _predict(search, problems, calibration, grade)
-    while plans := _plan(problems, shares, calibration, total, least):
-        chosen = [index for index, problem in enumerate(problems) if problem.id in plans]
-        planned = Assigned(plans)
-        results = search([problems[i] for i in chosen], planned, max(plan.budget for plan in plans.values()))
+    while assignments := _assign(problems, shares, calibration, total, least):
+        chosen = [index for index, problem in enumerate(problems) if problem.id in assignments]
+        most = max(given.budget for given in assignments.values())
+        results = search([problems[index] for index in chosen], Assigned(assignments), most)
         for index, result in zip(chosen, results, strict=True):
-            share, plan = shares[index], plans[problems[index].id]
-            assert share.num_spent <= result.num_generations <= plan.budget, "budget overshot"
-            share.is_open = result.num_generations == plan.budget
+            share, given = shares[index], assignments[problems[index].id]
+            assert share.num_spent <= result.num_generations <= given.budget, "budget overshot"
+            share.is_open = result.num_generations == given.budget
             share.result = result
-            share.strategies += (strategy_label(plan.strategy),)
+            share.strategies += (strategy_label(given.strategy),)
     assert sum(share.num_spent for share in shares) <= total, "total budget overshot"
     return [_finish(share, strategy.name, calibration, bill) for share, bill in zip(shares, samples, strict=True)]
 
 
 def _least(calibration: Calibration) -> int:
-    """What every problem needs: its pilot, or else the fewest generations that suffice in every bin."""
+    """The least budget of a problem: its pilot, or else the fewest generations that suffice in every bin."""
     if calibration.predictor.is_reused:
         return calibration.predictor.num_samples
 
@@ -97,9 +97,9 @@ def _least(calibration: Calibration) -> int:
 def _predict(
     search: Search, problems: Sequence[Problem], calibration: Calibration, grade: Grade | None
 ) -> tuple[list[_Share], list[SearchResult]]:
-    """Every problem's share before anything is divided, and the samples that its difficulty came from."""
+    """Every problem's share before anything is divided, and the samples that its difficulty was predicted from."""
     predictor, bins = calibration.predictor, calibration.bins
-    samples = search(problems, Sampled(predictor, calibration.is_scored), predictor.num_samples)
+    samples = search(problems, PilotSamples(predictor, calibration.is_scored), predictor.num_samples)
     shares = []
     for each in samples:
         ease = predictor.value(each, grade)
@@ -109,37 +109,37 @@ def _predict(
     return shares, samples
 
 
-def _plan(
+def _assign(
     problems: Sequence[Problem], shares: Sequence[_Share], calibration: Calibration, total: int, least: int
-) -> dict[str, Plan]:
-    """What problems are given that go on, or that have a pilot and not voted yet."""
-    # A closed problem takes no more: its curve ends where it stands.
+) -> dict[str, Assignment]:
+    """The assignments of the problems that go on, or that have a pilot and have not voted yet."""
+    # A closed problem takes no more: its curve ends at what it has spent.
     curves = [share.curve if share.is_open else ((share.num_spent, 0.0),) for share in shares]
     budgets = allocate(curves, total, [max(least, share.num_spent) for share in shares])
-    plans: dict[str, Plan] = {}
+    assignments: dict[str, Assignment] = {}
     for problem, share, budget in zip(problems, shares, budgets, strict=True):
         if budget == share.num_spent and share.strategies:
             continue
-        if plan := _spendable(share, calibration, budget):
-            plans[problem.id] = plan
+        if given := _spendable(share, calibration, budget):
+            assignments[problem.id] = given
         else:
             share.is_open = False  # no strategy can spend so little: others may
-    if not plans and any(budget > share.num_spent for budget, share in zip(budgets, shares, strict=True)):
-        return _plan(problems, shares, calibration, total, least)
-    return plans
+    if not assignments and any(budget > share.num_spent for budget, share in zip(budgets, shares, strict=True)):
+        return _assign(problems, shares, calibration, total, least)
+    return assignments
 
 
-def _spendable(share: _Share, calibration: Calibration, budget: int) -> Plan | None:
-    """The plan for a budget, or for the largest one below it that a strategy can spend."""
+def _spendable(share: _Share, calibration: Calibration, budget: int) -> Assignment | None:
+    """A share's assignment of a budget, or of the largest one below it that a strategy can spend."""
     least = share.num_spent + (1 if share.strategies else 0)  # a pilot may vote as it is
     for each in range(budget, least - 1, -1):
         if any(can_spend(cell.strategy, each - share.num_spent) for cell in calibration.cells if cell.bin == share.bin):
-            return Plan(calibration.choose(share.bin, each, share.num_spent).strategy, each, share.result)
+            return Assignment(calibration.choose(share.bin, each, share.num_spent).strategy, each, share.result)
     return None
 
 
 def _finish(share: _Share, name: str, calibration: Calibration, samples: SearchResult) -> SearchResult:
-    """The result as the batch gives it out: with its plan, and with the bill of samples that nothing re-used."""
+    """The result as the batch returns it: with its plan, and with the bill of samples that were not re-used."""
     assert share.result is not None, "every problem is given at least one generation"
     if not calibration.predictor.is_reused:
         share.result.ledger.include(samples.ledger)

@@ -1,4 +1,4 @@
-"""What was measured of strategies and budgets by difficulty, in one readable file."""
+"""A calibration: the measured accuracies of strategies and budgets by difficulty, as one readable file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.errors import UserError
 from engine.scheduler.allocation import Curve, concave_envelope
 from engine.scheduler.difficulty import Bins, Predictor
 from engine.search import Strategy
-from engine.search.registry import can_spend, strategy_from_spec, strategy_label, strategy_spec
+from engine.search.registry import can_spend, strategy_as_dict, strategy_from_dict, strategy_label
 
 _FORMAT = "ttc calibration 1"
 
@@ -51,7 +51,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Cells, how a problem finds its bin, and what they hold for. Raises UserError where that cannot be."""
+    """Measured cells, how a problem finds its difficulty bin, and the conditions they hold under.
+
+    Raises UserError for values that contradict one another.
+    """
 
     conditions: Mapping[str, object]  # models' digests and settings; a search under others may not use it
     problems: str  # on which it was measured
@@ -107,7 +110,7 @@ class Calibration:
         return max((cell for cell in cells if cell.budget == nearest), key=lambda cell: (cell.accuracy, -cell.flops))
 
     def curve(self, bin_index: int) -> Curve:
-        """Expected accuracy over budget, as its concave envelope from nothing on: what `allocate` takes."""
+        """Expected accuracy over budget, as the concave envelope that `allocate` takes; 0.0 at a budget of 0."""
         best: dict[int, float] = {0: 0.0}
         for cell in self.cells:
             if cell.bin == bin_index:
@@ -115,7 +118,7 @@ class Calibration:
         return concave_envelope(best.items())
 
     def differences(self, conditions: Mapping[str, object]) -> list[str]:
-        """What of its conditions does not hold, as `policy was "a", now "b"`."""
+        """The conditions that do not hold, each as `policy was "a", now "b"`."""
         names = {**self.conditions, **conditions}
         pairs = [(name, self.conditions.get(name), conditions.get(name)) for name in names]
         return [f"{name} was {json.dumps(old)}, now {json.dumps(new)}" for name, old, new in pairs if old != new]
@@ -132,7 +135,7 @@ class Calibration:
             "budgets": list(self.budgets),
         }
         cells = [
-            {**{name: getattr(cell, name) for name in _CELL_FIELDS}, "strategy": strategy_spec(cell.strategy)}
+            {**{name: getattr(cell, name) for name in _CELL_FIELDS}, "strategy": strategy_as_dict(cell.strategy)}
             for cell in self.cells
         ]
         parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
@@ -159,7 +162,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
 
 
 def parse_calibration(text: str | bytes) -> Calibration:
-    """From what `Calibration.to_json` gives. Raises UserError that says what is wrong."""
+    """Reads what `Calibration.to_json` writes. Raises UserError that says what is wrong."""
     try:
         data = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
@@ -185,4 +188,4 @@ def parse_calibration(text: str | bytes) -> Calibration:
 
 
 def _cells(rows: Sequence[Mapping[str, object]]) -> list[Cell]:
-    return [Cell(**{**row, "strategy": strategy_from_spec(row["strategy"])}) for row in rows]
+    return [Cell(**{**row, "strategy": strategy_from_dict(row["strategy"])}) for row in rows]

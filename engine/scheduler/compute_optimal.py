@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from engine.accounting.ledger import Ledger
+from engine.config import SearchConfig
 from engine.errors import UserError
 from engine.scheduler.calibration import Calibration, read_calibration
 from engine.scheduler.planner import Planner
-from engine.search import Majority, Strategy, run_search
+from engine.search import Answers, Majority, Models, Strategy, run_search
 from engine.search.registry import strategy_label
-from engine.types import SearchResult
+from engine.types import Problem, SearchResult
 
 
 class CalibrationWarning(UserWarning):
@@ -23,10 +24,10 @@ class CalibrationWarning(UserWarning):
 
 @dataclass(frozen=True)
 class ComputeOptimal(Planner):
-    """Predicts each problem's difficulty and searches it as a calibration says is best there.
+    """Predicts each problem's difficulty and searches it by the strategy that a calibration found best there.
 
-    A re-used pilot is part of the budget and of the vote; its cost stands in the bill as `estimation`.
-    `fallback` runs in its place, after a warning, where models or settings are not those of the
+    A re-used pilot is part of the budget and of the vote; its cost is billed as `estimation`.
+    `fallback` runs instead, after a warning, where models or settings are not those of the
     calibration. `calibration` may be a file that `ttc calibrate` wrote; raises UserError for one
     that cannot be read.
     """
@@ -73,29 +74,28 @@ class ComputeOptimal(Planner):
         )
         return self.fallback
 
-    async def search(self, problem, *, policy, verifier, budget, grade=None, ledger=None, **options) -> SearchResult:
-        calibration = self.calibration
-        choices = [calibration.choose(index, budget).strategy for index in range(calibration.bins.count)]
-        needs_scores = calibration.predictor.name == "score" or any(choice.is_scored for choice in choices)
-        judge = verifier if needs_scores else None  # else the pilot's scores would be of no use
-        samples = await calibration.predictor.sample(problem, policy, judge, grade=grade, **options)
-        ease = calibration.predictor.value(samples, grade)
+    async def search(
+        self,
+        problem: Problem,
+        models: Models,
+        config: SearchConfig,
+        answers: Answers,
+        *,
+        ledger: Ledger | None = None,
+    ) -> SearchResult:
+        """Draws the pilot's samples, and searches as is best for the difficulty that they show."""
+        calibration, predictor = self.calibration, self.calibration.predictor
+        choices = [calibration.choose(index, config.budget).strategy for index in range(calibration.bins.count)]
+        needs_scores = predictor.name == "score" or any(choice.is_scored for choice in choices)
+        judged = models if needs_scores else replace(models, verifier=None)  # nobody would use the pilot's scores
+        samples = await predictor.sample(problem, judged, config, answers)
+        ease = predictor.value(samples, answers.grade)
         index = calibration.bins.index(ease)
-        strategy = choices[index]
         ledger = Ledger() if ledger is None else ledger
-        start = samples if calibration.predictor.is_reused else None
+        start = samples if predictor.is_reused else None
         if start is None:
             ledger.include(samples.ledger)
-        result = await run_search(
-            problem,
-            strategy,
-            policy,
-            verifier if strategy.is_scored else None,
-            budget=budget,
-            start=start,
-            grade=grade,
-            ledger=ledger,
-            **options,
-        )
-        plan = f"ease {ease:.3g}, {calibration.bins.describe(index)}: {strategy_label(strategy)}, budget {budget}"
+        result = await run_search(problem, choices[index], models, config, answers, ledger=ledger, start=start)
+        label = strategy_label(choices[index])
+        plan = f"ease {ease:.3g}, {calibration.bins.describe(index)}: {label}, budget {config.budget}"
         return replace(result, strategy=self.name, plan=plan)

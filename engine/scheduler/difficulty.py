@@ -1,6 +1,6 @@
-"""How hard a problem is for a policy, from a few samples; and bins of like difficulty.
+"""Predicts how hard a problem is for a policy from a few samples, and sorts problems into bins of like difficulty.
 
-All measures rise with ease: a share of right answers, or what stands in for it. Bin 0 is the easiest.
+All measures rise with ease: a share of right answers, or an estimate of it. Bin 0 is the easiest.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.accounting.ledger import Ledger
+from engine.config import SearchConfig
 from engine.errors import UserError
-from engine.search import MAX_BUDGET, BestOfN, Majority, Policy, Verifier, run_search
-from engine.search.loop import Grade, is_correct
+from engine.search import MAX_BUDGET, Answers, BestOfN, Majority, Models, is_correct, run_search
+from engine.search.answers import Grade
 from engine.types import Problem, SearchResult
 
 PREDICTORS = ("oracle", "score", "agreement")
@@ -49,27 +50,24 @@ class Predictor:
         """Generations of a problem's budget that the prediction takes."""
         return self.num_samples if self.is_reused else 0
 
-    async def sample(
-        self, problem: Problem, policy: Policy, verifier: Verifier | None, *, ledger: Ledger | None = None, **options
-    ) -> SearchResult:
-        """The samples, scored where a verifier is given and they are to be used further.
+    async def sample(self, problem: Problem, models: Models, config: SearchConfig, answers: Answers) -> SearchResult:
+        """The samples, scored where there is a verifier and a search is to go on from them.
 
-        All that they cost is `estimation` in the result's own ledger, and nothing is charged to
-        `ledger`, which a search that goes on from them charges. `options` are those of `run_search`.
+        All that they cost is `estimation` in the result's own ledger: a search that goes on from them includes it.
         Raises UserError for the oracle on a problem without an answer.
         """
         if self.name == "oracle" and problem.answer is None:
             raise UserError(f"the oracle predictor needs an answer, problem {problem.id!r} has none")
-        is_scored = self.name == "score" or (self.is_reused and verifier is not None)
+        is_scored = self.name == "score" or (self.is_reused and models.verifier is not None)
         drawn = problem if self.is_reused else replace(problem, id=f"{problem.id}/difficulty")  # another stream
         strategy = BestOfN() if is_scored else Majority()
-        result = await run_search(drawn, strategy, policy, verifier, budget=self.num_samples, **options)
+        result = await run_search(drawn, strategy, models, replace(config, budget=self.num_samples), answers)
         bill = Ledger()
         bill.include(result.ledger, "estimation")
         return replace(result, problem=problem, ledger=bill)
 
     def value(self, samples: SearchResult, grade: Grade | None = None) -> float:
-        """The predicted ease. What a model's failure (NaN) spoiled counts as a sample that failed."""
+        """The predicted ease. A sample that a numeric failure (NaN) of a model spoiled counts as wrong."""
         candidates, num_samples = samples.candidates, len(samples.candidates)
         if self.name == "oracle":
             gold = samples.problem.answer

@@ -1,4 +1,4 @@
-"""From the outcomes of searches to a calibration."""
+"""Makes a calibration from the outcomes of searches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measure(
     bins: Bins,
     min_per_bin: int = 10,
 ) -> Calibration:
-    """Cells by bin, strategy and budget, and what choosing by bin is worth under cross-validation.
+    """Cells by bin, strategy and budget, and the accuracy of choosing by bin under cross-validation.
 
     Raises UserError for a bin with fewer problems than `min_per_bin`.
     """
@@ -73,7 +73,7 @@ def members_of(bins: Bins, eases: Mapping[int, float], min_per_bin: int) -> list
 
 
 def cross_validate(outcomes: Sequence[Outcome], bins: Bins, budget: int) -> Verdict:
-    """What choosing by bin is worth at a budget, as `held_out` measures it."""
+    """The accuracy of choosing by bin at a budget, as `held_out` measures it."""
     chosen, fixed = held_out(outcomes, bins, budget)
     return Verdict(
         budget=budget,
@@ -96,9 +96,9 @@ def held_out(
     """Two folds of every bin, by turns: strategies are chosen on the one and measured on the other.
 
     Returns one outcome per problem of the strategy that was best in its bin, and one of the one strategy
-    for all bins, which is chosen and measured on the same folds, so that the two compare. With `caution`
-    a bin departs from the one for all only where its own best is ahead by so many standard errors of the
-    paired difference (the one-standard-error rule of Breiman et al. 1984 where it is 1; 0 is the paper's
+    for all bins, which is chosen and measured on the same folds, so that the two can be compared. With `caution`
+    a bin departs from the one for all only where its own best is ahead by this number of standard errors of
+    the paired difference (the one-standard-error rule of Breiman et al. 1984 where it is 1; 0 is the paper's
     choice). `folds` gives 0 or 1 by problem, where turns are not to be taken.
     """
     at_budget = [outcome for outcome in outcomes if outcome.budget == budget]
@@ -133,7 +133,7 @@ def _folds(outcomes: Sequence[Outcome], bins: Bins) -> dict[int, int]:
 
 
 def _best(strategies: Sequence[Strategy], outcomes: Sequence[Outcome]) -> Strategy:
-    """Of the greatest accuracy; equals go to fewer FLOPs, then to the first."""
+    """The strategy of the greatest accuracy; equals go to fewer FLOPs, then to the first."""
 
     def merit(strategy: Strategy) -> tuple[float, float]:
         own = [each for each in outcomes if each.strategy == strategy]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from engine.accounting.ledger import Ledger
+from engine.config import SearchConfig
 from engine.errors import UserError
 from engine.scheduler.difficulty import Predictor
-from engine.search import Policy, Strategy, Verifier, run_search
+from engine.search import Answers, Models, Strategy, run_search
 from engine.types import Problem, SearchResult
 
 
@@ -22,7 +24,7 @@ class Planner(ABC):
     stop_at_step: bool  # it may choose a strategy that has steps scored
 
     def rows(self, budget: int) -> int:
-        """Branches of a problem that are sampled at once, at most."""
+        """The most branches of a problem that are sampled at once."""
         return budget
 
     @abstractmethod
@@ -31,66 +33,77 @@ class Planner(ABC):
 
     @abstractmethod
     async def search(
-        self, problem: Problem, *, policy: Policy, verifier: Verifier | None, budget: int, **options
+        self,
+        problem: Problem,
+        models: Models,
+        config: SearchConfig,
+        answers: Answers,
+        *,
+        ledger: Ledger | None = None,
     ) -> SearchResult:
-        """One problem; `options` are those of `run_search`."""
+        """Searches one problem; arguments as for `run_search`, whose strategy and start are the planner's choice."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one problem is given."""
+class Assignment:
+    """The strategy and the budget that one problem is given."""
 
     strategy: Strategy
-    budget: int  # what `start` spent included
-    start: SearchResult | None = None  # to go on from
+    budget: int  # includes what `start` spent
+    start: SearchResult | None = None  # an earlier search to go on from
 
 
 @dataclass(frozen=True)
 class Assigned(Planner):
-    """A plan for every problem, by its id."""
+    """Gives every problem what was decided for it before."""
 
-    plans: Mapping[str, Plan]
+    assignments: Mapping[str, Assignment]  # by the problem's id
 
     name: ClassVar[str] = "planned"
 
     @property
     def is_scored(self) -> bool:
-        return any(plan.strategy.is_scored for plan in self.plans.values())
+        return any(each.strategy.is_scored for each in self.assignments.values())
 
     @property
     def revises(self) -> bool:
-        return any(plan.strategy.revises for plan in self.plans.values())
+        return any(each.strategy.revises for each in self.assignments.values())
 
     @property
     def stop_at_step(self) -> bool:
-        return any(plan.strategy.is_scored and plan.strategy.stop_at_step for plan in self.plans.values())
+        return any(each.strategy.is_scored and each.strategy.stop_at_step for each in self.assignments.values())
 
     def rows(self, budget: int) -> int:
-        return max((plan.strategy.rows(plan.budget) for plan in self.plans.values()), default=budget)
+        return max((each.strategy.rows(each.budget) for each in self.assignments.values()), default=budget)
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """Raises UserError for a plan over the budget, which is what the engine makes room for."""
-        most = max((plan.budget for plan in self.plans.values()), default=1)
+        """Raises UserError for an assignment over the budget, which is what the engine makes room for."""
+        most = max((each.budget for each in self.assignments.values()), default=1)
         if most > budget:
             raise UserError(f"a plan spends {most} generations, over the budget of {budget}")
         return 1, budget
 
-    async def search(self, problem, *, policy, verifier, budget, **options) -> SearchResult:
-        plan = self.plans[problem.id]
-        judge = verifier if plan.strategy.is_scored else None
-        return await run_search(problem, plan.strategy, policy, judge, budget=plan.budget, start=plan.start, **options)
+    async def search(
+        self,
+        problem: Problem,
+        models: Models,
+        config: SearchConfig,
+        answers: Answers,
+        *,
+        ledger: Ledger | None = None,
+    ) -> SearchResult:
+        given = self.assignments[problem.id]
+        config = replace(config, budget=given.budget)
+        return await run_search(problem, given.strategy, models, config, answers, ledger=ledger, start=given.start)
 
 
 @dataclass(frozen=True)
-class Sampled(Planner):
-    """The samples of a predictor and nothing else; `is_judged` where a search will go on from them.
-
-    `revises` says that such a search may need the reviser: what is measured with it holds for that one alone.
-    """
+class PilotSamples(Planner):
+    """Draws the samples that a predictor predicts difficulty from, and nothing else."""
 
     predictor: Predictor
-    is_judged: bool
-    revises: bool = False
+    is_judged: bool  # a search will go on from the samples and needs their scores
+    revises: bool = False  # such a search may need the reviser: what is measured with one holds for it alone
 
     name: ClassVar[str] = "samples"
     stop_at_step: ClassVar[bool] = False
@@ -102,5 +115,16 @@ class Sampled(Planner):
     def groups(self, budget: int) -> tuple[int, int]:
         return 1, self.predictor.num_samples
 
-    async def search(self, problem, *, policy, verifier, budget, **options) -> SearchResult:
-        return await self.predictor.sample(problem, policy, verifier if self.is_scored else None, **options)
+    async def search(
+        self,
+        problem: Problem,
+        models: Models,
+        config: SearchConfig,
+        answers: Answers,
+        *,
+        ledger: Ledger | None = None,
+    ) -> SearchResult:
+        """The samples; all that they cost is in the result's own ledger, and nothing is charged to `ledger`."""
+        if not self.is_scored:
+            models = replace(models, verifier=None)
+        return await self.predictor.sample(problem, models, config, answers)

@@ -2,16 +2,19 @@
 
 from engine.keys import branch_key
 from engine.search.adaptive import Adaptive
-from engine.search.arguments import MAX_BUDGET, check_arguments, sampler
+from engine.search.answers import Answers, is_correct
+from engine.search.arguments import MAX_BUDGET, check_arguments
 from engine.search.beam import BeamSearch
 from engine.search.best_of_n import BestOfN, Majority
 from engine.search.dvts import DVTS
 from engine.search.lookahead import Lookahead
 from engine.search.loop import run_search
-from engine.search.protocols import Attempt, Policy, PolicyBranch, Strategy, Verifier, VerifierBranch
+from engine.search.protocols import Models, Policy, PolicyBranch, Strategy
 from engine.search.rebase import Rebase
 from engine.search.revisions import Revisions
 from engine.search.vote import REVISION_VOTES, VOTES, merge_equal, vote
+from engine.types import Attempt
+from engine.verifiers.base import Verifier, VerifierBranch
 
 __all__ = [
     "DVTS",
@@ -19,11 +22,13 @@ __all__ = [
     "REVISION_VOTES",
     "VOTES",
     "Adaptive",
+    "Answers",
     "Attempt",
     "BeamSearch",
     "BestOfN",
     "Lookahead",
     "Majority",
+    "Models",
     "Policy",
     "PolicyBranch",
     "Rebase",
@@ -33,8 +38,8 @@ __all__ = [
     "VerifierBranch",
     "branch_key",
     "check_arguments",
+    "is_correct",
     "merge_equal",
     "run_search",
-    "sampler",
     "vote",
 ]

@@ -1,4 +1,4 @@
-"""From the scores of an answer's steps to the one score that it is ranked and voted by.
+"""Aggregates the scores of an answer's steps to the one score by which it is ranked and votes.
 
 Pure Python, because a search may not depend on tensors; `ttc_kernels.step_score` keeps the same
 four numbers on the device, and a test holds the two together.

@@ -1,4 +1,4 @@
-"""When the slots of a budget are drawn."""
+"""The default of strategies: all slots of a budget are drawn at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from engine.types import Candidate
 
 @dataclass(frozen=True)
 class AllAtOnce:
-    """What most strategies share: the first round takes the whole budget, and nothing is revised."""
+    """Base of most strategies: the first round takes the whole budget, and nothing is revised."""
 
     revises: ClassVar[bool] = False
+    unused_fields: ClassVar[tuple[str, ...]] = ()
 
     def rows(self, budget: int) -> int:
-        """Branches that are sampled at once, at most."""
+        """The most branches that are sampled at once."""
         return budget
 
     def draw(self, candidates: Sequence[Candidate], num_left: int) -> int:

@@ -1,18 +1,19 @@
-"""What a search needs of a policy and of a verifier; fakes and models both provide it.
+"""What a search needs of a policy and of a strategy; `engine.verifiers.base` says what it needs of a verifier.
 
-All calls that cost a forward pass are coroutines: a search awaits them, and whoever drives the
+All calls that cost a forward pass are coroutines: a search awaits them, and the driver of the
 searches fills every forward with the pending work of all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from engine.accounting.ledger import Ledger
-from engine.types import Candidate, Problem, Sampling, Step
-
-Attempt = tuple[Step, ...]  # a whole answer that another one revises
+from engine.errors import UserError
+from engine.types import Attempt, Candidate, Sampling, Step
+from engine.verifiers.base import Verifier
 
 
 class PolicyBranch(Protocol):
@@ -26,6 +27,8 @@ class PolicyBranch(Protocol):
 
 
 class Policy(Protocol):
+    """The model that samples: fakes and `engine.runtime.ModelPolicy` implement it."""
+
     async def open(self, prompt: str, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> PolicyBranch:
         """A branch that holds the attempts of a history, oldest first and each after the prompt, and then the prompt.
 
@@ -34,11 +37,11 @@ class Policy(Protocol):
         ...
 
     def ask_again(self, branch: PolicyBranch, prompt: str) -> None:
-        """Has a branch that ends with a whole attempt stand before the next one; nothing it holds is computed again."""
+        """Puts the prompt after a whole attempt, so that the next attempt follows; nothing held is computed again."""
         ...
 
     def num_fitting(self, prompt: str, history: Sequence[Attempt], max_tokens: int) -> int:
-        """How many of the latest attempts the context holds beside the prompts and `max_tokens` of another one."""
+        """The number of latest attempts that the context holds beside the prompts and `max_tokens` of another one."""
         ...
 
     async def extend(
@@ -49,7 +52,7 @@ class Policy(Protocol):
         sampling: Sampling,
         stop_at_step: bool,  # else only at end of text
         max_tokens: int | Sequence[int],  # new tokens, at least 1: one limit for all, or one per branch
-        purpose: str = "generated",  # or "lookahead", "estimation": who pays
+        purpose: str = "generated",  # or "lookahead", "estimation": under which the bill shows them
         priorities: Sequence[float] | None = None,  # lowest is suspended first when the KV pool is full
     ) -> list[list[Step]]:
         """Samples onto each branch until a step (or the text) ends; the new steps of each branch.
@@ -61,48 +64,21 @@ class Policy(Protocol):
         ...
 
 
-class VerifierBranch(Protocol):
-    """The verifier's side of a policy branch; forks in lockstep with it."""
-
-    def fork(self, num_branches: int) -> list[VerifierBranch]: ...
-
-    def close(self) -> None: ...
-
-
-class Verifier(Protocol):
-    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> VerifierBranch:
-        """A branch that answers are judged on. Only a verifier with `reads_history` is given a history: the attempts,
-        oldest first, that the next one revises. On its branches each answer that has been scored joins them."""
-        ...
-
-    async def score(self, branches: Sequence[VerifierBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
-        """Appends the steps to each branch; one score in [0, 1] per step (NaN flags a numeric failure)."""
-        ...
-
-
-def judges_answers(verifier: Verifier | None) -> bool:
-    """Whether a verifier (with `judges = "answers"`) scores whole answers, each given to it as a single step."""
-    return getattr(verifier, "judges", "steps") == "answers"
-
-
-def reads_history(verifier: Verifier | None) -> bool:
-    """Whether a verifier (with `reads_history = True`) judges an attempt knowing those before it."""
-    return getattr(verifier, "reads_history", False)
-
-
 class Strategy(Protocol):
     """What the loop asks of a strategy: how many children, what is scored, who survives. Frozen data."""
 
     name: str  # as on the command line
     vote: str  # one of engine.search.vote.REVISION_VOTES
-    is_scored: bool  # else no verifier is needed
+    scores: str  # what a verifier is asked to score at most: "steps", "answers" or "nothing"
+    is_scored: bool  # whether it does so with these options; else no verifier is needed
     stop_at_step: bool  # else a round samples whole answers
     lookahead: int  # greedy steps beyond a step, at whose end it is scored
     max_rounds: int
-    revises: bool  # every answer after a group's first is sampled with those before it in the context
+    revises: bool  # an answer is sampled with those before it of its group in the context: see Revisions for how many
+    unused_fields: tuple[str, ...]  # of the dataclass: inherited options that have no effect
 
     def rows(self, budget: int) -> int:
-        """How many branches it samples at once, at most."""
+        """The most branches that it samples at once."""
         ...
 
     def groups(self, budget: int) -> tuple[int, int]:
@@ -113,7 +89,7 @@ class Strategy(Protocol):
         ...
 
     def draw(self, candidates: Sequence[Candidate], num_left: int) -> int:
-        """How many first steps are sampled from the prompt now, `num_left` (at least 1) at most.
+        """The number of first steps that are sampled from the prompt now, `num_left` (at least 1) at most.
 
         Asked at the start, and again whenever nothing is live while slots are left; 0 ends the
         search. `candidates` are those so far, in the order in which they ended. One that revises draws
@@ -124,9 +100,31 @@ class Strategy(Protocol):
     def select(
         self, agg_scores: Sequence[float], num_slots: int, step_texts: Sequence[str] = ()
     ) -> list[tuple[int, int]]:
-        """Of one group's live steps, in the order they were sampled: who survives, best first.
+        """The survivors among one group's live steps, best first; the steps are in the order they were sampled.
 
         Pairs of index and number of children (at least 1), `num_slots` children at most in all.
         `step_texts` are the texts of the steps themselves, without what came before them.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a search."""
+
+    policy: Policy
+    """Samples, but for a strategy that revises."""
+
+    verifier: Verifier | None = None
+    """Scores. Not used, and may be None, where the strategy scores nothing."""
+
+    reviser: Policy | None = None
+    """Samples for a strategy that revises."""
+
+    def sampler(self, strategy: Strategy) -> Policy:
+        """The model that samples for a strategy. Raises UserError for one that revises where there is no reviser."""
+        if not strategy.revises:
+            return self.policy
+        if self.reviser is None:
+            raise UserError(f"strategy {strategy.name!r} needs a reviser, got None")
+        return self.reviser

@@ -1,13 +1,16 @@
-"""Chains of attempts: what each attempt goes on from, and whose KV it goes on with."""
+"""Chains of attempts: what each attempt goes on from, and which KV it goes on with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine.accounting.ledger import Ledger
-from engine.search.protocols import Attempt, Policy, PolicyBranch, Verifier, VerifierBranch, reads_history
-from engine.search.tree import OpenBranches, Trajectory
-from engine.types import FINISHED, Problem
+from engine.search.branches import OpenBranches
+from engine.search.frontier import Allotment
+from engine.search.protocols import PolicyBranch
+from engine.search.tree import Extension, Trajectory
+from engine.types import FINISHED, Attempt
+from engine.verifiers.base import VerifierBranch
 
 
 @dataclass(eq=False, slots=True)
@@ -27,78 +30,92 @@ class _Chain:
         return self.history[len(self.history) - self.num_held :]
 
 
-class Chains:
-    """The chains of one problem's search; they advance together, an attempt of each per round.
+class RevisionChains:
+    """The frontier of a strategy that revises: chains that advance together, an attempt of each per round.
 
     While no attempt falls out of the context, the next one goes on from the branch of the last, whose KV it
     shares. Else its branch is opened anew, with the latest attempts: then every token has another position.
     """
 
+    is_node_per_step = False
+
     def __init__(
         self,
-        problem: Problem,
-        policy: Policy,
-        verifier: Verifier | None,
         branches: OpenBranches,
-        ledger: Ledger,
         *,
         numbers: range,  # of the chains, among the children of the root
-        context: int,
-        judge_alone: bool,
-        max_tokens: int,
+        context: int,  # earlier attempts that an attempt is shown, at most
+        judge_alone: bool,  # the verifier is not shown them, even if it reads them
+        max_tokens: int,  # of an attempt
     ):
-        self.problem, self.policy, self.verifier = problem, policy, verifier
-        self.branches, self.ledger = branches, ledger
-        self.context, self.max_tokens = context, max_tokens
-        self.is_judged_in_chain = reads_history(verifier) and not judge_alone
-        self.chains = {number: _Chain(Trajectory((), 0, num_children=number)) for number in numbers}
-        self._judge: VerifierBranch | None = None  # of attempts that are judged alone: the same for all of them
+        self.branches, self.first, self.context, self.max_tokens = branches, numbers.start, context, max_tokens
+        reads_history = branches.verifier is not None and branches.verifier.reads_history
+        self.is_judged_in_chain = reads_history and not judge_alone
+        self.is_last = False  # round of attempts
+        self.chains = [_Chain(Trajectory((), 0, num_children=number)) for number in numbers]
+        self._shared_judge: VerifierBranch | None = None  # for attempts that are judged alone: one for all of them
 
-    async def open(self) -> list[tuple[Trajectory, int]]:
-        """What the next attempts start from, with one child each; their policy branches are open."""
-        for chain in self.chains.values():
+    async def draw(self, num_drawn: int, *, is_last: bool) -> Allotment:
+        self.is_last = is_last
+        for chain in self.chains:
             if chain.last.policy is None:
-                held = {"history": chain.held} if chain.num_held else {}
-                branch = await self.policy.open(self.problem.prompt, ledger=self.ledger, **held)
-                chain.last.policy = self.branches.add(branch)
-        return [(chain.last, 1) for chain in self.chains.values()]
+                chain.last.policy = await self.branches.open_policy(chain.held)
+        return [(chain.last, 1) for chain in self.chains]
 
-    async def open_judge(self, parent: Trajectory) -> VerifierBranch:
-        """What an attempt after `parent` is judged on a fork of."""
-        if not self.is_judged_in_chain:
-            if self._judge is None:
-                self._judge = self.branches.add(await self.verifier.open(self.problem, ledger=self.ledger))
-            return self._judge
-        chain = next(chain for chain in self.chains.values() if chain.last is parent)
-        held = {"history": chain.held} if chain.num_held else {}
-        return self.branches.add(await self.verifier.open(self.problem, ledger=self.ledger, **held))
+    def fork_policy(self, parent: Trajectory, num_children: int) -> list[Trajectory]:
+        """The next attempt, which starts without a text; what its parent holds is closed when it has ended."""
+        (branch,) = self.branches.fork(parent.policy, num_children)
+        return [Trajectory(address=parent.next_address(), node=parent.node, parent=parent, policy=branch)]
 
-    def advance(self, child: Trajectory, is_last: bool) -> None:
+    def stop(self, trajectory: Trajectory) -> None:
+        """Nothing: the next attempt may go on from its branch."""
+
+    async def fork_verifier(self, parent: Trajectory, children: Sequence[Trajectory]) -> None:
+        for child in children:
+            if parent.verifier is None:
+                parent.verifier = await self._open_verifier(parent)
+            (child.verifier,) = self.branches.fork(parent.verifier, 1)
+
+    def group(self, trajectory: Trajectory) -> int:
+        return trajectory.address[0] - self.first
+
+    def end(self, extension: Extension) -> None:
         """Takes an attempt that has ended into its chain, and closes what the next one does not need."""
-        chain, parent = self.chains[child.address[0]], child.parent
+        child, parent = extension.trajectory, extension.trajectory.parent
+        chain = self.chains[self.group(child)]
         chain.last = child
         is_whole = child.finish in FINISHED and child.text.strip() != ""
         if is_whole:
-            chain.history = [*chain.history, tuple(child.new_steps)][-self.context :]
-        num_wanted = self.policy.num_fitting(self.problem.prompt, chain.history, self.max_tokens)
+            chain.history = [*chain.history, tuple(extension.steps)][-self.context :]
+        policy, prompt = self.branches.policy, self.branches.problem.prompt
+        num_wanted = policy.num_fitting(prompt, chain.history, self.max_tokens)
         if not self.is_judged_in_chain:
             self._close(child.verifier)
             child.verifier = None
-        if is_last or (is_whole and num_wanted <= chain.num_held):  # nothing follows, or the window slides
+        if self.is_last or (is_whole and num_wanted <= chain.num_held):  # nothing follows, or the window slides
             self._close(parent.policy, parent.verifier, child.policy, child.verifier)
             child.policy = child.verifier = None
         elif is_whole:
             assert num_wanted == chain.num_held + 1, "a history that grows by an attempt fits in part only"
             self._close(parent.policy, parent.verifier)
-            self.policy.ask_again(child.policy, self.problem.prompt)
+            policy.ask_again(child.policy, prompt)
         else:
             self._close(child.policy, child.verifier)
             child.policy, child.verifier = parent.policy, parent.verifier
         chain.num_held = num_wanted
         parent.policy = parent.verifier = None
 
+    async def _open_verifier(self, parent: Trajectory) -> VerifierBranch:
+        """The branch whose fork the attempt after `parent` is judged on."""
+        if self.is_judged_in_chain:
+            chain = next(chain for chain in self.chains if chain.last is parent)
+            return await self.branches.open_verifier(chain.held)
+        if self._shared_judge is None:
+            self._shared_judge = await self.branches.open_verifier()
+        return self._shared_judge
+
     def _close(self, *branches: PolicyBranch | VerifierBranch | None) -> None:
         """Closes them, but for the judge that all attempts share."""
         for branch in branches:
-            if branch is not None and branch is not self._judge:
+            if branch is not None and branch is not self._shared_judge:
                 self.branches.close(branch)

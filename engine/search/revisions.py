@@ -16,15 +16,23 @@ from engine.types import Candidate
 class Revisions(WholeAnswers):
     """`parallel` chains of budget / parallel attempts each (Snell et al. 2024, section 6); every attempt votes.
 
-    The model that revises samples an attempt with the last `context` attempts of its chain before it. One that
-    was cut off, failed or says nothing counts, and stays out of the context of those after it. What an earlier
-    search found votes along: this one starts chains of its own. Raises UserError for a value out of range.
+    The model that revises samples an attempt with the last `context` attempts of its chain before it. An attempt
+    that was cut off, failed or has no text takes its slot, but later attempts are not shown it. A search that goes
+    on from an earlier one starts new chains; the earlier candidates vote too. Raises UserError for a value out of
+    range.
     """
 
-    parallel: int = 4  # chains
-    context: int = 4  # earlier attempts in the context, at most
-    vote: str = "hierarchical"  # inside each chain, then across chains; or "weighted", "naive", "majority"
-    judge_alone: bool = False  # a verifier that reads earlier attempts is not shown them
+    parallel: int = 4
+    """Chains of revisions; each gets its share of the budget."""
+
+    context: int = 4
+    """Earlier attempts that a revision is shown, at most."""
+
+    vote: str = "hierarchical"
+    """hierarchical (inside each chain, then over the chains), weighted, naive, majority."""
+
+    judge_alone: bool = False
+    """Show the ORM no attempts before the one it judges."""
 
     name: ClassVar[str] = "revisions"
     revises: ClassVar[bool] = True
@@ -40,7 +48,7 @@ class Revisions(WholeAnswers):
 
     @property
     def is_scored(self) -> bool:
-        """The majority needs no score."""
+        """Whether a verifier is needed: a majority vote needs no score."""
         return self.vote != "majority"
 
     def groups(self, budget: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""From candidates to one answer."""
+"""The votes that choose one answer among candidates."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def vote(candidates: Sequence[Candidate], rule: str) -> tuple[str | None, int | 
 def _vote_of_chains(candidates: Sequence[Candidate]) -> tuple[str | None, int | None]:
     """Each chain's answer by a weighted vote, and a weighted vote over the best candidates of these answers.
 
-    So a chain counts with one score however many attempts it has (Snell et al. 2024, section 6.2).
+    A chain counts with one score, whatever its number of attempts (Snell et al. 2024, section 6.2).
     """
     chains: dict[int, list[int]] = {}
     for index, candidate in enumerate(candidates):

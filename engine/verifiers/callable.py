@@ -1,7 +1,6 @@
-"""Verifiers that run no model of ours: any Python function, and the oracle.
+"""A verifier that is any Python function.
 
-They charge nothing to the ledger: neither tokens as "verified" nor FLOPs, since what a function
-costs is not known here.
+It charges nothing to the ledger, neither tokens as "verified" nor FLOPs: the cost of a function is not known here.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from engine.accounting.ledger import Ledger
 from engine.errors import UserError
 from engine.types import Problem, Step
+from engine.verifiers.base import Verifier
 
 ScoreFunction = Callable[[str, list[str]], float]
 
@@ -45,7 +45,7 @@ class TextBranch:
             raise UserError(f"this verifier branch of problem {self.problem.id!r} is closed")
 
 
-class CallableVerifier:
+class CallableVerifier(Verifier):
     """Scores by `function(prompt, steps) -> float`, the score in [0, 1] of the last of the steps.
 
     It is called once for every step, in order, with the texts of all steps up to it, delimiters
@@ -55,6 +55,11 @@ class CallableVerifier:
 
     def __init__(self, function: ScoreFunction) -> None:
         self.function = function
+
+    @property
+    def name(self) -> str:
+        """The function's own."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> TextBranch:
         return TextBranch(problem)

@@ -43,7 +43,7 @@ def find_spec(folder: Path, name_or_file: str | Path | None = None, *, judges: s
 
 
 def trunk_architecture(folder: Path) -> str | None:
-    """What the trunk of a verifier is read as; None: as config.json says."""
+    """The architecture that a verifier's trunk is read as; None: the one in config.json."""
     name = named_architecture(read_raw_config(folder))
     if isinstance(name, str):
         for suffix in _OTHER_HEADS:
@@ -53,7 +53,7 @@ def trunk_architecture(folder: Path) -> str | None:
 
 
 def _match(rule: Rule, raw: dict, names: set[str]) -> int:
-    """How many conditions hold; 0 where one does not."""
+    """The number of conditions of a rule; 0 where one of them does not hold."""
     architecture, labels = named_architecture(raw), raw.get("id2label")
     if not isinstance(architecture, str) or not fnmatchcase(architecture, rule.architecture):
         return 0

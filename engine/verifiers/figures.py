@@ -72,7 +72,7 @@ class Reliability:
 
 
 def reliability(scores: Sequence[float], labels: Sequence[float], num_bins: int = 10) -> Reliability:
-    """Of scores and labels within 0..1; bins of equal width, each with its lower edge, the last with both."""
+    """Compares scores within 0..1 with labels, in bins of equal width. A bin includes its lower edge, the last both."""
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=float)
     places = np.minimum((scores * num_bins).astype(int), num_bins - 1)
     bins, error = [], 0.0
@@ -90,7 +90,7 @@ def reliability(scores: Sequence[float], labels: Sequence[float], num_bins: int 
 
 @dataclass(frozen=True)
 class FirstErrors:
-    """How well the first step scored below a threshold is the first wrong one."""
+    """How often the first step scored below a threshold is the first wrong one."""
 
     threshold: float
     num_wrong: int  # answers with a wrong step
@@ -106,7 +106,7 @@ class FirstErrors:
 
 
 def first_errors(scores: Sequence[Sequence[float]], places: Sequence[int], threshold: float) -> FirstErrors:
-    """Of answers with a score per step, and the index of the first wrong step of each, or -1."""
+    """Compares scores per step with the index of each answer's first wrong step, -1 where there is none."""
     table, places = _padded(scores), np.asarray(places)
     below = table < threshold
     said = np.where(below.any(axis=1), below.argmax(axis=1), -1)

@@ -1,4 +1,4 @@
-"""From a problem and steps to the token ids of a format, and where its scores stand in them.
+"""Encodes a problem and steps as the token ids of a verifier's format, and finds the tokens at which it scores.
 
 The ids are those that the format's own reference code makes of the whole text. What is fed to a
 branch is found by comparing them with what it holds already, so no format has to promise that
@@ -17,13 +17,13 @@ from engine.prompts import ChatTemplate
 from engine.verifiers.spec import VerifierSpec
 
 Encoded = tuple[list[int], list[int]]  # token ids up to the last score; the position of each step's score
-# Of Unicode's private use: one that no text holds shows where a tag has come to stand in a rendered conversation.
+# Characters for private use: one that no text holds marks the place of each tag in a rendered conversation.
 _MARKS = range(0xE000, 0xF900)
 _MAX_PIECES = 4096  # encodings of pieces that are kept
 
 
 class Layout:
-    """The format of one spec in one tokenizer's ids; `template` and `bos` as far as the spec asks for them."""
+    """The format of one spec in one tokenizer's ids; `template` and `bos` are needed only where the spec uses them."""
 
     def __init__(self, spec: VerifierSpec, tokenizer: Tokenizer, template: ChatTemplate | None, bos: str | None):
         if spec.layout == "chat" and template is None:
@@ -48,7 +48,7 @@ class Layout:
         return ids[: places[-1] + 1], places
 
     def opening(self, problem: str) -> list[int]:
-        """The ids that every answer to a problem starts with, as far as two unlike ones show."""
+        """The ids that every answer to a problem starts with: the common prefix of two unlike answers."""
         one, other = (self.encode(problem, [step])[0] for step in ("0", "Z"))
         return one[: num_common(one, other)]
 
@@ -137,7 +137,7 @@ class Layout:
 
 
 def num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """The length of what two sequences start with alike."""
+    """The length of the longest common prefix of two sequences."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
@@ -156,7 +156,7 @@ def _token_at(encoding: Encoding, character: int, is_last: bool) -> int:
 
 
 def _keep_offsets_whole(tokenizer: Tokenizer) -> None:
-    """Has a token that is white space cover its characters; byte-level tokenizers may trim them. No id changes."""
+    """Makes the offsets of a token cover its white space, which byte-level tokenizers may trim. No id changes."""
     processor = tokenizer.post_processor
     if processor is None:
         return

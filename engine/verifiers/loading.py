@@ -23,6 +23,7 @@ from engine.prompts.template import ChatTemplate, read_tokenizer_config, special
 from engine.runtime import LLM
 from engine.verifiers.detect import trunk_architecture
 from engine.verifiers.layouts import Layout
+from engine.verifiers.model_verifier import ModelVerifier
 from engine.verifiers.orm import ORMVerifier
 from engine.verifiers.prm import PRMVerifier
 from engine.verifiers.spec import VerifierSpec
@@ -39,7 +40,7 @@ def load_verifier_model(folder: Path, spec: VerifierSpec, **options) -> LLM:
 
 
 def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, torch.Tensor], folder: Path) -> ScoreHead:
-    """What reads the score rows of a spec. Raises UserError for tensors that are missing or of another shape."""
+    """The head that reads a spec's score rows. Raises UserError for tensors that are missing or of another shape."""
     head = spec.head
     if head.kind == "classification":
         if not config.num_labels:
@@ -56,7 +57,7 @@ def build_head(spec: VerifierSpec, config: ModelConfig, tensors: Mapping[str, to
     return make(config, tensors, head.tensor, head.num_labels, _good(spec, head.num_labels))
 
 
-def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM, shares_steps: bool = True) -> PRMVerifier | SpecVerifier:
+def build_verifier(llm: LLM, spec: VerifierSpec, policy: LLM, shares_steps: bool = True) -> ModelVerifier:
     """The verifier over a loaded model. Raises UserError for a spec that its tokenizer does not fit."""
     if spec.layout == "tokens":
         return (ORMVerifier if spec.judges == "answers" else PRMVerifier)(llm, policy, shares_steps)

@@ -1,4 +1,4 @@
-"""The verifier that knows."""
+"""The verifier that knows which steps are right, for measuring what a perfect one would be worth."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from engine.accounting.ledger import Ledger
 from engine.types import Problem, Step
+from engine.verifiers.base import Verifier
 from engine.verifiers.callable import TextBranch
 
 
-class OracleVerifier:
+class OracleVerifier(Verifier):
     """1.0 as long as `is_right(problem, steps)` holds, exactly 0.0 from the first wrong step on.
 
     `steps` are the texts so far, delimiters included. A step after a wrong one is not looked at.
@@ -21,7 +22,7 @@ class OracleVerifier:
 
     @classmethod
     def from_first_wrong_step(cls, first_wrong_step: Callable[[Problem, list[str]], int]) -> OracleVerifier:
-        """From a function that gives the index of the first wrong step, or -1 where there is none."""
+        """An oracle over a function that gives the index of the first wrong step, or -1 where there is none."""
         return cls(lambda problem, steps: first_wrong_step(problem, steps) < 0)
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> OracleBranch:

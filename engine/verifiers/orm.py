@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from engine.accounting import Ledger
 from engine.prompts.histories import after_attempts
 from engine.runtime import Branch
 from engine.runtime.policy import attempt_ids, missing_end
-from engine.types import Problem, Step
-from engine.verifiers.prm import PRMVerifier, read_steps
+from engine.types import Attempt, Problem, Step
+from engine.verifiers.model_verifier import read_steps
+from engine.verifiers.prm import PRMVerifier
 
 
 class ORMBranch:
-    """The live branch, and the answers in it: each stands after the prompt."""
+    """The live branch, and the answers in it, each after the prompt."""
 
     def __init__(self, prompt: list[int], live: Branch, held: Sequence[list[int]], is_answered: bool):
         self.prompt, self.live = prompt, live
         self.held = held  # ids of answers, oldest first
-        self.is_answered = is_answered  # nothing stands after the last of them; else the prompt does
+        self.is_answered = is_answered  # the last of them ends the branch; else the prompt does
 
     def fork(self, num_branches: int) -> list[ORMBranch]:
         """Raises UserError once closed, as the live branch does."""
@@ -39,10 +39,10 @@ class ORMVerifier(PRMVerifier):
     cannot hold all.
     """
 
-    judges: ClassVar[str] = "answers"
-    reads_history: ClassVar[bool] = True
+    judges = "answers"
+    reads_history = True
 
-    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Sequence[Step]] = ()) -> ORMBranch:
+    async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> ORMBranch:
         """Raises UserError for a problem that the context cannot hold."""
         return self._open(self.opening(problem), [self._attempt_ids(each) for each in history], 1, ledger)
 
@@ -75,8 +75,7 @@ class ORMVerifier(PRMVerifier):
                 break
             count += 1
         held = held[len(held) - count :]
-        ids = after_attempts(prompt, held)
-        live = self.llm.open(ids, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
+        live = self.open_live(after_attempts(prompt, held), ledger)
         return ORMBranch(prompt, live, held, is_answered=False)
 
     def _attempt_ids(self, steps: Sequence[Step]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Verifiers as data: how a problem and its steps are laid out, where a score stands, and what reads it.
+"""Formats of verifiers as data: how a problem and its steps are laid out, where a score is read, and by which head.
 
 A spec is a YAML file; those in `specs/` are built in, a user's own may start from one of them with
 `base: NAME`. Nothing in it is run.
@@ -45,7 +45,7 @@ _HEAD_KINDS["lm-rows"] = ("rows",)
 
 @dataclass(frozen=True)
 class Head:
-    """What reads the scored rows: one label is a sigmoid, several are a softmax in which `good` counts."""
+    """The head that reads the scored rows. One label is a sigmoid; of several, the softmax's share of `good` counts."""
 
     kind: str  # classification (`score`, labels of config.json), linear, mlp (linear, ReLU, linear), lm-rows
     tensor: str = ""  # name before ".weight", of linear and mlp
@@ -56,7 +56,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a checkpoint shows by which a format is detected; every condition that is given must hold."""
+    """Conditions on a checkpoint by which a format is detected; every one that is given must hold."""
 
     architecture: str  # with * for any text
     num_labels: int | None = None
@@ -74,7 +74,7 @@ class VerifierSpec:
 
     Layouts: "tokens" is the policy's own tokens; "text" one text, tokenized whole; "pieces" the
     problem and each step tokenized alone; "chat" a conversation, rendered by the chat template of
-    the checkpoint. The tag stands after each step and only in the verifier's branch.
+    the checkpoint. The tag follows each step, in the verifier's branch only.
     """
 
     name: str
@@ -130,7 +130,7 @@ def load_spec(name_or_file: str | Path) -> VerifierSpec:
 
 
 def built_in_specs() -> list[VerifierSpec]:
-    """All of them."""
+    """All specs that come with the package."""
     return [load_spec(name) for name in built_in_names()]
 
 

@@ -10,7 +10,7 @@ from engine.errors import UserError
 from engine.runtime import LLM, Branch
 from engine.types import Problem, Step
 from engine.verifiers.layouts import Layout, num_common
-from engine.verifiers.prm import read_steps
+from engine.verifiers.model_verifier import ModelVerifier, read_steps
 
 NO_SCORE = math.nan
 
@@ -35,7 +35,7 @@ class SpecBranch:
         self.live.close()
 
 
-class SpecVerifier:
+class SpecVerifier(ModelVerifier):
     """Scores by a spec. A step costs the verifier its own tokens, and only the score rows go through the head.
 
     Where a step changes ids before it (merges over the seam) the branch goes back to the last run of
@@ -43,20 +43,19 @@ class SpecVerifier:
     """
 
     def __init__(self, llm: LLM, layout: Layout, shares_steps: bool = True):
-        self.llm, self.layout, self.spec, self.shares_steps = llm, layout, layout.spec, shares_steps
-        self.shares_roots = False  # between branches of the same problem that were opened apart
+        super().__init__(llm, shares_steps)
+        self.layout, self.spec = layout, layout.spec
         self.judges = layout.spec.judges
         context = llm.config.context
         self.max_tokens = min(layout.spec.max_tokens or context, context)
 
     def opening(self, problem: Problem) -> list[int]:
-        """The ids that a branch is opened with."""
         return self.layout.opening(problem.prompt)
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> SpecBranch:
         """Raises UserError for a problem that the verifier's context cannot hold."""
         ids = self.opening(problem)
-        return SpecBranch(problem, self._open(ids, ledger), ids, ledger)
+        return SpecBranch(problem, self.open_live(ids, ledger), ids, ledger)
 
     async def score(self, branches: Sequence[SpecBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per step, in one forward for all branches.
@@ -101,11 +100,8 @@ class SpecVerifier:
         if kept == 0:  # the prompt itself has changed
             branch.live.close()
             kept = max(keep, 1)
-            branch.live = self._open(ids[:kept], branch.ledger)
+            branch.live = self.open_live(ids[:kept], branch.ledger)
         return kept
-
-    def _open(self, ids: list[int], ledger: Ledger) -> Branch:
-        return self.llm.open(ids, ledger=ledger, purpose="verified", is_shared=self.shares_roots)
 
     def _filled(self, branch: SpecBranch, scores: list[float], num_steps: int) -> list[float]:
         """The scores, and what the policy for overlong texts gives in the place of those that did not fit."""

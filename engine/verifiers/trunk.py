@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from engine.accounting.ledger import Ledger
 from engine.errors import UserError
 from engine.types import Problem, Step
+from engine.verifiers.base import Verifier
 
 
 class TrunkBranch:
@@ -19,8 +20,10 @@ class TrunkBranch:
         """Nothing to give back."""
 
 
-class TrunkVerifier:
+class TrunkVerifier(Verifier):
     """Reads `Step.trunk_score`. The decode pass has paid for it, so nothing is charged here."""
+
+    reads_trunk = True
 
     async def open(self, problem: Problem, *, ledger: Ledger) -> TrunkBranch:
         return TrunkBranch()

@@ -28,11 +28,11 @@ def file(models, tmp_path):
 
     def make(*cells: tuple[int, str, int, int], **changes: object) -> Path:
         from engine.engine import Engine
-        from engine.scheduler import Bins, Calibration, Cell, Predictor, Sampled, Verdict
+        from engine.scheduler import Bins, Calibration, Cell, PilotSamples, Predictor, Verdict
 
         engine = Engine.load(models.policy, prm=models.prm, num_blocks=256)
         predictor = Predictor("agreement", 2)
-        conditions = engine.conditions(Sampled(predictor, True), max_tokens=24)
+        conditions = engine.conditions(PilotSamples(predictor, True), max_tokens=24)
         budgets = tuple(sorted({budget for _, _, budget, _ in cells}))
         calibration = Calibration(
             conditions={**conditions, **changes},

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from engine.accounting import Ledger
+from engine.config import SearchConfig
 from engine.engine import Engine
 from engine.model import load_trunk_head, read_config, resolve_dtype
 from engine.runtime import LLM
 from engine.runtime.runner import Runner
-from engine.search import run_search
-from engine.types import Problem, Sampling, SearchResult
+from engine.search import Answers, Models, run_search
+from engine.types import Problem, SearchResult
 from engine.verifiers.prm import PRMVerifier
 from tests.tiny import tiny_policy, tiny_prm, tiny_trunk_head
 
@@ -125,15 +126,7 @@ def fingerprint(result: SearchResult) -> str:
 
 def searches(engine: Engine, problems: Sequence[Problem], strategy, budget: int, **options) -> Iterator[Coroutine]:
     """The coroutines that Engine.search would run."""
-    judge = PRMVerifier(engine.prm, engine.policy)
-    defaults = {"seed": 0, "sampling": Sampling(), "max_tokens": 40, "extract": engine.task.extract}
+    models = Models(engine._policy, PRMVerifier(engine.prm, engine.policy))
+    config = SearchConfig(**{"budget": budget, "max_tokens": 40, **options})
     for problem in problems:
-        yield run_search(
-            problem,
-            strategy,
-            engine._policy,
-            judge,
-            budget=budget,
-            ledger=Ledger(),
-            **{**defaults, **options},
-        )
+        yield run_search(problem, strategy, models, config, Answers(engine.task.extract), ledger=Ledger())

@@ -6,11 +6,9 @@ import random
 from collections.abc import Sequence
 
 from engine.scheduler import Bins, Calibration, Cell, Planner, Predictor
-from engine.search import Majority, Strategy, run_search
-from engine.types import Problem, Sampling, SearchResult
-from tests.search.fakes import FakePolicy, FakeVerifier, drive, extract, hashed_judge
-
-OPTIONS = {"seed": 0, "sampling": Sampling(), "max_tokens": 60, "extract": extract}
+from engine.search import Majority, Models, Strategy
+from engine.types import Problem, SearchResult
+from tests.search.fakes import FakePolicy, FakeVerifier, arguments, drive, hashed_judge, start
 
 
 def problem_of(percent: int, name: str = "p") -> Problem:
@@ -25,9 +23,9 @@ class ProblemPolicy(FakePolicy):
         super().__init__(self.answer)
         self.percent = 0
 
-    async def open(self, prompt, *, ledger):
+    async def open(self, prompt, *, ledger, history=()):
         self.percent = int(prompt)
-        return await super().open(prompt, ledger=ledger)
+        return await super().open(prompt, ledger=ledger, history=history)
 
     def answer(self, key, text, new_text):
         rng = random.Random(f"{key}/{text}")
@@ -38,7 +36,8 @@ def plan(planner: Planner, problem: Problem, budget: int, verifier=None, **optio
     """One problem by a planner, on fakes that end with nothing open."""
     policy = ProblemPolicy()
     verifier = verifier or FakeVerifier(hashed_judge)
-    result = drive(planner.search(problem, policy=policy, verifier=verifier, budget=budget, **{**OPTIONS, **options}))
+    config, answers = arguments(budget=budget, **options)
+    result = drive(planner.search(problem, Models(policy, verifier), config, answers))
     assert (policy.num_open, verifier.num_open) == (0, 0)
     return result
 
@@ -52,7 +51,7 @@ def plan_all(problems: Sequence[Problem], planner: Planner, budget: int) -> list
 def sampled(strategy: Strategy, problem: Problem, budget: int) -> SearchResult:
     """A plain search of one problem."""
     policy, verifier = ProblemPolicy(), FakeVerifier(hashed_judge)
-    return drive(run_search(problem, strategy, policy, verifier, budget=budget, **OPTIONS))
+    return drive(start(strategy, policy, verifier, problem=problem, budget=budget))
 
 
 def cell(bin_index: int, strategy: Strategy, budget: int, num_right: int, flops: float = 1.0) -> Cell:

@@ -4,12 +4,12 @@ import warnings
 
 import pytest
 
-from engine.scheduler import Assigned, CalibrationWarning, ComputeOptimal, Plan, Predictor
-from engine.search import DVTS, BeamSearch, BestOfN, Majority
+from engine.scheduler import Assigned, Assignment, CalibrationWarning, ComputeOptimal, Predictor
+from engine.search import DVTS, BeamSearch, BestOfN, Majority, Models
 from engine.types import Problem
-from tests.search.fakes import FakePolicy, FakeVerifier, drive, hashed_judge, random_draw
+from tests.search.fakes import FakePolicy, FakeVerifier, arguments, drive, hashed_judge, random_draw
 
-from .builders import OPTIONS, calibration, cell, plan, problem_of, sampled
+from .builders import calibration, cell, plan, problem_of, sampled
 
 EASY, HARD = problem_of(97), problem_of(3)
 
@@ -61,7 +61,8 @@ def test_steps_too():
     """A pilot of whole answers, then beams: the answers of both vote, and nothing stays open."""
     strategy = ComputeOptimal(calibration([cell(0, BeamSearch(width=2), 8, 50)]))
     policy, verifier = FakePolicy(random_draw), FakeVerifier(hashed_judge)
-    result = drive(strategy.search(Problem("p", "x", "1"), policy=policy, verifier=verifier, budget=10, **OPTIONS))
+    config, answers = arguments(budget=10)
+    result = drive(strategy.search(Problem("p", "x", "1"), Models(policy, verifier), config, answers))
     assert [call["num_branches"] for call in policy.extends[:2]] == [4, 6]
     assert len(result.candidates) <= result.num_generations == 10
     assert (policy.num_open, verifier.num_open) == (0, 0)
@@ -72,7 +73,8 @@ def test_a_search_aborted_at_any_await_leaves_no_branch_open():
         strategy = ComputeOptimal(calibration([cell(0, BeamSearch(width=2), 8, 50)]))
         policy, verifier = FakePolicy(random_draw), FakeVerifier(hashed_judge)
         problem = Problem("p", "x", "1")
-        coroutine = strategy.search(problem, policy=policy, verifier=verifier, budget=10, **OPTIONS)
+        config, answers = arguments(budget=10)
+        coroutine = strategy.search(problem, Models(policy, verifier), config, answers)
         for _ in range(num_awaits + 1):
             coroutine.send(None)
         coroutine.close()
@@ -114,10 +116,10 @@ def test_a_calibration_may_be_a_file(tmp_path):
 
 
 def test_plans_are_by_problem():
-    plans = {EASY.id: Plan(Majority(), 3), HARD.id: Plan(BestOfN(), 5)}
+    plans = {EASY.id: Assignment(Majority(), 3), HARD.id: Assignment(BestOfN(), 5)}
     planned = Assigned(plans)
     assert [plan(planned, problem, 5).num_generations for problem in (EASY, HARD)] == [3, 5]
     assert planned.is_scored
-    assert not Assigned({EASY.id: Plan(Majority(), 3)}).is_scored
+    assert not Assigned({EASY.id: Assignment(Majority(), 3)}).is_scored
     with pytest.raises(ValueError, match="spends 5 generations, over the budget of 4"):
         planned.groups(4)

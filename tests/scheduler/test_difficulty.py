@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.scheduler import ABSOLUTE_EDGES, Bins, Predictor, Sampled
+from engine.scheduler import ABSOLUTE_EDGES, Bins, PilotSamples, Predictor
 from engine.search import Majority
 from engine.types import Problem
 from tests.search.fakes import FakeVerifier
@@ -12,7 +12,7 @@ from .builders import plan, problem_of, sampled
 
 def test_each_predictor_reads_its_own_evidence():
     problem = problem_of(40)
-    samples = plan(Sampled(Predictor("score", 8), True), problem, 8)
+    samples = plan(PilotSamples(Predictor("score", 8), True), problem, 8)
     answers = [candidate.answer for candidate in samples.candidates]
     num_right = answers.count("1")
     assert 0 < num_right < 8
@@ -39,7 +39,7 @@ def test_the_oracle_uses_the_grader():
 
 def test_all_that_is_spent_on_a_prediction_is_estimation():
     plain = sampled(Majority(), problem_of(50), 6)
-    samples = plan(Sampled(Predictor("agreement", 6), False), problem_of(50), 6)
+    samples = plan(PilotSamples(Predictor("agreement", 6), False), problem_of(50), 6)
     assert samples.candidates == plain.candidates
     assert {purpose for purpose, count in samples.ledger.tokens.items() if count} == {"estimation"}
     assert samples.ledger.tokens["estimation"] == plain.ledger.tokens["generated"]
@@ -47,7 +47,7 @@ def test_all_that_is_spent_on_a_prediction_is_estimation():
 
 def test_samples_that_are_not_used_again_are_drawn_apart():
     plain = sampled(Majority(), problem_of(50), 12)
-    apart = plan(Sampled(Predictor("agreement", 12, is_reused=False), True), problem_of(50), 12)
+    apart = plan(PilotSamples(Predictor("agreement", 12, is_reused=False), True), problem_of(50), 12)
     assert [c.text for c in apart.candidates] != [c.text for c in plain.candidates]
     assert apart.problem == problem_of(50)
 
@@ -64,19 +64,21 @@ def test_samples_that_are_not_used_again_are_drawn_apart():
 )
 def test_samples_are_scored_where_scores_are_used(predictor, is_judged, num_calls):
     verifier = FakeVerifier(lambda text: 0.5)
-    plan(Sampled(predictor, is_judged), problem_of(50), 4, verifier)
+    plan(PilotSamples(predictor, is_judged), problem_of(50), 4, verifier)
     assert verifier.num_calls == num_calls
 
 
 def test_a_score_that_is_no_number_counts_as_a_failure():
-    samples = plan(Sampled(Predictor("score", 4), True), problem_of(100), 4, FakeVerifier(lambda text: float("nan")))
+    samples = plan(
+        PilotSamples(Predictor("score", 4), True), problem_of(100), 4, FakeVerifier(lambda text: float("nan"))
+    )
     assert Predictor("score", 4).value(samples) == 0.0
     assert Predictor("agreement", 4).value(samples) == 0.0
 
 
 def test_the_oracle_needs_an_answer():
     with pytest.raises(ValueError, match="problem 'x' has none"):
-        plan(Sampled(Predictor("oracle", 2, is_reused=False), False), Problem("x", "50"), 2)
+        plan(PilotSamples(Predictor("oracle", 2, is_reused=False), False), Problem("x", "50"), 2)
 
 
 def test_bins_count_from_the_easiest():

@@ -7,8 +7,10 @@ import random
 import types
 from collections.abc import Callable, Coroutine, Mapping
 
-from engine.search import branch_key, run_search
+from engine.config import SearchConfig
+from engine.search import Answers, Models, branch_key, run_search
 from engine.types import Problem, Sampling, SearchResult, Step
+from engine.verifiers import Verifier
 
 PROBLEM = Problem("p", "prompt;", answer="1")
 EOS = 0  # every other token is the code of a character
@@ -137,7 +139,7 @@ class FakePolicy(Fake):
         return steps
 
 
-class FakeVerifier(Fake):
+class FakeVerifier(Fake, Verifier):
     """Scores a step by `judge`, given all the text up to its end; `histories` are those it was judged behind."""
 
     def __init__(self, judge: Callable[[str], float], fail_at: int | None = None, reads_history: bool = False) -> None:
@@ -216,5 +218,14 @@ def search(
 
 def start(strategy, policy, verifier, *, problem: Problem = PROBLEM, **options) -> Coroutine:
     """A search with defaults for all that a test does not name."""
-    defaults = {"seed": 0, "sampling": Sampling(), "max_tokens": 60, "extract": extract}
-    return run_search(problem, strategy, policy, verifier, **{**defaults, **options})
+    reviser, ledger, going_on = (options.pop(name, None) for name in ("reviser", "ledger", "start"))
+    config, answers = arguments(**options)
+    models = Models(policy, verifier, reviser)
+    return run_search(problem, strategy, models, config, answers, ledger=ledger, start=going_on)
+
+
+def arguments(**options) -> tuple[SearchConfig, Answers]:
+    """The values that a search is given, from their fields; with defaults for those that a test does not name."""
+    answers = {name: options.pop(name) for name in ("extract", "grade", "classify") if name in options}
+    defaults = {"seed": 0, "sampling": Sampling(), "max_tokens": 60}
+    return SearchConfig(**{**defaults, **options}), Answers(**{"extract": extract, **answers})

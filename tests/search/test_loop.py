@@ -5,6 +5,7 @@ import math
 import pytest
 
 from engine.accounting import Ledger
+from engine.config import SearchConfig
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority, branch_key, check_arguments
 from engine.types import GREEDY, Problem, Sampling
 
@@ -420,5 +421,5 @@ def test_bad_values_are_refused_before_anything_is_opened(strategy, options, rec
 @pytest.mark.parametrize("strategy", [BestOfN(), BeamSearch(width=2)], ids=["best-of-n", "beam"])
 def test_a_scored_strategy_needs_a_verifier(strategy):
     with pytest.raises(ValueError, match="got None"):
-        check_arguments(strategy, None, budget=4, max_tokens=9, agg_strategy="last")
-    check_arguments(Majority(), None, budget=4, max_tokens=9, agg_strategy="last")
+        check_arguments(strategy, None, SearchConfig(budget=4, max_tokens=9))
+    check_arguments(Majority(), None, SearchConfig(budget=4, max_tokens=9))

@@ -2,8 +2,10 @@
 
 import pytest
 
-from engine.scheduler import can_spend, parse_strategy, strategy_from_spec, strategy_label, strategy_spec
+from engine.scheduler import can_spend, parse_strategy, strategy_as_dict, strategy_from_dict, strategy_label
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions
+from engine.search.registry import STRATEGIES as BY_NAME
+from engine.search.registry import VERIFIERS, is_judged_by, option_fields
 
 STRATEGIES = [
     Majority(),
@@ -17,9 +19,26 @@ STRATEGIES = [
 ]
 
 
+def test_the_list_names_every_strategy_and_what_may_judge_it():
+    assert list(BY_NAME) == ["majority", "best-of-n", "beam", "lookahead", "dvts", "rebase", "adaptive", "revisions"]
+    assert list(VERIFIERS) == ["prm", "trunk", "orm", "oracle"]
+    judged = {name: [who for who in VERIFIERS if is_judged_by(each, who)] for name, each in BY_NAME.items()}
+    assert [name for name, who in judged.items() if who == list(VERIFIERS)] == ["best-of-n", "adaptive", "revisions"]
+    assert [name for name, who in judged.items() if not who] == ["majority"]
+    assert judged["beam"] == judged["rebase"] == ["prm", "trunk", "oracle"]
+
+
+def test_options_are_named_as_on_the_command_line():
+    assert list(option_fields(BeamSearch)) == ["beam_width", "num_iterations", "vote", "max_duplicates"]
+    assert list(option_fields(DVTS)) == ["beam_width", "num_iterations", "vote"], "it refuses max_duplicates"
+    assert list(option_fields(Rebase)) == ["rebase_temperature", "num_iterations", "vote"]
+    assert option_fields(Adaptive)["adaptive_batch"].name == "batch"
+    assert option_fields(Majority) == {}
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=strategy_label)
 def test_there_and_back(strategy):
-    assert strategy_from_spec(strategy_spec(strategy)) == strategy
+    assert strategy_from_dict(strategy_as_dict(strategy)) == strategy
     assert parse_strategy(strategy_label(strategy)) == strategy
 
 
