@@ -22,6 +22,7 @@ class Placement:
 
     @property
     def is_native(self) -> bool:
+        """Whether the ops run on the C++ kernels of a CPU."""
         return self.device.type == "cpu" and self.impl == "auto"
 
 

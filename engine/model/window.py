@@ -119,7 +119,7 @@ def _number_edges(spans: list[_Span], blocks: np.ndarray) -> dict[_Span, int]:
 
 
 def _part_bounds(edge_of_row: list[int]) -> list[int]:
-    """Bounds of row ranges [bounds[i], bounds[i + 1]), each of which the scratch blocks suffice for."""
+    """Bounds of row ranges [bounds[i], bounds[i + 1]), each with at most NUM_SCRATCH_BLOCKS distinct edges."""
     bounds, used = [0], set()
     for row, edge in enumerate(edge_of_row):
         if edge >= 0 and edge not in used and len(used) == NUM_SCRATCH_BLOCKS:

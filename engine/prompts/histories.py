@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def after_attempts(prompt: Sequence[int], attempts: Iterable[Sequence[int]]) -> list[int]:
-    """The token ids before a new attempt: the prompt and an attempt for each earlier one, oldest first, and the prompt.
+    """The token ids before a new attempt: the prompt and each earlier attempt in turn, oldest first, then the prompt.
 
     Attempts include their end of text. The prompt is repeated because a policy has learned to copy from a prompt
     right before its answer. (With the prompt only once, before all attempts, the home policy's first answers fell

@@ -15,6 +15,8 @@ NUM_SHADES = 4  # the last is the full colour
 
 @dataclass(frozen=True)
 class Bar:
+    """An accuracy as a bar with its interval."""
+
     name: str  # of its series, in the legend
     detail: str  # distinguishes it from other bars of its series, e.g. a budget
     accuracy: float  # 0..1
@@ -24,6 +26,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarGroup:
+    """Bars side by side, e.g. those of one difficulty bin."""
+
     name: str  # under its bars
     bars: tuple[Bar, ...]
 

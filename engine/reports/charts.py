@@ -20,6 +20,8 @@ NUM_COLOURS = 8  # strategy classes s0 .. s7 of the style sheet
 
 @dataclass(frozen=True)
 class Point:
+    """An accuracy at one budget."""
+
     budget: float  # generations, or another quantity on the horizontal axis
     accuracy: float  # 0..1
     low: float  # 95 % interval

@@ -13,6 +13,8 @@ from engine.results.rows import Row
 
 @dataclass(frozen=True)
 class Example:
+    """A row whose search tree is shown."""
+
     row: Row
     sample_share: float | None  # 0..1, share of single samples that solve the problem, where known
     reason: str  # why it is shown

@@ -73,6 +73,7 @@ def path_to(nodes: list[Row], index: int | None) -> set[int]:
 
 
 def best_path(nodes: list[Row]) -> set[int]:
+    """Indices of the nodes on the chosen path; empty if no answer was chosen."""
     return path_to(nodes, next((index for index, node in enumerate(nodes) if node.get("best")), None))
 
 

@@ -6,16 +6,15 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
 
 from engine.errors import UserError
 from engine.reports.html import page_environment
 from engine.reports.verifier_charts import reliability_chart, roc_chart
 from engine.results.files import write_atomically
 from engine.verifiers.figures import Bin, auc, auc_within, best_threshold, first_errors, reliability, roc_points
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,6 @@ def _first_wrong(answers: Sequence[ScoredAnswer], seed: int) -> dict | None:
 
 def verifier_table(figures: Mapping) -> Table:
     """The figures without the curves, for a terminal."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     columns = _columns(figures)
     table.add_column("", no_wrap=True)

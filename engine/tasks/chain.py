@@ -79,6 +79,7 @@ class ChainProblem:
 
     @property
     def text(self) -> str:
+        """The prompt, e.g. "473;+38;*27" and a newline."""
         return f"{self.start}" + "".join(f";{sign}{operand}" for sign, operand in self.operations) + "\n"
 
     @property
@@ -99,6 +100,7 @@ class ChainProblem:
 
     @property
     def split(self) -> str:
+        """The split of the problem, from a hash of its text."""
         digest = hashlib.blake2b(self.text.encode(), digest_size=4).digest()
         return _SPLIT_OF_BUCKET.get(int.from_bytes(digest, "big") % _NUM_BUCKETS, "train")
 
