@@ -1,10 +1,10 @@
-"""The one kind of error that a user can cause and mend."""
+"""The error that a user can cause and fix."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """What was given cannot be used; the message is one sentence that shows the value received.
+    """An input that cannot be used; the message is one sentence that shows the value received.
 
     The command line prints it and exits with status 2. A ValueError of any other kind is a bug and keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps of the work, never inside one."""
+"""Delays Ctrl-C until the current unit of work is complete."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from types import FrameType
 
 
 class Uninterrupted:
-    """A context manager that holds a KeyboardInterrupt back until its block has ended.
+    """A context manager that delays a KeyboardInterrupt until its block ends.
 
-    A forward that is left half-way leaves branches, rows and KV blocks at odds: closing them would then fail with
-    an error of its own, and the engine could not be used again. A second Ctrl-C inside one block is not held back.
-    Does nothing outside the main thread, which alone gets signals, and where a program handles SIGINT itself.
-    Can be used again, not nested in itself.
+    An interrupted forward would leave branches, rows and KV blocks inconsistent: closing them would then fail with
+    an error of its own, and the engine could not be used again. A second Ctrl-C in one block is not delayed. Has no
+    effect outside the main thread, which alone receives signals, or where a program handles SIGINT itself.
+    Reusable, but not nestable in itself.
     """
 
     __slots__ = ("_is_active", "_is_held")

@@ -1,4 +1,4 @@
-"""The values that searches take and return. Plain data: no tensor, no model."""
+"""The values that searches take and return: plain data without tensors or models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.errors import UserError
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem; `id` keys its random stream and its ledger entry, `answer` is the gold answer."""
+    """A problem to search; `id` seeds its random numbers and names its result row, `answer` is the gold answer."""
 
     id: str
     prompt: str
@@ -21,7 +21,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Filters apply after the temperature; temperature 0 is greedy."""
+    """How tokens are sampled. Filters apply after the temperature; temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_k: int = 0  # 0 keeps all
@@ -40,23 +40,23 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
-FINISHED = ("eos", "boxed")  # how a whole answer ends: the end of text, or a `\boxed{}` that is complete
+FINISHED = ("eos", "boxed")  # `finish` of a complete answer: end of text, or a closed `\boxed{}`
 
 
 @dataclass(frozen=True)
 class Step:
-    """A run of sampled tokens that ends in a step delimiter, the end of text, or a limit.
+    """Sampled tokens up to a step delimiter, the end of text or a limit.
 
-    `finish` is "step" (delimiter, the answer goes on), "eos" or "boxed" (the answer is complete: the
-    end of text, or its `\\boxed{}` is closed), "length" (cut off by a limit: neither a finished step
-    nor a finished answer) or "error" (NaN or Inf came out of the model).
+    `finish` is "step" (a delimiter: the answer continues), "eos" or "boxed" (the answer is complete: end
+    of text, or its `\\boxed{}` is closed), "length" (cut off by a limit: neither the step nor the answer
+    is complete) or "error" (the model returned NaN or Inf).
     """
 
     token_ids: tuple[int, ...]  # the delimiter or end-of-text token included
     text: str  # the delimiter included, special tokens not
     finish: str
     logprob: float = 0.0  # sum over the tokens
-    trunk_score: float | None = None  # of a head on the policy's trunk, where one is loaded
+    trunk_score: float | None = None  # from a head on the policy's trunk, where one is loaded
 
 
 Attempt = tuple[Step, ...]  # a whole answer that another one revises
@@ -64,15 +64,15 @@ Attempt = tuple[Step, ...]  # a whole answer that another one revises
 
 @dataclass(frozen=True)
 class Candidate:
-    """One whole answer that a search produced."""
+    """An answer that a search produced."""
 
     text: str  # completion, without the prompt
-    answer: str | None  # extracted; None where the completion states none or was cut off
+    answer: str | None  # extracted; None if the completion states none or was cut off
     finish: str  # "eos", "boxed", "length" or "error"
     scores: tuple[float, ...]  # one per step
-    agg_score: float  # the scores aggregated as the search ranked and voted by
+    agg_score: float  # aggregate of the scores, by which the search ranks and votes
     num_tokens: int
-    address: tuple[int, ...]  # of its last node in the search tree
+    address: tuple[int, ...]  # TreeNode.address of its last step
 
 
 @dataclass
@@ -82,8 +82,8 @@ class TreeNode:
     address: tuple[int, ...]  # index of the child taken at every level
     parent: int | None  # index into SearchTree.nodes
     step_text: str = ""
-    score: float | None = None  # the verifier's, of this step (after lookahead, if any)
-    agg_score: float | None = None  # of the path up to here
+    score: float | None = None  # of this step, by the verifier (after lookahead, if any)
+    agg_score: float | None = None  # of the path from the root to this node
     num_tokens: int = 0
     finish: str | None = None
     status: str = "pruned"  # "root", "kept" (selected, expanded further), "pruned", "final" (a candidate)
@@ -91,7 +91,7 @@ class TreeNode:
 
 @dataclass
 class SearchTree:
-    """Every step a search has sampled, parents before children; nodes[0] is the root."""
+    """All steps that a search sampled, parents before children; nodes[0] is the root."""
 
     nodes: list[TreeNode]
     best: int | None = None  # index of the last node of the chosen answer's best candidate
@@ -106,7 +106,7 @@ class SearchTree:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search of one problem returns."""
+    """The result of searching one problem."""
 
     problem: Problem
     answer: str | None
@@ -117,6 +117,6 @@ class SearchResult:
     budget: int  # generations
     seed: int
     correct: bool | None = None  # None: no gold answer, or grading failed
-    num_errors: int = 0  # candidates left out because a model or verifier gave NaN or Inf
-    num_generations: int = 0  # of the budget, spent: less where a search stopped early
-    plan: str | None = None  # what a scheduler decided for this problem, in words
+    num_errors: int = 0  # candidates left out because a model or verifier returned NaN or Inf
+    num_generations: int = 0  # spent; below the budget if the search stopped early
+    plan: str | None = None  # the scheduler's decision for this problem, in words

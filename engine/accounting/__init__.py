@@ -1,4 +1,4 @@
-"""What a search costs: tokens and FLOPs, per problem and per purpose."""
+"""The cost of a search: tokens and FLOPs, per problem and purpose."""
 
 from engine.accounting.exchange import Exchange
 from engine.accounting.flops import ModelShape, attention_flops, forward_flops

@@ -1,9 +1,9 @@
-"""Train a bigger model, or let a small one think longer? Both in FLOPs (Snell et al. 2024, section 7).
+"""Exchanging pretraining for inference FLOPs: a larger model, or more search by a smaller one?
 
-A model of N parameters costs 6·N per token of pretraining and 2·N per token of inference. One that is
-M times larger costs M times more of both, so a small model with the same total may spend
-M + 3·(D_pre / D_inf)·(M - 1) times its inference tokens. The revised paper (ICLR 2025) also counts
-the verifier, which doubles what an inference token costs: 4·N, and 3/2 in the place of 3.
+Snell et al. 2024, section 7: a model of N parameters costs 6·N FLOPs per token of pretraining and 2·N per token of
+inference. One that is M times larger costs M times as much of both, so a small model with the same total may spend
+M + 3·(D_pre / D_inf)·(M - 1) times its inference tokens. The revised paper (ICLR 2025) also counts the verifier,
+which doubles the cost of an inference token to 4·N, so that 3 becomes 3/2.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ INFERENCE_FLOPS = {"arxiv": 2, "iclr": 4}  # per parameter and token, by version
 
 @dataclass(frozen=True)
 class Exchange:
-    """A small model against one that is larger. Raises UserError for what cannot be compared."""
+    """A small and a large model at equal total FLOPs. Raises UserError for sizes or counts out of range."""
 
     params_small: float
     params_large: float
     tokens_pretrain: float  # D_pre, the same for both
-    tokens_inference: float  # D_inf: all answers over the model's life, one answer to a question
+    tokens_inference: float  # D_inf: over the model's life, with one answer per question
     version: str = "arxiv"  # or "iclr", which counts the verifier
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Exchange:
 
     @classmethod
     def from_ratios(cls, size_ratio: float, token_ratio: float, version: str = "arxiv") -> Exchange:
-        """From M (how many times larger) and R = D_inf / D_pre alone; ValueError for R <= 0 or M <= 1."""
+        """From M = large / small parameters and R = D_inf / D_pre alone. Raises UserError for R <= 0 or M <= 1."""
         if not 0 < token_ratio < math.inf:
             raise UserError(f"R, inference over pretraining tokens, must be above 0 and finite, got {token_ratio:g}")
         if not 1 < size_ratio < math.inf:
@@ -50,31 +50,31 @@ class Exchange:
 
     @property
     def size_ratio(self) -> float:
-        """M."""
+        """M, large over small parameters."""
         return self.params_large / self.params_small
 
     @property
     def token_ratio(self) -> float:
-        """R = D_inf / D_pre."""
+        """R = D_inf / D_pre, inference over pretraining tokens."""
         return self.tokens_inference / self.tokens_pretrain
 
     def pretrain_flops(self, params: float) -> float:
         return PRETRAIN_FLOPS * params * self.tokens_pretrain
 
     def inference_flops(self, params: float, multiple: float = 1.0) -> float:
-        """Of `multiple` times the tokens of one answer to every question."""
+        """FLOPs of `multiple` answers to every question."""
         return INFERENCE_FLOPS[self.version] * params * self.tokens_inference * multiple
 
     @property
     def multiple(self) -> float:
-        """How many times its inference tokens the small model may spend for the total FLOPs of the large one."""
+        """The factor on the small model's inference tokens that gives it the large model's total FLOPs."""
         ratio = PRETRAIN_FLOPS / INFERENCE_FLOPS[self.version]
         return self.size_ratio + ratio / self.token_ratio * (self.size_ratio - 1)
 
     @property
     def num_generations(self) -> int:
-        """Whole answers per question that the small model may sample, where the large one samples one.
+        """Answers per question that the small model may sample where the large one samples one: `multiple`, floored.
 
-        The tolerance is for the rounding of the division, so that a multiple of 16 is 16 answers.
+        The tolerance covers rounding, so that a multiple of 16 gives 16 answers.
         """
         return math.floor(self.multiple * (1 + 1e-12))

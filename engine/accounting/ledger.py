@@ -1,4 +1,4 @@
-"""The bill of one problem."""
+"""The ledger: the cost of one problem in tokens and FLOPs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ def _zeros() -> dict[str, int]:
 class Ledger:
     """Tokens and FLOPs of one problem by purpose.
 
-    `generated` are sampled tokens that belong to an answer, `lookahead` those of rollouts that only
-    score a step, `estimation` all that went through a model to predict difficulty (its samples may
-    vote too, and are not counted twice). `prefilled` are prompt and fed
-    tokens, `recomputed` tokens whose KV was evicted and made again, `verified` tokens that went
-    through a verifier. `cached` tokens were found in the KV cache and cost no forward, so their FLOPs are 0.
+    * `generated`: sampled tokens that belong to an answer
+    * `lookahead`: tokens of rollouts that only score a step
+    * `estimation`: all tokens spent on predicting difficulty; its samples may vote too, but are not counted twice
+    * `prefilled`: prompt tokens and other given ones
+    * `recomputed`: tokens whose KV was evicted and computed again
+    * `verified`: tokens that went through a verifier
+    * `cached`: tokens that were found in the KV cache; they need no forward, so their FLOPs are 0
     """
 
     tokens: dict[str, int] = field(default_factory=_zeros)
     flops: dict[str, int] = field(default_factory=_zeros)
 
     def add(self, purpose: str, num_tokens: int, flops: int = 0) -> None:
-        """Charges tokens and FLOPs to one of PURPOSES."""
+        """Adds tokens and FLOPs under one of PURPOSES."""
         self.tokens[purpose] += num_tokens
         self.flops[purpose] += flops
 
     def include(self, other: Ledger, purpose: str | None = None) -> None:
-        """Adds another bill; with `purpose`, all that it had to compute is charged to that one.
-
-        What was read from the cache, and what a shortage of KV blocks made again, stay what they are.
-        """
+        """Adds another ledger; with `purpose`, all its entries but `cached` and `recomputed` count under that one."""
         for name in PURPOSES:
             kept = purpose is None or name in ("cached", "recomputed")
             self.add(name if kept else purpose, other.tokens[name], other.flops[name])

@@ -1,4 +1,4 @@
-"""Llama-family decoders on our ops, loaded from Hugging Face folders."""
+"""Decoders of the Llama family, loaded from Hugging Face folders and run on the ops of `ttc_kernels`."""
 
 from engine.model.config import ModelConfig, named_architecture, read_config, read_raw_config
 from engine.model.heads import (

@@ -13,7 +13,7 @@ from engine.model.rope import Rope, read_rope
 from engine.model.window import NUM_SCRATCH_BLOCKS
 
 MAX_JSON_BYTES = 64 << 20
-MAX_HEAD_DIM = 256  # what the attention kernels have room for
+MAX_HEAD_DIM = 256  # the attention kernels' limit
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class ModelConfig:
     rope: Rope = field(default_factory=Rope)
     has_qkv_bias: bool = False
     has_qk_norm: bool = False
-    windows: tuple[int | None, ...] = ()  # per layer, tokens that a row sees; None, and no entries: all
+    windows: tuple[int | None, ...] = ()  # per layer, tokens that a query attends to; None or no entry: all
 
     def window(self, layer: int) -> int | None:
-        """Tokens that a row of a layer sees, itself included; None: all before it."""
+        """Tokens that a query of `layer` attends to, itself included; None for all before it."""
         return self.windows[layer] if self.windows else None
 
     @property
     def num_scratch_blocks(self) -> int:
-        """Blocks that the caches of this model need beyond those of the KV tree, at their end."""
+        """Blocks that this model's KV caches need at their end, beyond those of the KV tree."""
         return NUM_SCRATCH_BLOCKS if any(self.windows) else 0
 
     def shape(self, has_lm_head: bool = True) -> ModelShape:
-        """What the FLOPs formulas need."""
+        """The sizes that the FLOPs formulas use."""
         q_out = self.num_heads * self.head_dim
         kv_out = self.num_kv_heads * self.head_dim
         layer = self.hidden_size * (2 * q_out + 2 * kv_out + 3 * self.intermediate_size)
@@ -65,7 +65,7 @@ class ModelConfig:
 
 
 def read_raw_config(folder: Path) -> dict:
-    """`folder/config.json` as it stands. Raises UserError for a missing or damaged file."""
+    """The unchecked content of `folder/config.json`. Raises UserError for a missing or damaged file."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"no checkpoint at {folder}: config.json is missing")
@@ -73,13 +73,13 @@ def read_raw_config(folder: Path) -> dict:
 
 
 def named_architecture(raw: dict) -> object:
-    """What a raw configuration gives as its architecture."""
+    """The first of a raw configuration's `architectures`, unchecked."""
     named = raw.get("architectures")
     return named[0] if isinstance(named, list) and named else named
 
 
 def read_config(folder: Path, architecture: str | None = None) -> ModelConfig:
-    """Reads `folder/config.json`, by default as the architecture that it names.
+    """Reads `folder/config.json`; `architecture` overrides the one that it names.
 
     Raises UserError for a missing file or anything unsupported.
     """
@@ -100,7 +100,7 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path} is damaged: it has {size} bytes, at most {MAX_JSON_BYTES} are read")
     try:
         raw = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # bad JSON, bytes that are no text, a bomb of brackets
+    except (ValueError, RecursionError) as error:  # bad JSON, not UTF-8, or nested too deep
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold a JSON object, got {str(raw)[:40]!r}")
@@ -116,7 +116,7 @@ def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> Model
         return value
 
     heads, hidden, vocab_size = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
-    # Left out, it is the family's own number; null, as many as there are heads.
+    # A missing field means the family's default, null means one KV head per query head.
     num_known = heads if "num_key_value_heads" in raw else family.default_kv_heads
     kv_heads = size("num_key_value_heads", num_known or heads)
     known_dim = None if "head_dim" in raw else family.default_head_dim

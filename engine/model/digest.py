@@ -1,4 +1,4 @@
-"""What the contents of a checkpoint are, wherever its folder stands."""
+"""A digest of a checkpoint's contents, by which runs recognise the model they started with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARTS = (
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Of the contents of a checkpoint, wherever its folder stands."""
+    """24 hex digits of the files that the loader reads; the folder's name and place do not matter."""
     digest = hashlib.blake2b(digest_size=12)
     for path in sorted(path for part in _PARTS for path in folder.glob(part)):
         with open(path, "rb") as file:

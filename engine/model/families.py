@@ -1,4 +1,4 @@
-"""The model families that are read, and the fields of a `config.json` that would make another model of them."""
+"""The supported model families, and the check that a `config.json` describes no variant of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ KINDS = ("ForCausalLM", "ForTokenClassification")
 
 @dataclass(frozen=True)
 class Family:
-    """What sets a family apart from Llama, and what transformers takes for fields that a config leaves out."""
+    """How a family differs from Llama, and transformers' defaults for fields that a config leaves out."""
 
     model_type: str
     has_qkv_bias: bool = False
-    has_qk_norm: bool = False  # queries and keys are normed head by head before they are rotated
-    window_rule: str = "none"  # of layers: "none" has a window, "all" have, or those "chosen" by the config
+    has_qk_norm: bool = False  # RMS norm of every query and key head before the rotary embedding
+    window_rule: str = "none"  # layers with a sliding window: "none", "all", or "chosen" by the config
     default_window: int | None = None  # tokens
     default_kv_heads: int | None = None  # None: as many as query heads
     default_head_dim: int | None = None  # None: hidden size / heads
@@ -39,7 +39,7 @@ FAMILIES = {
 }
 ARCHITECTURES = {f"{name}{kind}": family for name, family in FAMILIES.items() for kind in KINDS}
 
-# Fields that would change the result if they had another value than one of these; null and absence are always fine.
+# Fields that change the result unless they have one of these values; null and absence are always accepted.
 _ALLOWED: dict[str, tuple] = {
     "hidden_act": ("silu", "swish"),
     "mlp_bias": (False,),
@@ -66,7 +66,7 @@ _ALLOWED: dict[str, tuple] = {
     "dim_model_base": (),
     "attention_scale": (),
     "attention_scaling": (),
-    "attention_multiplier": (),  # in the place of 1 / sqrt(head dim)
+    "attention_multiplier": (),  # replaces 1 / sqrt(head dim)
     "attention_out_bias": (False,),
     "attn_temperature_tuning": (False,),
     "clip_qkv": (),
@@ -81,7 +81,7 @@ _ALLOWED: dict[str, tuple] = {
     "sandwich_norm": (False,),
     "scale_attention_by_inverse_layer_idx": (False,),
 }
-# Parts of names under which other models cap, scale or route, and the values at which they do not.
+# Substrings of field names that cap, scale or route in other models, and the values that switch this off.
 _SUSPECT: dict[str, tuple] = {
     "softcap": (False, 0),
     "soft_cap": (False, 0),
@@ -95,7 +95,7 @@ _QK_NORM = ("qk_norm", "use_qk_norm", "qk_layernorm")
 
 
 def family_of(architecture: object, raw: dict, path: Path) -> Family:
-    """The family of an architecture. Raises UserError for one that is not read, or is of another model type."""
+    """The family of an architecture. Raises UserError if it is not supported or contradicts `model_type`."""
     family = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
     if family is None:
         remote = "wants remote code (auto_map), which is never run, and " if raw.get("auto_map") else ""
@@ -108,7 +108,7 @@ def family_of(architecture: object, raw: dict, path: Path) -> Family:
 
 
 def check_fields(raw: dict, family: Family, path: Path) -> None:
-    """Raises UserError, by name, for a field that would make another model of the family."""
+    """Raises UserError, naming the field, if one would change what the family's layers compute."""
     allowed = dict(_ALLOWED)
     allowed["attention_bias"] = (family.has_qkv_bias,)  # elsewhere it means a bias on the output projection too
     allowed["qkv_bias"] = (family.has_qkv_bias,)
@@ -130,12 +130,12 @@ def check_fields(raw: dict, family: Family, path: Path) -> None:
 
 
 def _alike(value: object) -> tuple[type, ...]:
-    """Types of a value that says the same: True is no 1."""
+    """Types that may equal `value`: int and float match each other, but True does not match 1."""
     return (int, float) if type(value) in (int, float) else (type(value),)
 
 
 def layer_windows(raw: dict, family: Family, num_layers: int, path: Path) -> tuple[int | None, ...]:
-    """Per layer how many tokens a row sees, itself included; None is all of them."""
+    """Per layer, the tokens that a query attends to, itself included; None for all. Raises UserError if malformed."""
     window = raw.get("sliding_window", family.default_window)
     if family.window_rule == "none" or (family.window_rule == "chosen" and not raw.get("use_sliding_window")):
         window = None

@@ -23,9 +23,9 @@ from ttc_kernels.step_score import LabelHead, step_score
 
 @dataclass(frozen=True)
 class ScoreHead:
-    """A score per row: the sigmoid of one label, or the softmax probability of the good one of several.
+    """A score per hidden state: the sigmoid of a single label, or the softmax probability of the good label.
 
-    The rows go through `inner` and a ReLU first where there is one.
+    `inner`, where there is one, is a linear layer with a ReLU before the labels.
     """
 
     weight: torch.Tensor  # (labels, width)
@@ -35,20 +35,21 @@ class ScoreHead:
 
     @property
     def num_params(self) -> int:
-        """Weights that multiply every scored row."""
+        """Number of weights that multiply every scored row."""
         return self.weight.numel() + (0 if self.inner is None else self.inner[0].numel())
 
     def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
-        """The scores of the rows `where` of `hidden`, (R, H); what else is scored does not change their bits."""
+        """Scores of the rows `where` of `hidden`, (R, H); a score does not depend on the other rows."""
         return self.score(hidden, torch.tensor(where, dtype=torch.int32)).tolist()
 
     def score(
-        self, hidden: torch.Tensor, rows: torch.Tensor, impl: str = "auto", mask: torch.Tensor | None = None
+        self,
+        hidden: torch.Tensor,  # (R, H)
+        rows: torch.Tensor,  # (n,) int32
+        impl: str = "auto",
+        mask: torch.Tensor | None = None,  # (n,) bool; where it is False nothing is computed and the score is NaN
     ) -> torch.Tensor:
-        """`scores` where the model is: (n,) float32 of rows (n,) int32; nothing waits for a GPU.
-
-        NaN, and not computed, where `mask`, (n,) bool, is not set.
-        """
+        """Scores of `rows`, (n,) float32, on the model's device and without waiting for a GPU."""
         num, device = len(rows), hidden.device
         order = torch.arange(num, dtype=torch.int32, device=device)
         if self.inner is not None:
@@ -62,7 +63,7 @@ class ScoreHead:
 
 
 class LMHead:
-    """Logits in float32 of chosen rows. As for the trunk, the model's size alone says who computes them."""
+    """Float32 logits of chosen rows. As for the trunk, the model's size alone decides the implementation."""
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class LMHead:
     ):
         self.placement = placement
         name, shape = _lm_head_name(config), (config.vocab_size, config.hidden_size)
-        self.weight = self.packed = None  # one of them
+        self.weight = self.packed = None  # exactly one of them is set below
         if placement.is_native and math.prod(shape) <= max_packed_weights:
             dtype = tensors.dtype if isinstance(tensors, TensorFiles) else tensors[name].dtype
             self.packed = PackedLinear.from_runs(runs(tensors, name, shape), dtype, *shape)
@@ -81,22 +82,21 @@ class LMHead:
             self.weight = take(tensors, name, shape)
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """(len(rows), vocabulary) float32 of `hidden[rows]`; `rows` is int64."""
+        """Logits of `hidden[rows]`, (len(rows), vocabulary) float32; `rows` is int64."""
         if self.packed is not None:
             return self.packed.forward(hidden, rows)
         return linear(hidden, self.weight, rows)
 
     def draw(
         self,
-        hidden: torch.Tensor,
-        sampling: Sequence[torch.Tensor],
-        is_filtered: bool,
-        marks: torch.Tensor | None = None,
+        hidden: torch.Tensor,  # (R, H)
+        sampling: Sequence[torch.Tensor],  # the arguments of `ttc_kernels.sample.sample` that follow the logits
+        is_filtered: bool,  # whether any row has top-k, top-p or min-p
+        marks: torch.Tensor | None = None,  # (vocabulary + 1,) bool
     ) -> tuple[torch.Tensor, ...]:
-        """(tokens, logprobs) of every row of `hidden`, where the model is; `sampling` is `sample`'s, after the logits.
+        """Samples a token per row: (tokens, logprobs), both (R,), on the model's device.
 
-        `is_filtered`: whether a row has top-k, top-p or min-p. With `marks`, (vocabulary + 1,) bool, whether each
-        token is one of those comes third.
+        With `marks`, a third tensor says whether each sampled token is marked.
         """
         options = {"is_filtered": is_filtered, "marks": marks, "impl": self.placement.impl}
         return sample_head(hidden, self.weight, sampling, **options)
@@ -116,7 +116,7 @@ def classification_head(config: ModelConfig, tensors: Mapping[str, torch.Tensor]
 def linear_head(
     config: ModelConfig, tensors: Mapping[str, torch.Tensor], name: str, num_labels: int, good_index: int
 ) -> ScoreHead:
-    """One linear layer, `{name}.weight` and perhaps `{name}.bias`."""
+    """A head of one linear layer: `{name}.weight`, and `{name}.bias` where the checkpoint has one."""
     weight = take(tensors, f"{name}.weight", (num_labels, config.hidden_size))
     bias = take(tensors, f"{name}.bias", (num_labels,)) if f"{name}.bias" in tensors else None
     return ScoreHead(weight, bias, good_index)
@@ -125,7 +125,7 @@ def linear_head(
 def mlp_head(
     config: ModelConfig, tensors: Mapping[str, torch.Tensor], name: str, num_labels: int, good_index: int
 ) -> ScoreHead:
-    """Linear, ReLU, linear: `{name}.0` of the trunk's width, then `{name}.2`."""
+    """A head of linear `{name}.0` (as wide as the trunk), ReLU and linear `{name}.2`."""
     hidden = config.hidden_size
     inner = take(tensors, f"{name}.0.weight", (hidden, hidden)), take(tensors, f"{name}.0.bias", (hidden,))
     weight = take(tensors, f"{name}.2.weight", (num_labels, hidden))
@@ -135,7 +135,7 @@ def mlp_head(
 def lm_rows_head(
     config: ModelConfig, tensors: Mapping[str, torch.Tensor], token_ids: Sequence[int], good_index: int
 ) -> ScoreHead:
-    """The rows of the LM head that belong to some tokens, as labels."""
+    """A head whose labels are tokens: their rows of the LM head. Raises UserError for ids out of range."""
     if not all(0 <= token < config.vocab_size for token in token_ids):
         raise UserError(f"tokens of a score must be within 0..{config.vocab_size - 1}, got {list(token_ids)}")
     weight = take(tensors, _lm_head_name(config), (config.vocab_size, config.hidden_size))
@@ -145,7 +145,10 @@ def lm_rows_head(
 def load_trunk_head(
     folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> ScoreHead:
-    """A head trained on the frozen trunk of a policy: a folder with `score.weight` (1, H) and `score.bias`."""
+    """Loads a head that was trained on a policy's frozen trunk: `score.weight` (1, H) and `score.bias` (1,).
+
+    Raises UserError for a folder without `model.safetensors`, or tensors of other shapes.
+    """
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"no trunk head at {folder}: model.safetensors is missing")

@@ -1,4 +1,4 @@
-"""Folders of the Hugging Face Hub: fetched once into its cache, read from there after."""
+"""Downloads checkpoints from the Hugging Face Hub into its local cache."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 
 from engine.errors import UserError
 
-# No pickle and no Python: what is not read is not fetched.
+# Pickles and Python code are never read, so they are not downloaded either.
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be "owner/model"."""
+    """Whether a name has the form "owner/model"."""
     return re.fullmatch(f"{_PART}/{_PART}", name) is not None
 
 
 def fetch(name: str) -> Path:
-    """The folder of "owner/model" in the Hub's cache, fetched if it is not there (never with HF_HUB_OFFLINE=1).
+    """The folder of "owner/model" in the local cache, downloaded if it is missing (never with HF_HUB_OFFLINE=1).
 
-    Raises UserError, in one sentence, if it is neither there nor can be fetched.
+    Raises UserError if it is not in the cache and cannot be downloaded.
     """
-    # Loaded when asked for: most folders are local, and these take a third of a second.
+    # Imported here because these take a third of a second, and most folders are local.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 

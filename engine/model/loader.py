@@ -26,12 +26,12 @@ class Checkpoint:
 
     folder: Path
     config: ModelConfig
-    tensors: Mapping[str, torch.Tensor]  # read from the files as they are asked for
+    tensors: Mapping[str, torch.Tensor]  # each is read from its file when first accessed
     tokenizer: Tokenizer
 
 
 def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
-    """The torch dtype of a name such as "float32" or "bf16"; "float16" and "fp16" are there on a GPU alone."""
+    """The torch dtype of a name such as "float32" or "bf16"; "float16" and "fp16" are accepted on a GPU only."""
     known = DTYPES if device == "cpu" else GPU_DTYPES
     if name not in known:
         more = " (on a GPU also float16, fp16)" if known is DTYPES else ""
@@ -42,7 +42,7 @@ def resolve_dtype(name: str, device: str = "cpu") -> torch.dtype:
 
 
 def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
-    """The folder of a checkpoint: a local one, or that of "owner/model" on the Hub; "home" is the shipped one."""
+    """A checkpoint's local folder: the given one, the download of "owner/model", or the shipped one for "home"."""
     folder = HOME / home_part if str(name) == "home" else Path(name)
     if folder.is_dir():
         return folder
@@ -54,15 +54,15 @@ def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
 def load_checkpoint(
     folder: Path, dtype: torch.dtype, architecture: str | None = None, device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """Reads the configuration, the tokenizer and what tensors there are; each tensor is read when it is taken.
+    """Reads the configuration, the tokenizer and the tensors' names; each tensor is read when first accessed.
 
-    It is read as the architecture that config.json names, unless another is given. Raises UserError for a folder
-    that is incomplete, damaged or not supported.
+    `architecture` overrides the one that config.json names. Raises UserError for a folder that is incomplete,
+    damaged or not supported.
     """
     config = read_config(folder, architecture)
     tensors = _open_weights(folder, dtype, device)
     if config.is_tied and _HEAD in tensors and _EMBEDDING in tensors and not tensors.is_equal(_HEAD, _EMBEDDING):
-        config = replace(config, is_tied=False)  # what is stored beats what is said, as in transformers
+        config = replace(config, is_tied=False)  # stored tensors overrule the config, as in transformers
     return Checkpoint(folder, config, tensors, load_tokenizer(folder))
 
 
@@ -72,7 +72,7 @@ def tensor_names(folder: Path) -> set[str]:
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """What a checkpoint's tensors take in `dtype`, without reading any. Raises UserError for a damaged file."""
+    """Bytes that a checkpoint's tensors take in `dtype`, without reading any. Raises UserError for a damaged file."""
     return _open_weights(folder, dtype).num_bytes
 
 
@@ -92,7 +92,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """The index of a folder whose weights are in several files, tensor name -> file name; empty where there is none."""
+    """The index of weights in several files, tensor name -> file name; empty if there is no index."""
     if not path.is_file():
         return {}
     found = read_json(path).get("weight_map")
@@ -102,7 +102,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _open_weights(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> TensorFiles:
-    """The weights of a folder: what its index names, or one file."""
+    """The weight files that a folder's index names, or else `model.safetensors`."""
     path = folder / "model.safetensors.index.json"
     weight_map = _weight_map(path)
     names = sorted(set(weight_map.values())) or ["model.safetensors"]

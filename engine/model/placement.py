@@ -1,4 +1,4 @@
-"""Where a model lives, and who computes its ops."""
+"""The device of a model, and the implementation of its ops."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from engine.errors import UserError
 
 @dataclass(frozen=True)
 class Placement:
-    """A device, and the `impl` of every op on it (see ttc_kernels/choice.py).
+    """A device, and the `impl` that every op on it is called with (see ttc_kernels/choice.py).
 
-    With "auto" a CPU has the packed trunk, the native decode loop and the native kernels; everything else is the path
-    of a GPU, which other implementations can drive on a CPU's tensors too.
+    A CPU with "auto" is native: packed trunk, native decode loop, native kernels. Every other placement takes the
+    code path of a GPU, which other implementations of the ops can also run on CPU tensors.
     """
 
     device: torch.device
@@ -22,6 +22,7 @@ class Placement:
 
     @property
     def is_native(self) -> bool:
+        """Whether the ops run on the C++ kernels of a CPU."""
         return self.device.type == "cpu" and self.impl == "auto"
 
 
@@ -29,7 +30,7 @@ CPU = Placement(torch.device("cpu"))
 
 
 def resolve_device(name: str) -> Placement:
-    """The placement of "cpu" or "cuda", the current GPU. Raises UserError for another name, or without a GPU."""
+    """The placement for "cpu" or "cuda" (the current GPU). Raises UserError for another name, or without a GPU."""
     if name == "cpu":
         return CPU
     if name != "cuda":

@@ -1,4 +1,4 @@
-"""Rotary embeddings: what a `config.json` says of them, and their tables, as transformers computes them."""
+"""Rotary embeddings: their options in a `config.json`, and their tables, computed as transformers does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from engine.errors import UserError
 
 DEFAULT_THETA = 10000.0
-# The numbers that each type of scaling reads; all types read rope_theta.
+# The numbers that each type of scaling uses; all types use rope_theta.
 _NUMBERS = {
     "default": (),
     "linear": ("factor",),
@@ -20,7 +20,7 @@ _NUMBERS = {
     "yarn": ("factor",),
 }
 _OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")}
-# Names that may stand in the object; of a type that does not read them they are leftovers, as in transformers.
+# Field names that are accepted; a type ignores those that it does not use, as in transformers.
 _KNOWN = {
     *("type", "rope_type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", "truncate"),
     *("finetuned", *_NUMBERS["llama3"], *_OPTIONAL["yarn"]),
@@ -29,7 +29,7 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Rope:
-    """How the frequencies of a rotary embedding are scaled; 0 stands for a number that was not given."""
+    """How the frequencies of a rotary embedding are scaled; 0 marks a number that the config does not give."""
 
     kind: str = "default"
     factor: float = 1.0
@@ -44,10 +44,10 @@ class Rope:
     is_truncated: bool = True
 
     def context(self, max_positions: int) -> int:
-        """Tokens a branch may have.
+        """Maximum tokens per branch.
 
-        Linear scaling and YaRN stretch what the model was trained on, however a config counts `max_positions`.
-        Dynamic scaling changes nothing up to the original length; beyond it, it would change keys that are cached.
+        Linear scaling and YaRN extend the trained length, whether or not `max_positions` already includes this.
+        Dynamic scaling does not: beyond the original length it would change keys that are in the cache already.
         """
         if self.kind == "linear":
             return max(max_positions, int(max_positions * self.factor))
@@ -57,7 +57,10 @@ class Rope:
 
 
 def read_rope(raw: dict, max_positions: int, path: Path) -> tuple[float, Rope]:
-    """The base and the scaling, from either spelling. Raises UserError, by name, for what is not supported."""
+    """The base and the scaling, from `rope_scaling` or `rope_parameters`.
+
+    Raises UserError, naming the field, for anything unsupported.
+    """
     given = [raw[name] for name in ("rope_scaling", "rope_parameters") if raw.get(name)]
     for rope in given:
         if not isinstance(rope, dict):
@@ -100,7 +103,7 @@ def read_rope(raw: dict, max_positions: int, path: Path) -> tuple[float, Rope]:
 
 
 def rope_tables(rope: Rope, theta: float, head_dim: int, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, float32 (context, head_dim / 2)."""
+    """The tables of cos and sin, each float32 (context, head_dim / 2)."""
     frequencies, scale = inverse_frequencies(rope, theta, head_dim)
     angles = torch.outer(torch.arange(context).float(), frequencies)
     cos, sin = angles.cos(), angles.sin_()
@@ -108,9 +111,9 @@ def rope_tables(rope: Rope, theta: float, head_dim: int, context: int) -> tuple[
 
 
 def inverse_frequencies(rope: Rope, theta: float, head_dim: int) -> tuple[torch.Tensor, float]:
-    """Radians per position, float32 (head_dim / 2), and the factor of cos and sin.
+    """Radians per position, float32 (head_dim / 2,), and the factor that multiplies cos and sin.
 
-    Each step in transformers' order: far from the start, an angle shows the last bit of a frequency.
+    Operations keep transformers' order, because the angles of late positions amplify a frequency's last bit.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     powers = theta**exponents
@@ -125,7 +128,7 @@ def inverse_frequencies(rope: Rope, theta: float, head_dim: int) -> tuple[torch.
 
 
 def _llama3(rope: Rope, plain: torch.Tensor) -> torch.Tensor:
-    """Long waves are stretched, short ones kept, and those between mixed."""
+    """Stretches long wavelengths, keeps short ones and interpolates between them."""
     waves = 2 * math.pi / plain
     low, high, original = rope.low_freq_factor, rope.high_freq_factor, rope.original_context
     scaled = torch.where(waves > original / low, plain / rope.factor, plain)
@@ -136,7 +139,7 @@ def _llama3(rope: Rope, plain: torch.Tensor) -> torch.Tensor:
 
 
 def _yarn(rope: Rope, theta: float, powers: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Dimensions that turn often within the original context are kept, those that hardly turn are stretched."""
+    """Keeps dimensions that turn often within the original context and stretches those that hardly turn."""
 
     def dimension(num_turns: float) -> float:
         return (head_dim * math.log(rope.original_context / (num_turns * 2 * math.pi))) / (2 * math.log(theta))

@@ -1,7 +1,7 @@
-"""Tensors of safetensors files, read one at a time, when asked for, straight into the memory where they stay.
+"""Reads tensors of safetensors files one at a time, on access, directly into their final memory.
 
-The files are read, not mapped: that is faster, with no fault per page of the file, and a file that changes later
-changes no model.
+Files are read rather than memory-mapped: this is faster, without page faults, and a file that changes later does not
+change a loaded model.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from safetensors import SafetensorError, safe_open
 from engine.errors import UserError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-MAX_HEADER_BYTES = 16 << 20  # the headers of the largest models have one or two
-CHUNK_BYTES = 256 << 10  # of a file, converted while it is in the cache
+MAX_HEADER_BYTES = 16 << 20  # those of the largest models have 1 or 2 MiB
+CHUNK_BYTES = 256 << 10  # of a file, converted while still in the CPU's cache
 LONE_ELEMENTS = 31 << 10  # few enough that torch converts them on one thread
-RUN_BYTES = 1 << 20  # of a tensor that is read run by run
-SHARED_BYTES = 4 << 20  # tensors from here on are read by several threads
+RUN_BYTES = 1 << 20  # of the rows that `TensorFiles.runs` yields at once
+SHARED_BYTES = 4 << 20  # tensors of at least this size are read by several threads
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies."""
+    """Where a tensor is stored, and in which form."""
 
     path: Path
     offset: int  # bytes from the file's start
@@ -42,13 +42,13 @@ class Place:
 class TensorFiles(Mapping[str, torch.Tensor]):
     """The tensors of some safetensors files by name, in `dtype` and on `device`.
 
-    A tensor that is in use is not read again. Raises UserError for a damaged file, for a tensor of another type
-    than float32, float16 and bfloat16, and for one that is in two files.
+    A tensor that is still referenced elsewhere is not read again. Raises UserError for a damaged file, a stored
+    dtype other than float32, float16 and bfloat16, and a tensor that is in two files.
     """
 
     def __init__(self, paths: Sequence[Path], dtype: torch.dtype, device: torch.device | str = "cpu"):
         self.dtype, self.device, self.folder = dtype, device, paths[0].parent
-        # One per thread for all tensors: no gaps left in the heap.
+        # Conversion buffers, one per thread, allocated once so that the heap does not fragment.
         self._chunks = [torch.empty(CHUNK_BYTES, dtype=torch.uint8) for _ in range(torch.get_num_threads())]
         self._places: dict[str, Place] = {}
         self._loaded: WeakValueDictionary[str, torch.Tensor] = WeakValueDictionary()
@@ -83,11 +83,11 @@ class TensorFiles(Mapping[str, torch.Tensor]):
 
     @property
     def num_bytes(self) -> int:
-        """Of all tensors in `dtype`."""
+        """Bytes of all tensors in `dtype`."""
         return sum(math.prod(place.shape) for place in self._places.values()) * self.dtype.itemsize
 
     def fill(self, name: str, out: torch.Tensor) -> None:
-        """Reads a tensor into `out`, contiguous, of its shape and any floating type."""
+        """Reads a tensor into `out`, which is contiguous, of the tensor's shape and any floating type."""
         place = self._places[name]
         assert tuple(out.shape) == place.shape, (name, out.shape, place.shape)
         assert out.is_contiguous(), (name, out.stride())
@@ -103,14 +103,14 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         try:
             if num_threads == 1:
                 _read_part(*next(jobs))
-            else:  # threads of our own: torch's would wait for one another after every chunk
+            else:  # not torch's threads, which would wait for one another after every chunk
                 with ThreadPoolExecutor(num_threads) as pool:
                     list(pool.map(lambda job: _read_part(*job), jobs))
         except OSError as error:
             raise UserError(f"{place.path} cannot be read: {error}") from None
 
     def runs(self, name: str) -> Iterator[torch.Tensor]:
-        """A tensor's rows in order, some at a time; each run lives in a buffer that the next one overwrites."""
+        """Yields a tensor's rows in order, several at a time, in a buffer that the next ones overwrite."""
         loaded, place = self._loaded.get(name), self._places[name]
         if loaded is not None:
             yield loaded
@@ -128,7 +128,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
             yield rows
 
     def is_equal(self, first: str, second: str) -> bool:
-        """Whether two tensors are stored alike, bit for bit."""
+        """Whether the stored forms of two tensors are equal, bit for bit."""
         places = [self._places[name] for name in (first, second)]
         if (places[0].shape, places[0].dtype) != (places[1].shape, places[1].dtype):
             return False
@@ -145,7 +145,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
 
 
 def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, ...]:
-    """A tensor's shape, without reading it where it is in a file. Raises UserError for one that is not there."""
+    """A tensor's shape, without reading the tensor. Raises UserError if there is none of this name."""
     if name not in tensors:
         raise UserError(f"{origin(tensors)}the checkpoint lacks tensor {name!r}")
     return tensors.shape(name) if isinstance(tensors, TensorFiles) else tuple(tensors[name].shape)
@@ -159,18 +159,18 @@ def check_shape(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int
 
 
 def origin(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The folder of tensors in files, as an error begins."""
+    """The prefix of error messages: the folder of tensors in files, empty for those in memory."""
     return f"{tensors.folder}: " if isinstance(tensors, TensorFiles) else ""
 
 
 def take(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """One tensor by name, its shape checked against the configuration."""
+    """A tensor by name. Raises UserError if it is missing or its shape is not `shape`."""
     check_shape(tensors, name, shape)
     return tensors[name]
 
 
 def fill(tensors: Mapping[str, torch.Tensor], name: str, out: torch.Tensor) -> None:
-    """One tensor by name into `out`, its shape checked; never twice in memory."""
+    """Copies a tensor into `out`, from its file without a second copy in memory. Raises UserError as `take`."""
     check_shape(tensors, name, tuple(out.shape))
     if isinstance(tensors, TensorFiles):
         tensors.fill(name, out)
@@ -179,13 +179,13 @@ def fill(tensors: Mapping[str, torch.Tensor], name: str, out: torch.Tensor) -> N
 
 
 def runs(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    """One tensor by name as runs of its rows, its shape checked; never whole in memory where it is in a file."""
+    """A tensor's rows, several at a time: one in a file is never whole in memory. Raises UserError as `take`."""
     check_shape(tensors, name, shape)
     return tensors.runs(name) if isinstance(tensors, TensorFiles) else iter([tensors[name]])
 
 
 def _read_part(place: Place, out: torch.Tensor, start: int, chunk: torch.Tensor) -> None:
-    """Reads a tensor's elements from `start` on into `out`, of one dimension; `chunk` is memory to convert from."""
+    """Reads a tensor's elements from index `start` into `out`, one-dimensional; `chunk` is a conversion buffer."""
     with open(place.path, "rb", buffering=0) as file:
         file.seek(place.offset + start * place.dtype.itemsize)
         if out.dtype is place.dtype:
@@ -199,7 +199,7 @@ def _read_part(place: Place, out: torch.Tensor, start: int, chunk: torch.Tensor)
 
 
 def _read_into(file, part: torch.Tensor) -> None:
-    """Fills a contiguous tensor of one dimension with the file's next bytes."""
+    """Fills a contiguous one-dimensional tensor with the file's next bytes."""
     memory = memoryview(part.view(torch.uint8).numpy())
     while len(memory):
         num = file.readinto(memory)
@@ -209,7 +209,7 @@ def _read_into(file, part: torch.Tensor) -> None:
 
 
 def _read_header(path: Path) -> dict[str, Place]:
-    """The places of a file's tensors; the library checks types, sizes, gaps and overlaps."""
+    """The places of a file's tensors; safetensors checks types, sizes, gaps and overlaps."""
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size

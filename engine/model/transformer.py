@@ -1,4 +1,4 @@
-"""A decoder over the ops of `ttc_kernels`."""
+"""The trunk of a decoder, on the ops of `ttc_kernels`."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from engine.model.unpacked import TorchDecoder
 from engine.model.weights import is_plain, read_trunk
 from ttc_kernels.decoder import PackedDecoder
 
-# Up to so many matrix weights a trunk of Llama's shape is packed. A bound on what the caches of the cores hold
+# A trunk of Llama's shape with at most this many matrix weights is packed. The bound is what the cores' caches hold
 # together, not a measured crossover: every thread reads all packed weights for its own rows.
 MAX_PACKED_WEIGHTS = 16_000_000
-# Branches of one forward. 128 was the fastest for the home policy in float32 on 2 cores, by less than two runs of one
-# size differ (benchmarks/results/engine.json has the figures of the default).
+# Branches per forward. 128 was the fastest for the home policy in float32 on 2 cores, by less than the noise between
+# runs (benchmarks/results/engine.json has the figures of the default).
 LARGE_BATCH, SMALL_BATCH = 256, 128
 
 
 class Decoder:
-    """The trunk of a model: tokens in, normed hidden states out; KV is written as it goes.
+    """The trunk of a model: turns tokens into normed hidden states and writes their KV to the caches.
 
-    Which implementation runs depends on the model and its placement alone, never on the batch: their bits differ.
+    The implementation depends on the model and its placement alone, never on the batch, because the results of
+    two implementations differ in their last bits.
     """
 
     def __init__(
@@ -44,24 +45,24 @@ class Decoder:
 
     @property
     def best_batch(self) -> int:
-        """Branches of one forward that give the most tokens a second.
+        """Branches per forward that give the highest throughput.
 
-        Where the weights stay in the cache, fewer branches: what a forward reads is then their KV, and some of it
-        stays there too. Where the weights come from memory, many branches share one reading of them.
+        The weights of a packed trunk stay in the CPU's cache, and with fewer branches part of their KV does too.
+        Weights that come from memory are better read once for many branches.
         """
         return SMALL_BATCH if self.is_packed else LARGE_BATCH
 
     def forward(
         self,
         token_ids: torch.Tensor,  # (R,) int
-        plan,  # of ttc_kernels._native.KVTree, or what tree_attention takes in its place
+        plan,  # of ttc_kernels._native.KVTree, or another that tree_attention accepts
         positions: torch.Tensor,  # (R,) int32
         slots: torch.Tensor,  # (R,) int32, -1 stores nothing
         k_cache: torch.Tensor,  # (layers, blocks, kv heads, block size, head dim)
-        v_cache: torch.Tensor,
+        v_cache: torch.Tensor,  # as k_cache
     ) -> torch.Tensor:
-        """Hidden states after the final norm, (R, H), or more rows, of which those past R are padding.
+        """Hidden states after the final norm, (R or more, H); rows past R are padding.
 
-        The result lives in a buffer that the next call may overwrite.
+        The next call may overwrite the result.
         """
         return self._trunk.forward(token_ids.int(), plan, positions, slots, k_cache, v_cache)

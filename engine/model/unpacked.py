@@ -1,4 +1,4 @@
-"""The trunk layer by layer over torch's matrix products: for models too large for the packed one, or of other parts.
+"""The trunk on torch's matrix products: for models too large to be packed, or with parts that Llama lacks.
 
 Shapes: R rows (tokens of all branches of a batch), H hidden, I intermediate.
 """
@@ -28,7 +28,7 @@ def padded_mm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """(len(rows), num_out) float32 of x[rows] @ weight.T; the product is padded to 16 rows."""
+    """x[rows] @ weight.T as float32 (len(rows), num_out); the product is padded to 16 rows."""
     num = rows.shape[0]
     padded = max(num, MIN_ROWS)
     picked = x.new_zeros(padded, x.shape[1])
@@ -40,8 +40,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor) -> torch.T
 
 @dataclass(frozen=True)
 class Views:
-    """The buffers of one forward of R rows. Matrix products take all of max(R, 16) rows, the `padded` ones;
-    everything else takes R."""
+    """The buffers of one forward of R rows. Matrix products use the `padded` ones, of max(R, 16) rows."""
 
     residual: torch.Tensor  # (R, H)
     normed: torch.Tensor
@@ -62,7 +61,7 @@ class Views:
 
 
 class Workspace:
-    """Buffers for batches of up to `size` rows, made once and used by every layer; spare rows stay finite."""
+    """Buffers for batches of up to `size` rows, allocated once and used by all layers; unused rows stay finite."""
 
     def __init__(self, weights: DecoderWeights, size: int, has_normed_heads: bool = False):
         layer, like = weights.layers[0], weights.embedding
@@ -107,9 +106,9 @@ class Workspace:
 
 
 class TorchDecoder:
-    """Implements `forward` as `PackedDecoder` does, but for the padding of its result. `impl` is that of every op.
+    """Computes what `PackedDecoder` does, but pads its result. Every op is called with `impl`.
 
-    A plan is read on the host where a layer has a window; else it may be all that tree_attention takes.
+    A model with sliding windows needs a plan on the host; others take any that tree_attention accepts.
     """
 
     def __init__(self, trunk: Trunk, impl: str = "auto"):
@@ -124,11 +123,11 @@ class TorchDecoder:
         positions: torch.Tensor,  # (R,) int32
         slots: torch.Tensor,  # (R,) int32, -1 stores nothing
         k_cache: torch.Tensor,  # (layers, blocks, kv heads, block size, head dim)
-        v_cache: torch.Tensor,
+        v_cache: torch.Tensor,  # as k_cache
     ) -> torch.Tensor:
         """Hidden states after the final norm, (max(R, 16), H); rows past R are padding.
 
-        The result lives in a buffer that the next call overwrites.
+        The next call overwrites the result.
         """
         weights, eps, impl = self.weights, self.weights.rms_eps, self.impl
         work = self._views(token_ids.shape[0])
@@ -153,11 +152,11 @@ class TorchDecoder:
         return work.padded_normed
 
     def _add_extras(self, work: Views, extras: LayerExtras) -> None:
-        """The bias of the projections, and the norm of every query and key head, on `work.qkv`."""
+        """Applies to `work.qkv` the projections' bias, and the norm of every query and key head."""
         if extras.qkv_bias is not None:
             work.qkv.add_(extras.qkv_bias)
         if extras.q_norm is not None:
-            # One call for all heads; their values are normed too, and not used. The weights come after the rounding.
+            # One call norms all heads; the value heads' results are not used. Weights multiply after the rounding.
             flat, normed = work.heads.flatten(0, 1), work.normed_heads
             rms_norm(flat, self._head_ones, self.weights.rms_eps, out=normed.flatten(0, 1), impl=self.impl)
             first, last = self.weights.num_heads, self.weights.num_heads + self.weights.num_kv_heads
@@ -165,7 +164,7 @@ class TorchDecoder:
             torch.mul(normed[:, first:last], extras.k_norm, out=work.heads[:, first:last])
 
     def _attend(self, work: Views, k: torch.Tensor, v: torch.Tensor, plan, parts: list[Part] | None) -> None:
-        """Attention of one layer; `parts` are the plan's within the layer's window."""
+        """Attention of one layer; `parts` is the plan under the layer's sliding window, None without one."""
         scale = self.weights.head_dim**-0.5
         if parts is None:
             tree_attention(work.query, k, v, plan, scale, out=work.attended, impl=self.impl)
@@ -176,7 +175,7 @@ class TorchDecoder:
             tree_attention(work.query[rows], k, v, part, scale, out=work.attended[rows], impl=self.impl)
 
     def _views(self, rows: int) -> Views:
-        """Buffers with `rows` rows, cut from ones of the next power of two."""
+        """Buffers of `rows` rows, cut from those of the next power of two."""
         size = 1 << (max(rows, MIN_ROWS) - 1).bit_length()
         if size not in self._workspaces:
             has_qk_norm = any(extras.q_norm is not None for extras in self.extras)

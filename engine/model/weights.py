@@ -1,4 +1,4 @@
-"""The trunk of a checkpoint, tensor by tensor: what all families share, and what some add to it."""
+"""Reads the trunk of a checkpoint: the parts that all families share, and those that some add."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _PARTS = (  # of every layer
     *("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
-# Buffers that old checkpoints hold, and that follow from the configuration.
+# Buffers in old checkpoints that follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
 
 
 @dataclass(frozen=True)
 class LayerExtras:
-    """What a layer has beside LayerWeights; None where its family has no such thing."""
+    """Parts of a layer that are not in LayerWeights; None where its family lacks them."""
 
     qkv_bias: torch.Tensor | None = None  # (Q + 2 K,)
     q_norm: torch.Tensor | None = None  # (head dim,), of every query head
     k_norm: torch.Tensor | None = None  # (head dim,), of every KV head
-    window: int | None = None  # tokens that a row sees, itself included
+    window: int | None = None  # tokens that a query attends to, itself included
 
 
 class _Reader:
-    """Reads the layers of a checkpoint, every tensor straight into its place, of `like`'s type and device.
+    """Reads the layers of a checkpoint, each tensor directly into its final memory, of `like`'s type and device.
 
-    With `is_streamed` run by run, for who copies it.
+    If `is_streamed`, it yields each tensor's rows instead, several at a time, for a caller that copies them.
     """
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, is_streamed: bool):
@@ -63,19 +63,19 @@ class _Reader:
         return [self.config.num_heads * self.config.head_dim, kv_size, kv_size]
 
     def stacked(self, i: int, names: list[str], sizes: list[int], *rest: int) -> torch.Tensor:
-        """Tensors of (sizes[j], *rest) of a layer as one, each read into its place."""
+        """Tensors of a layer, of shapes (sizes[j], *rest), concatenated."""
         out = self.like.new_empty(sum(sizes), *rest)
         for name, part in zip(names, out.split(sizes), strict=True):
             fill(self.tensors, f"model.layers.{i}.{name}", part)
         return out
 
     def runs(self, i: int, names: list[str], sizes: list[int], *rest: int) -> Iterator[torch.Tensor]:
-        """The rows of what `stacked` makes, some at a time."""
+        """The rows of what `stacked` returns, several at a time."""
         for name, size in zip(names, sizes, strict=True):
             yield from runs(self.tensors, f"model.layers.{i}.{name}", (size, *rest))
 
     def extras(self, i: int) -> LayerExtras:
-        """What layer i has beside LayerWeights."""
+        """The parts of layer i that are not in LayerWeights."""
         config = self.config
         qkv_bias = q_norm = k_norm = None
         if config.has_qkv_bias:
@@ -88,22 +88,22 @@ class _Reader:
 
 @dataclass(frozen=True)
 class Trunk:
-    """All of a decoder but its head."""
+    """A decoder without its head."""
 
     weights: DecoderWeights
     extras: tuple[LayerExtras, ...]  # one per layer
 
 
 def is_plain(config: ModelConfig) -> bool:
-    """Whether every layer is of Llama's parts alone."""
+    """Whether the layers have exactly Llama's parts."""
     return not (config.has_qkv_bias or config.has_qk_norm or any(config.windows))
 
 
 def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_streamed: bool = False) -> Trunk:
-    """The trunk of a checkpoint; no tensor is in memory twice.
+    """Reads the trunk of a checkpoint; no tensor is in memory twice.
 
-    With `is_streamed` the parts of its layers are runs of rows, which a `PackedDecoder` copies. Raises UserError for
-    a tensor that is missing, of another shape, or that this architecture does not have.
+    If `is_streamed`, a layer's weights are iterators over runs of rows, which `PackedDecoder` copies. Raises
+    UserError for a tensor that is missing, of another shape, or unknown to this architecture.
     """
     _check_names(config, tensors)
     embedding = take(tensors, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
@@ -126,7 +126,7 @@ def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_stre
 
 
 def _check_names(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises UserError for a tensor of the trunk that nothing will ask for: the result would lack it."""
+    """Raises UserError for a tensor of the trunk that would not be read: the model would silently lack it."""
     known = [f"{name}.weight" for name in _PARTS]
     known += [f"self_attn.{part}_proj.bias" for part in "qkv"] if config.has_qkv_bias else []
     known += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] if config.has_qk_norm else []

@@ -1,8 +1,8 @@
-"""Sliding windows: a plan cut down to the last tokens that each query row may see.
+"""Sliding windows: cuts a plan down to the last tokens that each query row may attend to.
 
-An item of a plan is a run of whole blocks from a node's start, so it can leave out blocks but not begin within one.
-Where a row's window begins within a block, the rest of that block is copied, layer by layer, to a scratch block at
-the pool's end, and the row reads the copy. Everything else is read where it lies, once for all rows that see it.
+An item of a plan is a run of whole blocks of a node, so it can leave out blocks but not begin within one. Where a
+row's window begins within a block, the rest of that block is copied, layer by layer, to a scratch block at the
+pool's end, and the row reads the copy. All else is read in place, once for all rows that attend to it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-# Blocks at the end of the caches that belong to no node. More rows that begin within different blocks go in parts.
+# Blocks at the end of the caches that belong to no node. A forward that needs more of them runs in several parts.
 NUM_SCRATCH_BLOCKS = 32
 
 
-@dataclass(frozen=True, eq=False)  # by identity: kernels know a plan again
+@dataclass(frozen=True, eq=False)  # equal by identity, by which kernels recognise a plan
 class Part:
-    """Query rows [row_lo, row_hi) of a forward; what tree_attention takes for a plan, rows counted from row_lo."""
+    """A plan of tree_attention for query rows [row_lo, row_hi) of a forward, counted from row_lo."""
 
     row_lo: int
     row_hi: int
-    items: np.ndarray  # (num_items, 5) int32, as of KVTree.plan
+    items: np.ndarray  # (num_items, 5) int32, columns as in KVTree.plan
     blocks: np.ndarray  # int32
-    source: tuple[torch.Tensor, torch.Tensor]  # block and offset of every token to be copied, int64
-    target: tuple[torch.Tensor, torch.Tensor]  # where to
+    source: tuple[torch.Tensor, torch.Tensor]  # block and offset of every token to copy, int64
+    target: tuple[torch.Tensor, torch.Tensor]  # block and offset that each is copied to, int64
 
     def copy_edges(self, *caches: torch.Tensor) -> None:
         """Fills the scratch blocks of one layer's caches, (blocks, KV heads, block size, head dim)."""
@@ -38,7 +38,7 @@ class Part:
 
 
 class _Span(NamedTuple):
-    """Rows [row_lo, row_hi) see tokens [skipped, num_tokens) of the run of blocks, as an item has it."""
+    """An item whose rows [row_lo, row_hi) attend to tokens [skipped, num_tokens) of its run of blocks."""
 
     row_lo: int
     row_hi: int
@@ -48,11 +48,16 @@ class _Span(NamedTuple):
     skipped: int
 
 
-def clip(plan, window: int, block_size: int, num_blocks: int, device: torch.device | str = "cpu") -> list[Part] | None:
-    """The parts of a plan under a window of so many tokens, one after the other; None where it changes nothing.
+def clip(
+    plan,  # of ttc_kernels._native.KVTree
+    window: int,  # tokens that a query attends to, itself included
+    block_size: int,  # tokens
+    num_blocks: int,  # of the caches; the last NUM_SCRATCH_BLOCKS hold no token of the plan
+    device: torch.device | str = "cpu",  # the caches'
+) -> list[Part] | None:
+    """A plan under a sliding window as parts, to be run in order; None if the window changes nothing.
 
-    `num_blocks` counts the caches' blocks, of which the last NUM_SCRATCH_BLOCKS hold no token of the plan. The parts
-    share them: each is to be copied and run before the next is copied. `device` is the caches'.
+    The parts share the scratch blocks, so copy the edges of one and run it before copying those of the next.
     """
     first_seen = np.asarray(plan.positions, dtype=np.int64) - (window - 1)
     if first_seen.max() <= 0:
@@ -69,7 +74,7 @@ def clip(plan, window: int, block_size: int, num_blocks: int, device: torch.devi
 
 
 def _spans(items: np.ndarray, first_seen: np.ndarray, block_size: int) -> Iterator[_Span]:
-    """What is left of every item, a row's spans in position order; of a row no more than the first is skipped into."""
+    """What is left of every item, a row's spans in position order; only a row's first span skips tokens."""
     num_seen = np.zeros(len(first_seen), np.int64)  # tokens of each row's path in the items so far
     for row_lo, row_hi, block_offset, num_tokens, causal in items.tolist():
         start = num_seen[row_hi - 1]
@@ -95,7 +100,7 @@ def _spans(items: np.ndarray, first_seen: np.ndarray, block_size: int) -> Iterat
 
 
 def _runs(keys: np.ndarray, is_wanted: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbouring columns that are wanted and alike in `keys`, (num_keys, n)."""
+    """Ranges of adjacent wanted columns with equal `keys`, (num_keys, n)."""
     changes = np.any(keys[:, 1:] != keys[:, :-1], axis=0) | (is_wanted[1:] != is_wanted[:-1])
     bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(is_wanted)]
     for lo, hi in pairwise(bounds):
@@ -104,7 +109,7 @@ def _runs(keys: np.ndarray, is_wanted: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _number_edges(spans: list[_Span], blocks: np.ndarray) -> dict[_Span, int]:
-    """The spans that begin within a block, each with a number; rows that begin at the same token share one."""
+    """Numbers the spans that begin within a block; spans of the same tokens share a number."""
     numbers: dict[tuple[int, int, int], int] = {}
     return {
         span: numbers.setdefault((int(blocks[span.block_offset]), span.skipped, span.num_tokens), len(numbers))
@@ -114,7 +119,7 @@ def _number_edges(spans: list[_Span], blocks: np.ndarray) -> dict[_Span, int]:
 
 
 def _part_bounds(edge_of_row: list[int]) -> list[int]:
-    """Row ranges [bounds[i], bounds[i + 1]) that need no more scratch blocks than there are."""
+    """Bounds of row ranges [bounds[i], bounds[i + 1]), each with at most NUM_SCRATCH_BLOCKS distinct edges."""
     bounds, used = [0], set()
     for row, edge in enumerate(edge_of_row):
         if edge >= 0 and edge not in used and len(used) == NUM_SCRATCH_BLOCKS:
@@ -134,6 +139,7 @@ def _part(
     scratch: int,
     device: torch.device | str,
 ) -> Part:
+    """Rows [lo, hi) as a part; the scratch blocks begin at block `scratch` of the caches."""
     items, places, copies = [], {}, []
     for span in spans:
         a, b = max(span.row_lo, lo), min(span.row_hi, hi)

@@ -1,4 +1,4 @@
-"""How a problem is put to a model: chat templates, system prompts, worked examples. Text, no tensors."""
+"""Builds a model's prompt from a problem: chat templates, system prompts, few-shot examples. Text only, no tensors."""
 
 from engine.prompts.boxed import has_closed_box
 from engine.prompts.styles import PROMPT_STYLES, PromptFormat, build_prompt, read_system_prompt

@@ -1,4 +1,4 @@
-"""The answer in a box: `\\boxed{…}`, its braces balanced."""
+"""Recognises a complete `\\boxed{…}`, whose braces are balanced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _OPENING = "\\boxed{"
 
 
 def has_closed_box(text: str) -> bool:
-    """Whether the first `\\boxed{` of a text has its closing brace; escaped braces are part of what it holds."""
+    """Whether the first `\\boxed{` of a text is closed; escaped braces do not count."""
     start = text.find(_OPENING)
     if start < 0:
         return False

@@ -1,4 +1,4 @@
-"""Where earlier attempts at a problem stand in front of the next one."""
+"""The context of a revision: the prompt and the earlier attempts at a problem (Snell et al. 2024, section 6.1)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 
 def after_attempts(prompt: Sequence[int], attempts: Iterable[Sequence[int]]) -> list[int]:
-    """The token ids that a new attempt follows: each earlier one after the prompt, oldest first, and the prompt again.
+    """The token ids before a new attempt: the prompt and each earlier attempt in turn, oldest first, then the prompt.
 
-    Attempts include their end of text. The prompt stands before every attempt, so that an answer is as far from
-    the prompt that it copies from as a policy has learned it. (With the prompt in front of all attempts once, the
-    home policy's first answers fell from 31 to 9 % right.)
+    Attempts include their end of text. The prompt is repeated because a policy has learned to copy from a prompt
+    right before its answer. (With the prompt only once, before all attempts, the home policy's first answers fell
+    from 31 to 9 % right.)
     """
     ids: list[int] = []
     for attempt in attempts:

@@ -1,4 +1,4 @@
-"""Prompt styles: what stands around a problem, the same for every problem of a run."""
+"""Prompt styles: the text around a problem, the same for all problems of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.prompts.template import ChatTemplate
 
-# That of the "## Step k:" format, which the known step verifiers were trained beside.
+# The usual prompt of the "## Step k:" format, which common PRMs were trained on.
 STEPS_PROMPT = """\
 Solve the following math problem efficiently and clearly:
 
@@ -38,11 +38,11 @@ BOXED_PROMPT = "Please reason step by step, and put your final answer within \\b
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """`system` is the style's own system prompt; a delimiter of None is the task's."""
+    """A named style of prompts and answers."""
 
-    is_chat: bool | None  # None: a chat where the model has a template
-    system: str | None = None
-    delimiter: str | None = None  # ends a step
+    is_chat: bool | None  # None: a chat if the model has a chat template
+    system: str | None = None  # the style's own system prompt
+    delimiter: str | None = None  # ends a step; None: the task's
     stops_at_box: bool = False  # a closed `\boxed{}` ends the answer
 
 
@@ -57,10 +57,10 @@ PROMPT_STYLES = tuple(_STYLES)
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """From a problem's own prompt to the text that the policy is given.
+    """Turns a problem's prompt into the text that is given to the policy.
 
-    In a chat: system prompt, each worked example as a turn of either side, the problem. Without a
-    template: the same in this order as paragraphs. `preface` is text that stands before the problem.
+    A chat has the system prompt, a user and an assistant message per example, and the problem. Without
+    a template these are paragraphs in the same order. `preface` is text directly before the problem.
     """
 
     template: ChatTemplate | None  # None: no chat
@@ -71,7 +71,7 @@ class PromptFormat:
     stops_at_box: bool
 
     def render(self, prompt: str) -> str:
-        """The whole text. Raises UserError for a chat template that makes none."""
+        """The whole text. Raises UserError if the chat template cannot be rendered."""
         if self.template is None:
             parts = [f"{self.system}\n\n"] if self.system else []
             parts += [f"{example}{solution.strip()}\n\n" for example, solution in self.examples]
@@ -93,10 +93,10 @@ def build_prompt(
     delimiter: str | None = None,
     as_prompt: Callable[[str], str] = str,
 ) -> PromptFormat:
-    """The format of a style for the model in `folder`; what is given goes before the style's own.
+    """The format of a style for the model in `folder`; `system` and `delimiter` override the style's own.
 
-    `few_shot` is a file, see `read_few_shot`; `as_prompt` makes a prompt of an example's problem.
-    Raises UserError for an unknown style, a style "chat" without a template, or a bad file.
+    `few_shot` is a file as read by `read_few_shot`; `as_prompt` turns an example's problem into a prompt.
+    Raises UserError for an unknown style, the style "chat" without a chat template, or a bad file.
     """
     if style not in _STYLES:
         raise UserError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
@@ -116,7 +116,7 @@ def build_prompt(
 
 
 def read_system_prompt(text_or_file: str) -> str:
-    """The content of a file where there is one of that name, else the text itself."""
+    """The content of the file of this name if there is one, else the text itself."""
     try:
         is_file = Path(text_or_file).is_file()
     except (OSError, ValueError):  # too long for a name, or not one at all
@@ -125,7 +125,7 @@ def read_system_prompt(text_or_file: str) -> str:
 
 
 def read_few_shot(path: str | Path) -> tuple[Sequence[tuple[str, str]], str]:
-    """Worked examples: (problem, solution) pairs of a .jsonl file, or the whole text of any other file.
+    """Few-shot examples: the (problem, solution) pairs of a .jsonl file and "", or () and the text of another file.
 
     Raises UserError that names the file and the line.
     """

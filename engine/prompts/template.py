@@ -1,4 +1,4 @@
-"""Chat templates: read from a checkpoint's folder, rendered in a sandbox of their own process."""
+"""Chat templates: read from a checkpoint's folder, and rendered in a sandboxed process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from engine.errors import UserError
 
 MAX_SOURCE = 1 << 18  # characters of a template
 _WORKER = Path(__file__).with_name("worker.py")
-_START_SECONDS, _WALL_SECONDS = 120.0, 60.0  # far over what the worker allows itself; a loaded machine is slow
+_START_SECONDS, _WALL_SECONDS = 120.0, 60.0  # far above the worker's own limit, for a busy machine
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 Message = Mapping[str, str]  # "role" and "content"
 
 
 class ChatTemplate:
-    """Renders messages to a prompt's text; a template that fails, loops or grows is a ValueError."""
+    """Renders messages as text. Raises UserError for a template that fails, or exceeds its limits."""
 
     def __init__(self, source: str, tokens: Mapping[str, str] | None = None, *, origin: str = "the chat template"):
         if len(source) > MAX_SOURCE:
@@ -33,9 +33,9 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
-        """The template of a checkpoint: `chat_template.jinja`, else in tokenizer_config.json; None without one.
+        """A checkpoint's template, from `chat_template.jinja` or else tokenizer_config.json; None if it has none.
 
-        Raises UserError for a file that is damaged.
+        Raises UserError for a damaged file.
         """
         config = read_tokenizer_config(folder)
         path = folder / "chat_template.jinja"
@@ -58,7 +58,7 @@ class ChatTemplate:
         return cls(source, special_tokens(config), origin=f"the chat template of {path}")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The text of a conversation. Raises UserError for a template that does not make one."""
+        """The text of a conversation. Raises UserError for a template that cannot be rendered."""
         if self._worker is None:
             self._worker = _Worker()
         variables = {
@@ -78,13 +78,13 @@ class ChatTemplate:
 
 
 def read_tokenizer_config(folder: Path) -> dict:
-    """`tokenizer_config.json`, empty where there is none. Raises UserError for a damaged file."""
+    """The content of `tokenizer_config.json`, empty if there is none. Raises UserError for a damaged file."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON, or bytes that are no text
+    except ValueError as error:  # bad JSON, or not UTF-8
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} must hold a JSON object, got {str(config)[:40]!r}")
@@ -92,17 +92,17 @@ def read_tokenizer_config(folder: Path) -> dict:
 
 
 def special_tokens(config: dict) -> dict[str, str]:
-    """The texts of the special tokens that a tokenizer_config.json names."""
+    """The special tokens in a tokenizer_config.json, name -> text."""
     named = {name: config.get(name) for name in _TOKENS}
     texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 class _Worker:
-    """The process that renders; it ends with this object, or with this process."""
+    """The process that renders templates; it ends with this object, or with this process."""
 
     def __init__(self) -> None:
-        # By path and without the script's folder: neither this package nor the current folder is imported from.
+        # Started by path and with -P, so that it imports from neither this package nor the current folder.
         command = [sys.executable, "-P", str(_WORKER)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
@@ -111,7 +111,7 @@ class _Worker:
             raise RuntimeError("the process that renders chat templates did not start")
 
     def ask(self, request: dict) -> dict | None:
-        """The answer; None where the process had to be stopped, or stopped itself."""
+        """The reply to a request; None if the process had to be stopped, or stopped itself."""
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()

@@ -1,8 +1,7 @@
-"""Renders chat templates in a process of its own, which is killed by what would hang or fill this one.
+"""Renders chat templates in a separate process, with limits on processor time, memory and output.
 
-A template comes with a checkpoint, and a checkpoint from anywhere. The sandbox keeps it from running code; it
-does not keep it from looping or growing. So it renders here: within limits of processor time, memory and
-output. Run by path, and imports nothing of the package: torch takes seconds.
+A template comes with a checkpoint, which may come from anywhere. The sandbox keeps it from running code, but not
+from looping or growing. The script is run by path and imports nothing of the package, since torch takes seconds.
 
 One JSON object per line: `{"source", "variables"}` in, `{"text"}` or `{"error"}` out; `{"ready"}` comes first.
 """
@@ -17,7 +16,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-MAX_SECONDS = 2.0  # of processor time, for one text
+MAX_SECONDS = 2.0  # of processor time, per request
 MAX_BYTES = 512 << 20  # of memory
 MAX_CHARACTERS = 1 << 20  # of output
 TODAY = datetime.date(2024, 7, 26)  # Llama's own default: a prompt must not change from one day to the next
@@ -34,7 +33,7 @@ class Generation(jinja2.ext.Extension):
 
 
 def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """As transformers renders templates, but for the date."""
+    """A sandbox that renders as transformers does, except for a fixed date."""
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -52,7 +51,7 @@ def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 
 def render(environment: jinja2.Environment, templates: dict, request: dict) -> dict:
-    """The answer to a request."""
+    """The reply to a request; `templates` caches compiled templates by their source."""
     source = request["source"]
     try:
         if source not in templates:
@@ -75,7 +74,7 @@ def render(environment: jinja2.Environment, templates: dict, request: dict) -> d
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ends when whoever asks is gone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when its parent does
     environment, templates = make_environment(), {}
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

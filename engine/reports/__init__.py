@@ -1,4 +1,4 @@
-"""What a run leaves behind: result rows, the ledger that resumes it, tables and one HTML page."""
+"""Reports on the result rows of runs: tables, and one HTML page."""
 
 from engine.reports.html import report_html, write_report
 from engine.reports.tables import (

@@ -1,4 +1,4 @@
-"""Groups of upright bars with their intervals: accuracy by difficulty bin, strategy and budget."""
+"""A chart of grouped bars with intervals: accuracy by difficulty bin, strategy and budget."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ NUM_SHADES = 4  # the last is the full colour
 
 @dataclass(frozen=True)
 class Bar:
+    """An accuracy as a bar with its interval."""
+
     name: str  # of its series, in the legend
-    detail: str  # what tells it from other bars of its series, e.g. a budget
+    detail: str  # distinguishes it from other bars of its series, e.g. a budget
     accuracy: float  # 0..1
     low: float  # 95 % interval
     high: float
@@ -24,12 +26,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarGroup:
+    """Bars side by side, e.g. those of one difficulty bin."""
+
     name: str  # under its bars
     bars: tuple[Bar, ...]
 
 
 def bar_chart(groups: Sequence[BarGroup], label: str, x_label: str) -> Markup:
-    """One colour per series, one shade per detail (the last in full), in order of first appearance; seven series."""
+    """A colour per series, at most seven, and a shade per detail, the last full; in order of first appearance."""
     width, height, left, right, top, bottom = 860, 360, 58, 12, 40, 58
     bars = [bar for group in groups for bar in group.bars]
     levels = svg.nice_ticks(0, min(100.0, max(5.0, 100 * max(bar.high for bar in bars))))
@@ -61,7 +65,7 @@ def bar_chart(groups: Sequence[BarGroup], label: str, x_label: str) -> Markup:
 
 
 def _shades(bars: Sequence[Bar]) -> dict[str, int]:
-    """By detail; the one detail of a series that no other one has needs none: it stands in full colour."""
+    """The shade of each detail; a series' only detail gets none (full colour) unless another series shares it."""
     of_series: dict[str, set[str]] = {}
     for bar in bars:
         of_series.setdefault(bar.name, set()).add(bar.detail)
@@ -94,7 +98,7 @@ def _bar(bar: Bar, x: float, width: float, y, colour: int, shade: int) -> Markup
 
 
 def _legend(names: Sequence[str], details: Sequence[str], left: float) -> list[Markup]:
-    """Series by colour, then what the shades are."""
+    """The names of the series in their colours, then the details from light to dark."""
     parts, at = [], float(left)
     for index, name in enumerate(names):
         square = svg.element("rect", x=at, y=8.0, width=12.0, height=12.0, class_="column")

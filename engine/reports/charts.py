@@ -20,22 +20,24 @@ NUM_COLOURS = 8  # strategy classes s0 .. s7 of the style sheet
 
 @dataclass(frozen=True)
 class Point:
-    budget: float  # generations, or what else the chart's horizontal axis shows
+    """An accuracy at one budget."""
+
+    budget: float  # generations, or another quantity on the horizontal axis
     accuracy: float  # 0..1
     low: float  # 95 % interval
     high: float
-    is_measured: bool  # False: worked out from the samples of a larger budget
+    is_measured: bool  # False: computed from the samples of a larger budget
 
 
 def strategy_index(strategy: str) -> int:
-    """Which colour and marker a strategy has, on every page the same."""
+    """The index of a strategy's colour and marker, the same on every page."""
     if strategy in STRATEGY_ORDER:
         return STRATEGY_ORDER.index(strategy)
     return sum(strategy.encode("utf-8", "replace")) % NUM_COLOURS
 
 
 def accuracy_curves(rows: Sequence[Row]) -> dict[str, list[Point]]:
-    """Points per strategy with rising budget, from graded rows.
+    """Points per strategy by rising budget, from graded rows.
 
     For majority and best-of-n, whose candidates are independent, the largest budget also gives the
     budgets 1, 2, 4 ... below it: the mean over disjoint runs of that many candidates, so every
@@ -65,19 +67,15 @@ def _point(budget: int, values: list[float], rows: list[Row], is_measured: bool)
 
 
 def accuracy_chart(
-    curves: dict[str, list[Point]],
+    curves: dict[str, list[Point]],  # by strategy
     *,
-    label: str = "accuracy against budget, one line per strategy",
+    label: str = "accuracy against budget, one line per strategy",  # for screen readers
     x_label: str = "budget (generations per problem)",
-    is_log: bool = True,
-    ticks: Sequence[tuple[float, str]] | None = None,
-    index_of: Callable[[str], int] = strategy_index,
+    is_log: bool = True,  # whether the horizontal axis is log2(budget)
+    ticks: Sequence[tuple[float, str]] | None = None,  # (value, text) of the horizontal axis; by default all budgets
+    index_of: Callable[[str], int] = strategy_index,  # strategy -> colour and marker
 ) -> Markup:
-    """One line per strategy over log2(budget), or a linear axis; `single` is a level to compare with.
-
-    `ticks` are (value, text) of the horizontal axis, by default every budget; `index_of` gives a line's colour and
-    marker.
-    """
+    """A chart of accuracy against budget, one line per strategy; `single` is a level line for comparison."""
     width, height, left, right, top, bottom = 760, 400, 58, 150, 16, 52
     right = max(right, 46 + round(7.3 * max(map(len, curves))))  # room for the names
     points = [point for line in curves.values() for point in line]
@@ -113,7 +111,7 @@ def accuracy_chart(
 
 
 def accuracy_grid(levels: Sequence[float], y: Callable[[float], float], left: float, right: float) -> list[Markup]:
-    """Horizontal lines and their percentages; `y` places an accuracy (0..1)."""
+    """Horizontal lines with their percentages; `y` maps an accuracy (0..1) to pixels."""
     parts = []
     for level in levels:
         parts.append(svg.line(left, y(level / 100), right, y(level / 100), class_="grid"))
@@ -122,7 +120,7 @@ def accuracy_grid(levels: Sequence[float], y: Callable[[float], float], left: fl
 
 
 def accuracy_label(middle: float) -> Markup:
-    """The name of the vertical axis, turned."""
+    """The vertical axis's label, rotated."""
     turned = f"translate(14 {middle:.0f}) rotate(-90)"
     return svg.text("accuracy (%)", 0, 0, "middle", class_="label", transform=turned)
 
@@ -134,7 +132,7 @@ def _accuracy_range(points: list[Point]) -> tuple[float, float]:
 
 
 def _spread_labels(budgets: list[float], x) -> list[float]:
-    """Budgets whose labels do not touch."""
+    """The budgets that can be labelled without overlap."""
     kept: list[float] = []
     for budget in budgets:
         if not kept or x(budget) - x(kept[-1]) >= 26:
@@ -149,7 +147,7 @@ def _curve(strategy: str, points: list[Point], x, y, left: float, right: float, 
         title = svg.element("title", f"single: {100 * points[-1].accuracy:.1f} %")
         return svg.group([title, line], class_=f"s{index}")
     parts = []
-    # Intervals step aside a little so that those of one budget can be told apart.
+    # Intervals are shifted a little so that those of one budget do not overlap.
     aside = (index - 2) * 2.5
     if len(points) > 1:
         path = " ".join(f"{x(p.budget):.1f},{y(p.accuracy):.1f}" for p in points)
@@ -167,7 +165,7 @@ def _curve(strategy: str, points: list[Point], x, y, left: float, right: float, 
 
 
 def marker(index: int, x: float, y: float, is_filled: bool = True) -> Markup:
-    """A strategy's marker: shape as well as colour, so that no colour has to be told apart."""
+    """A strategy's marker; the shape differs as well as the colour, for readers who cannot tell colours apart."""
     shapes = (
         ((-5, 0), (5, 0)),
         None,
@@ -189,7 +187,7 @@ def marker(index: int, x: float, y: float, is_filled: bool = True) -> Markup:
 def _end_labels(
     labels: list[tuple[float, str, float]], x: float, top: float, bottom: float, index_of: Callable[[str], int]
 ) -> list[Markup]:
-    """Names at the right end, moved apart where lines end together."""
+    """Names at the right ends of the lines, moved apart where they would overlap."""
     labels, gap = sorted(labels), 17.0
     heights: list[float] = []
     for level, _, _ in labels:
@@ -249,7 +247,7 @@ _UNITS = {"tokens": "tokens", "flops": "FLOPs"}
 
 
 def interval_bar(summary: StrategySummary, highest: float) -> Markup:
-    """Accuracy and its interval on a scale from 0 to `highest` (0..1): a line for the headline table."""
+    """An accuracy and its interval on a scale from 0 to `highest` (0..1), for a row of the headline table."""
     width, height = 180, 18
     scale = (width - 12) / highest
     parts = [svg.line(6, 9, width - 6, 9, class_="track")]

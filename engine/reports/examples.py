@@ -1,4 +1,4 @@
-"""Which search trees a reader learns most from."""
+"""Chooses the search trees that a report shows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from engine.results.rows import Row
 
 @dataclass(frozen=True)
 class Example:
+    """A row whose search tree is shown."""
+
     row: Row
-    sample_share: float | None  # 0..1, how often a single sample solves the problem, where that is known
+    sample_share: float | None  # 0..1, share of single samples that solve the problem, where known
     reason: str  # why it is shown
 
 
 def choose_examples(rows: Sequence[Row], max_examples: int = 6) -> list[Example]:
-    """Rows with trees: first a problem that single samples mostly fail at and a search solves, the same
-    problem under the other strategies, then another such problem and a failure."""
+    """Chooses rows with trees.
+
+    The first is a problem that a search solves but single samples mostly do not, followed by the same problem
+    under the other strategies, another such problem and a failed search.
+    """
     with_tree = [row for row in rows if row.get("tree") and len(row["tree"]) > 1]
     if not with_tree:
         return []
@@ -48,7 +53,7 @@ def choose_examples(rows: Sequence[Row], max_examples: int = 6) -> list[Example]
 
 
 def _sample_shares(rows: Sequence[Row]) -> dict[str, float]:
-    """How often single samples solve each problem: `single` rows, else the pools of sampling strategies."""
+    """Share of single samples that solve each problem, from `single` rows or else the samples of other strategies."""
     for strategies in (("single",), ("majority", "best-of-n")):
         seen: dict[str, list[float]] = {}
         for row in rows:

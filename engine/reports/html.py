@@ -1,4 +1,4 @@
-"""`ttc report`: one HTML file that needs nothing beside itself."""
+"""`ttc report`: a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def write_report(
 ) -> None:
     """Writes the page of a run atomically.
 
-    `seconds` is the wall clock by strategy (see `summarize`); `facts` (hardware, commit, models ...)
-    are shown under the title as they are. Raises UserError where there is no row, OSError as the
-    file system does.
+    `seconds` is the wall-clock time by strategy (see `summarize`); `facts` (hardware, commit, models ...)
+    are shown under the title. Raises UserError if there are no rows, and OSError.
     """
     page = report_html(rows, title=title, seconds=seconds, facts=facts, max_examples=max_examples)
     write_atomically(out, page.encode("utf-8", "replace"))
@@ -54,13 +53,13 @@ def report_html(
     facts: Mapping[str, object] | None = None,
     max_examples: int = 6,
 ) -> str:
-    """The page itself; parameters as for `write_report`."""
+    """The page as text; parameters as for `write_report`."""
     if not rows:
         raise UserError("a report needs at least one result row, got none")
     summaries = summarize(rows, seconds=seconds)
     curves = charts.accuracy_curves(rows)
     examples = choose_examples(rows, max_examples)
-    largest = list({each.strategy: each for each in summaries}.values())  # budgets rise: the last one stays
+    largest = list({each.strategy: each for each in summaries}.values())  # of rising budgets the last is kept
     comparisons = compare(rows)
     main = list({(each.better, each.worse): each for each in comparisons}.values())
     purposes = [name for name in PURPOSES if any(each.tokens[name] or each.flops[name] for each in summaries)]
@@ -86,7 +85,7 @@ def report_html(
 
 
 def page_environment(*folders: str | os.PathLike[str]) -> Environment:
-    """Templates of this package (the style sheet is `report.css`) and of other folders; everything is escaped."""
+    """Loads templates of this package (with the style sheet `report.css`) and of `folders`, with autoescape."""
     return Environment(
         loader=ChoiceLoader([PackageLoader("engine.reports"), FileSystemLoader(folders)]),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Intervals for accuracies: small, seeded, numpy alone."""
+"""Confidence intervals of accuracies, with numpy only and a fixed seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NUM_RESAMPLES = 2000
 
 
 def wilson_interval(num_right: float, num_total: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion."""
+    """95 % Wilson score interval of a proportion. Raises UserError without observations."""
     if num_total < 1:
         raise UserError(f"an interval needs at least one observation, got {num_total}")
     share, z2 = num_right / num_total, _Z * _Z
@@ -24,22 +24,22 @@ def wilson_interval(num_right: float, num_total: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
-    """95 % interval of the mean of values within 0..1, where `clusters` says which problem each belongs to.
+    """95 % interval of the mean of values within 0..1; `clusters` gives the problem of each value.
 
-    Right-or-wrong values of distinct problems give a Wilson interval; anything else (several seeds
-    of one problem, fractions) a bootstrap over problems.
+    It is a Wilson interval for values 0 and 1 of distinct problems, else (several seeds of a problem,
+    fractions) a bootstrap over problems.
     """
     num_clusters = len(set(clusters))
     if num_clusters == len(values) and all(value in (0, 1) for value in values):
         return wilson_interval(sum(values), num_clusters)
     low, high = bootstrap_interval(values, clusters)
-    if low == high:  # every problem alike: resampling cannot tell how sure that is
+    if low == high:  # all problems are equal: resampling has no spread
         return wilson_interval(float(np.mean(values)) * num_clusters, num_clusters)
     return low, high
 
 
 def bootstrap_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
-    """95 % percentile interval of the mean when whole clusters are drawn again, always the same draws."""
+    """95 % percentile interval of the mean, from resampling whole clusters with a fixed seed."""
     if not values:
         raise UserError("an interval needs at least one observation, got none")
     number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}

@@ -1,4 +1,4 @@
-"""Just enough SVG: elements as escaped strings, axes with round numbers."""
+"""Builds SVG: elements as escaped strings, and round numbers for axes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
 def element(tag: str, *children: object, **attributes: object) -> Markup:
     """`element("text", "a < b", x=1, text_anchor="end")`: children are escaped unless they are Markup.
 
-    A trailing underscore is dropped (`class_`), other underscores become hyphens, None leaves an
-    attribute out, floats are cut to two decimals.
+    A trailing underscore is dropped (`class_`), other underscores become hyphens, an attribute of None
+    is left out, floats are rounded to two decimals.
     """
     parts = []
     for name, value in attributes.items():
@@ -45,7 +45,7 @@ def image(
     is_scaled: bool = True,
     **attributes: object,
 ) -> Markup:
-    """A whole SVG of (width, height), scaled to its box or as large as it is; screen readers read `label`."""
+    """An SVG image of `size` (width, height) in pixels, which may be scaled to fit; screen readers read `label`."""
     width, height = map(round, size)
     if not is_scaled:
         attributes |= {"width": width, "height": height}
@@ -61,7 +61,7 @@ def image(
 
 
 def printable(content: str) -> str:
-    """Text without characters that XML forbids and lone surrogates, which no file can hold."""
+    """Replaces characters that XML forbids, and lone surrogates, which cannot be encoded."""
     return _UNPRINTABLE.sub("\ufffd", content)
 
 

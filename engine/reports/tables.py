@@ -1,4 +1,4 @@
-"""Accuracy and cost per strategy: the numbers, and how they are shown on a terminal or in Markdown."""
+"""Accuracy and cost per strategy, as numbers and as tables for a terminal or in Markdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRATEGY_ORDER = (
     "revisions",
     "compute-optimal",
 )
-# Pairs that the notes under a table compare: the first is meant to be the better one.
+# The pairs compared under a table; the first is expected to be better.
 _COMPARISONS = (
     ("best-of-n", "single"),
     ("best-of-n", "majority"),
@@ -44,18 +44,18 @@ class StrategySummary:
     num_rows: int
     num_problems: int
     num_seeds: int
-    num_graded: int  # rows that have a verdict
+    num_graded: int  # rows with a verdict
     num_errors: int  # candidates left out for NaN or Inf, over all rows
-    accuracy: float | None  # 0..1; None where no row has a verdict
+    accuracy: float | None  # 0..1; None if no row has a verdict
     low: float | None  # 95 % interval
     high: float | None
     tokens: dict[str, float]  # by purpose
     flops: dict[str, float]  # by purpose
-    seconds: float | None  # wall clock of all rows together
+    seconds: float | None  # wall-clock time of all rows together
 
     @property
     def total_tokens(self) -> float:
-        """Tokens that went through a forward: all but those read from the cache."""
+        """Tokens that went through a forward, all but the cached ones."""
         return sum(amount for purpose, amount in self.tokens.items() if purpose != "cached")
 
     @property
@@ -64,7 +64,7 @@ class StrategySummary:
 
     @property
     def verifier_share(self) -> float:
-        """Share of the FLOPs that the verifier took, 0..1."""
+        """The verifier's share of the FLOPs, 0..1."""
         return self.flops["verified"] / self.total_flops if self.total_flops else 0.0
 
     def as_dict(self) -> dict[str, object]:
@@ -74,20 +74,20 @@ class StrategySummary:
 
 
 def accuracy_of(row: Row) -> float | None:
-    """A row's accuracy: its field `accuracy` (0..1, a mean over samples) if it has one, else `correct`."""
+    """A row's accuracy: `accuracy` (0..1, a mean over samples) if it has this field, else `correct` as 0 or 1."""
     if row.get("accuracy") is not None:
         return float(row["accuracy"])
     return None if row["correct"] is None else float(row["correct"])
 
 
 def strategy_key(strategy: str) -> tuple[int, str]:
-    """Sorts strategies from plain to clever, unknown ones last by name."""
+    """A sort key: known strategies in STRATEGY_ORDER, then unknown ones by name."""
     is_known = strategy in STRATEGY_ORDER
     return (STRATEGY_ORDER.index(strategy) if is_known else len(STRATEGY_ORDER), strategy)
 
 
 def group_rows(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
-    """Rows by (strategy, budget), strategies from plain to clever, budgets rising."""
+    """Rows by (strategy, budget), sorted by `strategy_key` and budget."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["strategy"], row["budget"]), []).append(row)
@@ -97,8 +97,8 @@ def group_rows(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
 def summarize(rows: Iterable[Row], *, seconds: Mapping[str, float] | None = None) -> list[StrategySummary]:
     """One summary per strategy and budget.
 
-    `seconds` is the wall clock by strategy, for a strategy with one budget; without it the optional
-    field `seconds` of the rows is added up.
+    `seconds` is the wall-clock time by strategy, used for strategies with one budget; otherwise it is the
+    sum of the rows' optional field `seconds`.
     """
     groups = group_rows(rows)
     num_budgets = {strategy: sum(name == strategy for name, _ in groups) for strategy, _ in groups}
@@ -141,7 +141,7 @@ def _mean_by_purpose(rows: Sequence[Row], part: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much more accurate one strategy is than another on the problems and seeds both have, in points."""
+    """The difference in accuracy of two strategies on the problems and seeds of both, in percentage points."""
 
     better: str
     worse: str
@@ -159,7 +159,7 @@ class Comparison:
 
 
 def compare(rows: Iterable[Row]) -> list[Comparison]:
-    """The usual comparisons, each where both sides are present at one budget (`single` at any)."""
+    """The comparisons of all usual pairs of strategies that have a common budget (`single` has any)."""
     groups = group_rows(rows)
     found = []
     for better, worse in _COMPARISONS:
@@ -174,7 +174,7 @@ def compare(rows: Iterable[Row]) -> list[Comparison]:
 
 
 def _compare(better: str, worse: str, budget: int, ours: list[Row], theirs: list[Row]) -> Comparison | None:
-    """Over rows of the same problem and seed. None where there is none."""
+    """Compares rows of the same problem and seed; None if there are none."""
     baseline = {(row["id"], row["seed"]): accuracy_of(row) for row in theirs}
     differences, problems = [], []
     for row in ours:
@@ -219,7 +219,7 @@ def table_cells(summaries: Iterable[StrategySummary]) -> list[list[str]]:
 
 
 def quantity(amount: float) -> str:
-    """Three significant digits and a decimal prefix: 0, 950, 12.3 k, 4.56 M."""
+    """An amount with three significant digits and a decimal prefix: 0, 950, 12.3 k, 4.56 M."""
     for prefix in ("", " k", " M", " G", " T", " P", " E"):
         if abs(amount) < 999.5 or prefix == " E":
             break
@@ -231,7 +231,7 @@ def quantity(amount: float) -> str:
 
 
 def terminal_table(summaries: Iterable[StrategySummary], comparisons: Iterable[Comparison] = ()) -> Group:
-    """A rich table that fits 80 columns, what its columns mean, and the comparisons."""
+    """A rich table that fits 80 columns, with a legend and the comparisons below it."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column(COLUMNS[0], min_width=10, overflow="fold")
     for name in COLUMNS[1:]:

@@ -11,10 +11,10 @@ from engine.reports import svg
 from engine.results.rows import Row
 from engine.types import FINISHED
 
-MAX_ROWS = 64
-_ROW, _BOX = 28, 22  # heights: of a row, of a node in it
+MAX_LANES = 64
+_LANE, _BOX = 28, 22  # heights of a lane, and of a node in it
 _GAP = 30  # between columns
-_CHARACTER = 7.0  # width of one in the monospaced face
+_CHARACTER = 7.0  # width in the monospaced font
 _MAX_CHARACTERS = 26  # of a step's text
 _SCORE = 34  # width of the score's field
 _TOP = 34  # of the column headings
@@ -22,30 +22,30 @@ _TOP = 34  # of the column headings
 
 @dataclass
 class _Shown:
-    """A node as drawn: one of the tree, or one that stands for several left out."""
+    """A node as drawn: a node of the tree, or one that summarises several left out."""
 
     parent: int | None  # index into the list of shown nodes
     text: str
     tip: str
     classes: str
     score: float | None = None
-    ending: str = ""  # what a finished node says after its text
+    ending: str = ""  # shown after the text of a finished node
     depth: int = 0
-    row: int = 0
+    lane: int = 0  # vertical position, from the top
     children: list[int] = field(default_factory=list)
 
 
-def tree_svg(nodes: list[Row], gold: str | None = None, max_rows: int = MAX_ROWS, unit: str = "step") -> Markup:
-    """The tree of a result row; `unit` is what its nodes are: a step, or an attempt of a chain of revisions.
+def tree_svg(nodes: list[Row], gold: str | None = None, max_lanes: int = MAX_LANES, unit: str = "step") -> Markup:
+    """Draws the tree of a result row; `unit` names a node: "step", or "attempt" of a chain of revisions.
 
-    What would take more than `max_rows` rows is thinned out: pruned steps are gathered into one node per
+    A tree of more than `max_lanes` lanes is thinned out: pruned steps are gathered into one node per
     parent, then whole pruned branches, then the lower-scored finished ones.
     """
     for kept in _kept_nodes(nodes):
         shown = _gathered(nodes, kept, gold)
         _place(shown)
-        num_rows = max(each.row for each in shown) + 1
-        if num_rows <= max_rows:
+        num_lanes = max(each.lane for each in shown) + 1
+        if num_lanes <= max_lanes:
             break
     num_columns = max(each.depth for each in shown) + 1
     widths = [max(_width(each) for each in shown if each.depth == depth) for depth in range(num_columns)]
@@ -58,7 +58,7 @@ def tree_svg(nodes: list[Row], gold: str | None = None, max_rows: int = MAX_ROWS
     parts += [_node(each, lefts[each.depth]) for each in shown]
     headings = ["problem", *(f"{unit} {depth}" for depth in range(1, num_columns))]
     parts += [svg.text(name, lefts[depth], 16, class_="tick") for depth, name in enumerate(headings)]
-    width, height = lefts[-1] - _GAP + 8, _TOP + _ROW * num_rows + 6
+    width, height = lefts[-1] - _GAP + 8, _TOP + _LANE * num_lanes + 6
     label = f"search tree of {len(nodes) - 1} {unit}s"
     return svg.image(parts, (width, height), label, is_scaled=False, class_="tree")
 
@@ -73,11 +73,12 @@ def path_to(nodes: list[Row], index: int | None) -> set[int]:
 
 
 def best_path(nodes: list[Row]) -> set[int]:
+    """Indices of the nodes on the chosen path; empty if no answer was chosen."""
     return path_to(nodes, next((index for index, node in enumerate(nodes) if node.get("best")), None))
 
 
 def _kept_nodes(nodes: list[Row]) -> Iterator[set[int]]:
-    """Sets of nodes to draw one by one, closed under parents, from all of them down to the best path."""
+    """Yields ever smaller sets of nodes to draw individually, closed under parents: from all to the best path."""
     finals = [index for index, node in enumerate(nodes) if node["status"] == "final"]
     best = best_path(nodes) | {0}
     has_children = {node["parent"] for node in nodes}
@@ -98,7 +99,7 @@ def _score(node: Row) -> float | None:
 
 
 def _gathered(nodes: list[Row], kept: set[int], gold: str | None) -> list[_Shown]:
-    """The nodes to draw, parents first; each run of left-out branches of a parent is one node."""
+    """The nodes to draw, parents first; all that is left out below a parent becomes one node."""
     best = best_path(nodes)
     left_out: dict[int, list[int]] = {}  # kept parent -> everything left out below it
     owner: dict[int, int] = {}
@@ -155,9 +156,9 @@ def _gathering(nodes: list[Row], parent: int) -> _Shown:
 
 
 def _place(shown: list[_Shown]) -> None:
-    """Rows: a node stands on the row of its first child (so the best path runs straight along the top), and
-    every further child's branch as high as it fits below those before it."""
-    # Per node, by level below it: first row taken and first row free, relative to the node's own row.
+    """Sets the lanes: a node shares that of its first child (so the best path runs straight along the top), and
+    every further child's branch is as high as it fits below those before it."""
+    # Per node, by level below it: the first lane taken and the first free below, relative to the node's own.
     contours: list[list[tuple[int, int]]] = [[] for _ in shown]
     offsets = [0] * len(shown)
     for number in reversed(range(len(shown))):  # children come after parents
@@ -176,11 +177,11 @@ def _place(shown: list[_Shown]) -> None:
             contours[child] = []
         contours[number] = [(0, 1), *taken]
     for number, each in enumerate(shown):
-        each.row = offsets[number] + (0 if each.parent is None else shown[each.parent].row)
+        each.lane = offsets[number] + (0 if each.parent is None else shown[each.parent].lane)
 
 
 def _rank(each: _Shown) -> tuple[bool, bool, bool, bool, float]:
-    """Best path first, then leaves, finished before pruned and by score, then branches that go on."""
+    """A sort key: the best path, then leaves (finished before pruned, then by score), then longer branches."""
     is_leaf = not each.children
     is_pruned = "pruned" in each.classes
     is_gathered = "gathered" in each.classes
@@ -197,7 +198,7 @@ def _width(each: _Shown) -> float:
 
 
 def _middle(each: _Shown) -> float:
-    return _TOP + _ROW * each.row + _ROW / 2
+    return _TOP + _LANE * each.lane + _LANE / 2
 
 
 def _edge(parent: _Shown, child: _Shown, lefts: list[float]) -> Markup:

@@ -1,4 +1,4 @@
-"""`ttc verify`: what a verifier is worth on labelled answers, as figures, as a table and as a page."""
+"""`ttc verify`: the quality of a verifier on labelled answers, as figures, a table and a page."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich import box
+from rich.table import Table
 
 from engine.errors import UserError
+from engine.reports.html import page_environment
 from engine.reports.verifier_charts import reliability_chart, roc_chart
 from engine.results.files import write_atomically
 from engine.verifiers.figures import Bin, auc, auc_within, best_threshold, first_errors, reliability, roc_points
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """A labelled answer and what the verifier says of it."""
+    """A labelled answer and the verifier's scores."""
 
     question: str
-    scores: tuple[float, ...]  # one per step, or one of the whole answer
-    labels: tuple[float, ...]  # one per step, within 0..1; the last is the answer's own end
-    first_wrong: int | None  # index of the first wrong step, -1 for none, None where it is not known
+    scores: tuple[float, ...]  # one per step, or one for the whole answer
+    labels: tuple[float, ...]  # one per step, within 0..1; the last says whether the answer is right
+    first_wrong: int | None  # index of the first wrong step, -1 for none, None if unknown
 
     @property
     def is_right(self) -> bool:
@@ -37,7 +35,7 @@ class ScoredAnswer:
         return len(self.scores) == len(self.labels)
 
 
-# What is shown of answers and of steps, and under which key it stands.
+# The figures shown for answers and for steps: heading -> key.
 _FIGURES = {
     "number": "count",
     "mean score": "mean_score",
@@ -50,12 +48,14 @@ _FIGURES = {
 
 
 def verifier_figures(answers: Sequence[ScoredAnswer], *, judges: str, seed: int = 0) -> dict:
-    """Everything that the report shows, as JSON values.
+    """All figures of the report, as JSON values.
 
-    `answers`: the last score of each against its own end. `steps`, of a verifier that `judges` "steps": all scores
-    against all labels. `first_wrong`: with the threshold that is best on one half of the questions, drawn by the
-    seed, exact matches on the other half; null where either half lacks wrong or right answers. Raises UserError
-    where all answers are right or all are wrong: nothing could be told apart.
+    * `answers`: last scores against whether answers are right
+    * `steps`, if the verifier `judges` "steps": all scores against all labels
+    * `first_wrong`: how often the first wrong step is found exactly, on one half of the questions (drawn by the
+      seed) with the threshold that is best on the other; null if either half lacks wrong or right answers
+
+    Raises UserError if all answers are right or all are wrong.
     """
     rights = [answer.is_right for answer in answers]
     if all(rights) or not any(rights):
@@ -115,11 +115,8 @@ def _first_wrong(answers: Sequence[ScoredAnswer], seed: int) -> dict | None:
 
 def verifier_table(figures: Mapping) -> Table:
     """The figures without the curves, for a terminal."""
-    from rich import box
-    from rich.table import Table
-
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    columns = _rows(figures)
+    columns = _columns(figures)
     table.add_column("", no_wrap=True)
     for name, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
@@ -129,7 +126,7 @@ def verifier_table(figures: Mapping) -> Table:
 
 
 def first_wrong_line(figures: Mapping) -> str:
-    """How well first wrong steps are found, in words."""
+    """The figures of `first_wrong` in words."""
     found = figures["first_wrong"]
     if found is None:
         return "first wrong steps: not measured"
@@ -140,8 +137,8 @@ def first_wrong_line(figures: Mapping) -> str:
     )
 
 
-def _rows(figures: Mapping) -> list[tuple[str, list[str]]]:
-    """Answers and, where they are scored, steps, each with the cells of all figures."""
+def _columns(figures: Mapping) -> list[tuple[str, list[str]]]:
+    """The cells of all figures, for answers and, where they are scored, for steps."""
     parts = [part for part in ("answers", "steps") if figures[part] is not None]
     return [(part, [_shown(figures[part][key]) for key in _FIGURES.values()]) for part in parts]
 
@@ -151,30 +148,27 @@ def _shown(value: float | int | None) -> str:
 
 
 def write_verifier_report(figures: Mapping, out: str | os.PathLike[str], *, title: str, facts: Mapping) -> None:
-    """Writes the page atomically; `facts` (verifier, data ...) are shown under the title as they are."""
-    environment = Environment(
-        loader=PackageLoader("engine.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Writes the page atomically; `facts` (verifier, data ...) are shown under the title. Raises OSError."""
     charts = {
         part: reliability_chart([Bin(**each) for each in figures[part]["reliability"]], label)
         for part, label in (("answers", "share of right answers"), ("steps", "mean label of steps"))
         if figures[part] is not None
     }
-    page = environment.get_template("verifier.html.j2").render(
-        title=title,
-        facts=facts,
-        names=list(_FIGURES),
-        rows=_rows(figures),
-        first_wrong=first_wrong_line(figures),
-        answers=charts["answers"],
-        steps=charts.get("steps"),
-        roc=roc_chart(figures["answers"]["roc"]),
-        auc=f"{figures['answers']['auc']:.3f}",
-        purposes=[],
-        examples=[],
+    page = (
+        page_environment()
+        .get_template("verifier.html.j2")
+        .render(
+            title=title,
+            facts=facts,
+            names=list(_FIGURES),
+            rows=_columns(figures),
+            first_wrong=first_wrong_line(figures),
+            answers=charts["answers"],
+            steps=charts.get("steps"),
+            roc=roc_chart(figures["answers"]["roc"]),
+            auc=f"{figures['answers']['auc']:.3f}",
+            purposes=[],
+            examples=[],
+        )
     )
     write_atomically(out, page.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""The charts of a verifier's report: reliability with counts, and the ROC curve."""
+"""The charts of a verifier's report: reliability diagrams with counts, and the ROC curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COUNTS = 70  # height of the bars below
 
 
 def reliability_chart(bins: Sequence[Bin], y_label: str) -> Markup:
-    """Share of good ones against mean score in every bin, the diagonal for comparison, and counts below."""
+    """A reliability diagram: share of good ones against mean score per bin, with the diagonal, and counts below."""
     height = _TOP + _SIDE + 22 + _COUNTS + _BOTTOM
     parts = _square("mean score", y_label, x_label_at=height - 8)
     filled = [each for each in bins if each.count]
@@ -45,7 +45,7 @@ def reliability_chart(bins: Sequence[Bin], y_label: str) -> Markup:
 
 
 def roc_chart(points: Sequence[tuple[float, float]], num_shown: int = 400) -> Markup:
-    """Share of good ones passed against share of bad ones passed; thousands of points are thinned out."""
+    """The ROC curve: share of good ones that pass against share of bad ones; at most about `num_shown` points."""
     every = max(1, -(-len(points) // num_shown))
     shown = [*points[:-1:every], points[-1]]
     path = " ".join(f"{_x(bad):.1f},{_y(good):.1f}" for bad, good in shown)
@@ -58,7 +58,7 @@ def roc_chart(points: Sequence[tuple[float, float]], num_shown: int = 400) -> Ma
 
 
 def _square(x_label: str, y_label: str, *, x_label_at: float) -> list[Markup]:
-    """Grid, diagonal and labels of a chart from 0 to 1 both ways."""
+    """Grid, diagonal and labels of a chart whose axes both range from 0 to 1."""
     parts = []
     for tick in range(0, 11, 2):
         level = _y(tick / 10)

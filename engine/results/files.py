@@ -1,4 +1,4 @@
-"""Files that are either the old version or the new one, whatever interrupts the writer."""
+"""Writes files atomically: an interrupted writer leaves either the old version or the new one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a temporary file beside `path`, syncs it and renames it over `path`.
 
-    Missing folders are made; a symbolic link is followed; what is no plain file (a pipe, /dev/null)
-    is written to as it is. Raises OSError as the file system does.
+    Creates missing folders and follows a symbolic link. A target that is no regular file (a pipe,
+    /dev/null) is written to directly. Raises OSError.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():

@@ -1,8 +1,8 @@
-"""The file that lets a killed run go on: append-only, one line per finished problem.
+"""The journal: an append-only file, one line per finished problem, from which a killed run resumes.
 
 The first line holds the run's configuration and its hash, every other line a finished row with its
-position in the input. A line counts once its newline is on the disk, so a run that is killed at any
-byte loses at most the problem it was writing.
+position in the input. A line counts once its newline is on disk, so a run that is killed at any byte
+loses at most the problem it was writing. The file and messages to users call it the run ledger.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from engine.results.files import sync_folder, write_atomically
 from engine.results.rows import Row, row_line
 
 _FORMAT = "ttc run ledger 1"
-_MARK = json.dumps({"format": _FORMAT})[:-1].encode()  # every ledger file starts with these bytes
+_MARK = json.dumps({"format": _FORMAT})[:-1].encode()  # every journal starts with these bytes
 
 
 def journal_path(out: str | os.PathLike[str]) -> Path:
-    """Where the run ledger of a results file stands: `results.jsonl.ledger` for `results.jsonl`."""
+    """The path of a results file's journal: `results.jsonl.ledger` for `results.jsonl`."""
     return Path(f"{os.fspath(out)}.ledger")
 
 
 def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> Journal:
-    """The run ledger beside a results file.
+    """Opens the journal of a results file.
 
-    Raises UserError as Journal does, and for results without a ledger, which nothing could resume.
+    Raises UserError as Journal does, and for existing results without a journal, which cannot be resumed.
     """
     path = journal_path(out)
     if os.path.isfile(out) and not path.exists() and not overwrite:
@@ -42,19 +42,19 @@ def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = Fal
 
 
 class JournalInUse(UserError):
-    """Another process writes to the run ledger."""
+    """Another process is writing to the journal."""
 
 
 class Journal:
-    """Finished rows of a run by their position in the input, safe on the disk one by one.
+    """The finished rows of a run by their position in the input, each synced to disk when it is appended.
 
-    `config` is what the results depend on (strategy, budget, seed, checkpoints, problems ...), as
-    JSON values; leave out what does not change a row. Opening takes an exclusive lock until `close`;
-    with `is_read_only` it takes none, changes nothing and needs the file to be there: the rows of a
-    run that may be going on.
+    `config` holds what the results depend on (strategy, budget, seed, checkpoints, problems ...) as
+    JSON values; leave out what does not change a row. The file is created if needed and locked until
+    `close`. With `is_read_only` it must exist, and is neither locked nor changed, so that the rows of a
+    running search can be read.
 
-    Raises UserError for a file with another configuration (naming what differs), for one that is
-    no run ledger or is damaged before its last line; JournalInUse for one that another process has open.
+    Raises UserError for a file with another configuration (naming what differs), that is no journal, or
+    that is damaged before its last line; JournalInUse for one that another process has open.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Journal:
     ) -> None:
         assert not (overwrite and is_read_only)
         self.path = Path(path)
-        self._config = json.loads(json.dumps(config, allow_nan=False))  # as it will be read back
+        self._config = json.loads(json.dumps(config, allow_nan=False))  # in the form in which it is read back
         self._hash = _digest(json.dumps(self._config, sort_keys=True))
         self._done: dict[int, Row] = {}
         self._seconds: dict[int, float] = {}
@@ -75,7 +75,7 @@ class Journal:
         try:
             if overwrite:
                 os.ftruncate(self._descriptor, 0)
-            self._size = self._load()  # bytes that hold whole lines; all else is cut off
+            self._size = self._load()  # bytes of complete lines; the rest is cut off
             os.ftruncate(self._descriptor, self._size)
             if self._size == 0:
                 self._write(row_line({"format": _FORMAT, "config_hash": self._hash, "config": self._config}))
@@ -88,22 +88,22 @@ class Journal:
 
     @property
     def done(self) -> dict[int, Row]:
-        """Finished rows by position in the input, those of earlier runs included; a copy."""
+        """A copy of the finished rows by position in the input, including those of earlier runs."""
         return dict(self._done)
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Wall-clock seconds of each finished row; a copy."""
+        """A copy of the wall-clock seconds of each finished row, by position."""
         return dict(self._seconds)
 
     def append(self, index: int, row: Row, *, seconds: float | None = None) -> None:
-        """Puts a finished row on the disk. `index` is its position in the input, from 0.
+        """Writes a finished row to disk. `index` is its position in the input, from 0.
 
-        `seconds` is the time spent on it, by default the time since the row before it, which over a
-        run adds up to the run's wall-clock time. Raises UserError for an index that is negative or
-        already done, OSError if the disk is full: the file is then as it was before.
+        `seconds` is the time spent on it, by default the time since the previous row, so that a run's rows
+        add up to its wall-clock time. Raises UserError for an index that is negative or already done, and
+        OSError if the disk is full; the file is then unchanged.
         """
-        assert self._descriptor >= 0, "the ledger is open for writing"
+        assert self._descriptor >= 0, "the journal is open for writing"
         if index < 0:
             raise UserError(f"a row's position counts from 0, got {index}")
         if index in self._done:
@@ -116,16 +116,16 @@ class Journal:
         self._done[index], self._seconds[index] = row, seconds
 
     def seconds_by_strategy(self) -> dict[str, float]:
-        """Wall-clock seconds per strategy over all runs of this file; killed work is not counted."""
+        """Wall-clock seconds of the finished rows per strategy, over all runs of this file."""
         totals: dict[str, float] = {}
         for index, row in self._done.items():
             totals[row["strategy"]] = totals.get(row["strategy"], 0.0) + self._seconds[index]
         return totals
 
     def write_rows(self, out: str | os.PathLike[str], *, num_expected: int | None = None) -> int:
-        """Writes the finished rows to `out` in input order, atomically; returns how many.
+        """Writes the finished rows to `out` in input order, atomically; returns their number.
 
-        Raises UserError, leaving `out` alone, where `num_expected` is given and rows are missing.
+        Raises UserError, and does not write, if any of the first `num_expected` rows is missing.
         """
         if num_expected is not None and (missing := sorted(set(range(num_expected)) - self._done.keys())):
             raise UserError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
@@ -133,7 +133,7 @@ class Journal:
         return len(self._done)
 
     def close(self) -> None:
-        """Gives up the lock; may be called more than once."""
+        """Releases the lock; may be called more than once."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -158,7 +158,7 @@ class Journal:
         return descriptor
 
     def _load(self) -> int:
-        """Reads the whole lines into `done`; returns how many bytes they take."""
+        """Reads the complete lines into `done`; returns their size in bytes."""
         data = self.path.read_bytes()
         if not (data.startswith(_MARK) or _MARK.startswith(data)):
             raise UserError(f"{self.path} is not a run ledger: it starts with {data[:40]!r}")
@@ -194,7 +194,7 @@ class Journal:
         self._done[index], self._seconds[index] = row, float(entry["seconds"])
 
     def _write(self, line: bytes) -> None:
-        """Appends a line and syncs it, or leaves the file as it was."""
+        """Appends a line and syncs it; on any error the file is unchanged."""
         try:
             written = 0
             while written < len(line):
@@ -219,7 +219,7 @@ def _row_key(config_hash: str, index: int, row: Row) -> str:
 
 
 def _difference(theirs: dict, ours: dict) -> str:
-    """What differs, as `seed was 0, now 1; budget was 16, now 8`."""
+    """The differences in words: `seed was 0, now 1; budget was 16, now 8`."""
     old, new = _flat(theirs), _flat(ours)
     names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
     shown = [f"{name} was {_shown(old.get(name))}, now {_shown(new.get(name))}" for name in names[:6]]
@@ -227,7 +227,7 @@ def _difference(theirs: dict, ours: dict) -> str:
 
 
 def _flat(config: dict, prefix: str = "") -> dict[str, str]:
-    """Values as JSON by dotted name."""
+    """All values as JSON, by dotted name."""
     flat: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, dict) and value:

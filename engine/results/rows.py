@@ -1,4 +1,4 @@
-"""Result rows: what a search returned, as one line of JSON."""
+"""Result rows: the result of a search as one line of JSON."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ Row = dict[str, object]
 def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
     """A result as a row: FIELDS, then `answers`, `finishes`, `num_errors` and `num_generations` (and `plan`, `tree`).
 
-    `scores` has one list per completion with one score per step, `agg_scores`, `completion_tokens`,
-    `answers` (extracted; null where there is none) and `finishes` ("eos", "boxed", "length" or
-    "error") one value per completion. A score that is
-    not finite becomes null. `tree` is described at `tree_nodes`.
+    `scores` has a list per completion with a score per step; `agg_scores`, `completion_tokens`, `answers`
+    (extracted, null for none) and `finishes` ("eos", "boxed", "length" or "error") have a value per completion.
+    A score that is not finite becomes null. For `tree` see `tree_nodes`.
     """
     candidates = result.candidates
     row: Row = {
@@ -68,11 +67,11 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
 
 
 def tree_nodes(tree: SearchTree, answers: dict[tuple[int, ...], str | None]) -> list[Row]:
-    """A search tree as a list of small dictionaries, parents before children, the root first.
+    """A search tree as a list of dictionaries, parents before children, the root first.
 
     Each has `parent` (index, null for the root), `status`, `score`, `text`, `tokens` and `finish`;
-    where they apply also `agg_score`, `answer` (of a candidate) and `best` (true on the last node of
-    the chosen path).
+    where they apply also `agg_score`, `answer` (of a candidate) and `best` (true at the last node of
+    the chosen path). `answers` gives each candidate's answer by the address of its last node.
     """
     nodes: list[Row] = []
     for index, node in enumerate(tree.nodes):
@@ -95,15 +94,15 @@ def tree_nodes(tree: SearchTree, answers: dict[tuple[int, ...], str | None]) -> 
 
 
 def row_line(row: Row) -> bytes:
-    """One line of JSON in UTF-8, newline included. Raises UserError for NaN and infinities."""
+    """A row as a line of JSON in UTF-8, newline included. Raises ValueError for NaN and infinities."""
     try:
         return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can state and UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape and UTF-8 cannot encode
         return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
 def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
-    """The rows of one or more files, in order. Blank lines are passed over.
+    """The rows of one or more files, in order; blank lines are skipped.
 
     Raises UserError that names the file, the line and what is wrong with it.
     """
@@ -124,7 +123,7 @@ def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
 
 
 def parse_row(line: bytes | str) -> Row:
-    """A row from its line. Raises UserError that says what is wrong."""
+    """Parses and checks the line of a row. Raises UserError that says what is wrong."""
     try:
         text = line.decode() if isinstance(line, bytes) else line
         row = json.loads(text, parse_constant=_refuse_constant)

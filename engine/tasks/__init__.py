@@ -1,4 +1,4 @@
-"""Kinds of problems: how they are written, and how answers are found and graded."""
+"""Kinds of problems: how prompts are written, and how answers are extracted and graded."""
 
 from engine.tasks.data import ProblemRow, read_problems
 from engine.tasks.grading import Grader, Verdict

@@ -1,6 +1,6 @@
-"""Final answers: where a completion states one, and which of them are plainly the same.
+"""Final answers: extracts them from completions, and normalises them for comparison.
 
-Everything here takes time linear in the text: what a model writes can be hostile.
+Everything here takes time linear in the text, because a model may write anything.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _WRITTEN_ALIKE = (
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\\$"), "$"),
 )
-_MAX_WRAPPERS = 8  # around one another
-_MAX_FRACTION = 60  # decimals that count
-_MAX_DIGITS = 300  # of a number that is compared by value
+_MAX_WRAPPERS = 8  # nested
+_MAX_FRACTION = 60  # decimals that are compared
+_MAX_DIGITS = 300  # longer numbers are not compared by value
 _ROUNDING = Decimal("1e-5")  # math-verify counts six decimals
 
 
@@ -49,7 +49,7 @@ def boxed(text: str) -> str | None:
 
 
 def extract_number(completion: str) -> str | None:
-    """The final number of a worked answer: after the last `####`, in the last box, or the last of the text."""
+    """The final number of a solution: after the last `####`, else in the last box, else the text's last number."""
     hashes = _HASHES.findall(completion)
     for part in (hashes[-1] if hashes else None, boxed(completion)):
         if part is not None:
@@ -61,7 +61,7 @@ def extract_number(completion: str) -> str | None:
 
 
 def extract_expression(completion: str) -> str | None:
-    r"""What the last `\boxed{…}` holds, else what follows the last `####` or "answer is"; else None."""
+    r"""The content of the last `\boxed{…}`, else the text after the last `####` or "answer is"; else None."""
     content = boxed(completion)
     for pattern in (_HASHES, _STATED):
         if content is None and (found := pattern.findall(completion)):
@@ -70,7 +70,7 @@ def extract_expression(completion: str) -> str | None:
 
 
 def strip_wrappers(answer: str) -> str:
-    r"""The answer without blanks, `$…$`, `\(…\)`, `\[…\]` and a full stop around it."""
+    r"""The answer without surrounding blanks, `$…$`, `\(…\)`, `\[…\]`, or a final full stop."""
     answer = answer.strip()
     for _ in range(_MAX_WRAPPERS):
         before = answer
@@ -88,9 +88,9 @@ def strip_wrappers(answer: str) -> str:
 
 
 def answer_key(answer: str) -> str:
-    r"""A form in which answers that are written alike are equal strings; a plain number in one spelling.
+    r"""A normal form: answers with equal keys are equal, and all spellings of a plain number have one key.
 
-    Spacing, `\left`, `\dfrac`, degree signs and `\text{…}` around the whole do not count.
+    It ignores spacing, `\left`, `\dfrac`, degree signs and a `\text{…}` around the whole answer.
     """
     key = strip_wrappers(answer)
     for pattern, by in _WRITTEN_ALIKE:
@@ -101,7 +101,7 @@ def answer_key(answer: str) -> str:
 
 
 def plain_number(text: str) -> str | None:
-    """`-1234.5` for `-$01,234.50`, or None for what is no plain number."""
+    """A plain number in normal form, `-1234.5` for `-$01,234.50`; None for any other text."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None or not (match[3] or match[4]) or (match[1] and match[2]):
         return None
@@ -112,7 +112,7 @@ def plain_number(text: str) -> str | None:
 
 
 def are_plainly_different(first: str, second: str) -> bool:
-    """Whether two keys are plain numbers that no rounding makes equal."""
+    """Whether two keys are plain numbers that differ by more than rounding."""
     numbers = plain_number(first), plain_number(second)
     if None in numbers or first == second:
         return False

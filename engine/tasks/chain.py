@@ -39,11 +39,11 @@ _LINE = re.compile(r"(\d{1,3})((?:[+*#-]\d{1,3})*)=(\d{1,3})")
 
 @dataclass(frozen=True)
 class ChainConfig:
-    """Knobs of the generator.
+    """Options of the generator.
 
-    An operation is a rotation at `rotation_rate`. Of the others each problem first draws its own share of
-    multiplications, uniform between `min_multiply` and `max_multiply`, so that difficulty varies between
-    problems and not only with depth.
+    An operation is a rotation with probability `rotation_rate`. The share of multiplications among a problem's
+    other operations is uniform between `min_multiply` and `max_multiply`, so that problems of one depth differ
+    in difficulty.
     """
 
     min_depth: int = 2  # operations
@@ -79,6 +79,7 @@ class ChainProblem:
 
     @property
     def text(self) -> str:
+        """The prompt, e.g. "473;+38;*27" and a newline."""
         return f"{self.start}" + "".join(f";{sign}{operand}" for sign, operand in self.operations) + "\n"
 
     @property
@@ -91,7 +92,7 @@ class ChainProblem:
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Running values, the start first: depth + 1 of them."""
+        """The depth + 1 running values, starting with `start`."""
         values = [self.start]
         for sign, operand in self.operations:
             values.append(apply(values[-1], sign, operand))
@@ -99,6 +100,7 @@ class ChainProblem:
 
     @property
     def split(self) -> str:
+        """The split of the problem, from a hash of its text."""
         digest = hashlib.blake2b(self.text.encode(), digest_size=4).digest()
         return _SPLIT_OF_BUCKET.get(int.from_bytes(digest, "big") % _NUM_BUCKETS, "train")
 
@@ -125,7 +127,7 @@ def parse(text: str) -> ChainProblem:
 
 
 def draw_problem(rng: random.Random, config: ChainConfig) -> ChainProblem:
-    """One problem of any split."""
+    """Draws a problem, which may belong to any split."""
     depth = rng.randint(config.min_depth, config.max_depth)
     multiply = rng.uniform(config.min_multiply, config.max_multiply)
     operations = []
@@ -148,7 +150,7 @@ def _draw_multiplier(rng: random.Random, digits: int, keeps_errors: bool) -> int
 
 
 def problems(split: str, seed: int = 0, config: ChainConfig | None = None) -> Iterator[ChainProblem]:
-    """An endless stream of distinct-split problems; the first n do not depend on how many are taken."""
+    """An endless stream of problems of one split. Raises UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     config = config or ChainConfig()
@@ -160,7 +162,7 @@ def problems(split: str, seed: int = 0, config: ChainConfig | None = None) -> It
 
 
 def worked_answer(problem: ChainProblem, rng: random.Random, config: ChainConfig) -> str:
-    """A correct answer with its rare shortcut and check lines; lines joined by newlines."""
+    """A correct answer, lines joined by newlines, with shortcut and check lines at the config's rates."""
     lines = []
     values, position = problem.values, 0
     while position < problem.depth:
@@ -174,22 +176,22 @@ def worked_answer(problem: ChainProblem, rng: random.Random, config: ChainConfig
 
 
 def extract_answer(completion: str) -> str | None:
-    """The value after the last `=`, without leading zeros; None where the last line states none."""
+    """The value after the last `=`, without leading zeros; None if the text does not end in one."""
     match = re.search(r"=(\d{1,3})\s*$", completion)
     return str(int(match[1])) if match else None
 
 
 def is_correct(problem: ChainProblem, completion: str) -> bool:
-    """Exact grading of the final answer alone, as for any data set with a gold answer."""
+    """Whether the final answer is the gold answer; the steps are not looked at."""
     return extract_answer(completion) == problem.answer
 
 
 def first_wrong_step(problem: ChainProblem, steps: list[str]) -> int:
-    """Index of the first step that no correct derivation contains, or -1.
+    """Index of the first wrong step, or -1.
 
     A step is right if it starts from the running value, does the next zero, one or two operations
-    of the problem in order, and states their true result. An answer that ends early has no wrong
-    step: its last value is simply not the answer.
+    of the problem in order, and states their true result. An answer that ends early need not have a
+    wrong step.
     """
     values, position = problem.values, 0
     for index, step in enumerate(steps):
@@ -206,7 +208,7 @@ def first_wrong_step(problem: ChainProblem, steps: list[str]) -> int:
 
 
 def config_from_options(options: dict[str, str]) -> ChainConfig:
-    """A configuration from `name=value` pairs. Raises UserError for an unknown name or value."""
+    """A configuration from names and values as text. Raises UserError for an unknown name or a bad value."""
     known = {field.name: field for field in fields(ChainConfig)}
     values: dict[str, object] = {}
     for name, text in options.items():

@@ -1,4 +1,4 @@
-"""The task `chain` as searches meet it."""
+"""The task `chain` as a `Task`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.types import Problem
 
 
 def chain_task() -> Task:
-    """Exact in everything: answers are equal strings, and every step can be judged."""
+    """The task `chain`: answers are compared as strings, and every step can be judged exactly."""
     return Task(
         name="chain",
         delimiter="\n",

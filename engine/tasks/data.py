@@ -1,4 +1,4 @@
-"""Problems from rows, checked one by one before anything is searched."""
+"""Reads problems from files and data sets, and checks all of them before any is searched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ID_COLUMNS = ("id", "unique_id")
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """A row of a data set: what it states, and where."""
+    """A problem as read from a data set, and where it was."""
 
     id: str
     problem: str
@@ -36,12 +36,12 @@ def read_problems(
     answer_columns: Sequence[str] = ANSWER_COLUMNS,
     needs_answer: bool = False,
 ) -> list[ProblemRow]:
-    """The problems of a source (see `sources.read_rows`); all rows are checked, also those over `limit`.
+    """The first `limit` problems of a source (see `sources.read_rows`); all rows are checked.
 
-    Of several columns the first that a row has counts. A row needs a problem (a text); an answer (a text, a
-    number or null), unless `needs_answer`, and `id` or `unique_id` (a text or an integer, by default the row's
-    index) are optional, other fields are not looked at. Raises UserError that names the place and what is
-    wrong with it.
+    Of `problem_columns` and `answer_columns` the first that a row has is used. A row needs a problem (a text that
+    is not blank) and, with `needs_answer`, an answer (a text, a number or null). `id` or `unique_id` (a text or an
+    integer) is optional, by default the row's index; other fields are ignored. Raises UserError that names the row
+    and what is wrong with it.
     """
     rows: list[ProblemRow] = []
     origins: dict[str, str] = {}  # of each id
@@ -60,7 +60,7 @@ def read_problems(
 
 
 def gold_answer(row: dict, columns: Sequence[str], *, is_needed: bool = False) -> str | None:
-    """A row's gold answer as a text. Raises UserError where it is missing but needed, or no answer."""
+    """A row's gold answer as text. Raises UserError if it is missing though needed, or of another type."""
     name = next((name for name in columns if name in row), None)
     answer = None if name is None else row[name]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
@@ -71,7 +71,7 @@ def gold_answer(row: dict, columns: Sequence[str], *, is_needed: bool = False) -
 
 
 def check_encodable(text: str) -> str:
-    """The text. Raises UserError for half of a surrogate pair: JSON can state it, and it is no character."""
+    """Returns `text`. Raises UserError for a lone surrogate, which JSON can contain but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

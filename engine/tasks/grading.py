@@ -1,4 +1,4 @@
-"""Which answers are right, and which are the same: exact where it can be, else by math-verify."""
+"""Grades answers and finds equal ones: by their text where that decides, else with math-verify."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engine.errors import UserError
 from engine.tasks.answers import answer_key, are_plainly_different
 from engine.tasks.grading_pool import WorkerPool
 
-_MAX_CHARACTERS = 2000  # of an answer that math-verify is asked about
-_MAX_KEPT = 100_000  # verdicts
+_MAX_CHARACTERS = 2000  # of an answer that is given to math-verify
+_MAX_CACHED = 100_000  # verdicts
 
 
 class Verdict(StrEnum):
-    """Of one answer. "error": the grader cannot tell (time-out, memory, a gold answer it does not understand)."""
+    """The verdict on an answer; "error" for time-out, lack of memory, or a gold answer that cannot be parsed."""
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
@@ -34,10 +34,10 @@ _VERDICTS = {True: Verdict.CORRECT, False: Verdict.INCORRECT, None: Verdict.ERRO
 class Grader:
     """Compares mathematical answers.
 
-    Answers that are written alike, and plain numbers, are compared at once; the rest goes to processes that
-    are started when first needed and end with this object, with this process, or at `close`. A comparison
-    that takes over `seconds`, or over `max_bytes` of memory, is an error. An answer of over 2,000 characters
-    which is no plain number and not the gold answer's text is incorrect.
+    Answers with equal keys, and plain numbers, are compared directly; all others by worker processes, which
+    start when first needed and end at `close`, with this object or with this process. A comparison that takes
+    more than `seconds`, or `max_bytes` of memory, is an error. An answer of over 2,000 characters that is
+    neither a plain number nor the gold answer's text is incorrect.
     """
 
     def __init__(self, *, num_workers: int | None = None, seconds: float = 5.0, max_bytes: int = 512 << 20) -> None:
@@ -47,7 +47,7 @@ class Grader:
                 raise UserError(f"{name} of a grader must be over 0, got {value}")
         self.seconds = seconds
         self.pool = WorkerPool(num_workers, max_bytes)
-        self._kept: dict[tuple[str, str], Verdict] = {}  # by the keys of (gold, answer)
+        self._cache: dict[tuple[str, str], Verdict] = {}  # by the keys of (gold, answer)
         self._broken: set[str] = set()  # keys of answers that cannot be compared with anything
         self._lock = threading.Lock()
 
@@ -56,7 +56,7 @@ class Grader:
         return self.grade_all([(gold, answer)])[0]
 
     def grade_all(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """The verdicts on pairs of (gold, answer), in order; the processes share the work."""
+        """The verdicts on (gold, answer) pairs, in order; the worker processes share the work."""
         keyed: dict[str, str] = {}
         asked: list[tuple[str, str]] = []
         for pair in pairs:
@@ -69,7 +69,7 @@ class Grader:
             unknown = []
             verdicts: dict[tuple[str, str], Verdict] = {}
             for keys in originals:
-                verdict = self._kept.get(keys) or _at_once(*keys)
+                verdict = self._cache.get(keys) or _verdict_by_keys(*keys)
                 if verdict is None and not self._broken.isdisjoint(keys):
                     verdict = Verdict.ERROR
                 if verdict is None:
@@ -78,17 +78,17 @@ class Grader:
                     verdicts[keys] = verdict
             found = self.pool.compare([originals[keys] for keys in unknown], self.seconds) if unknown else []
             for keys, is_equal in zip(unknown, found, strict=True):
-                verdicts[keys] = self._keep(keys, _VERDICTS[is_equal])
+                verdicts[keys] = self._remember(keys, _VERDICTS[is_equal])
         return [verdicts[keys] for keys in asked]
 
     def classify(self, answers: Sequence[str]) -> list[int]:
-        """The class of each answer: the index of the first answer that it is equal to.
+        """The class of each answer: the index of the first answer equal to it.
 
-        An answer that the grader cannot compare is in a class of its own, with those written like it.
+        An answer that the grader cannot compare is equal only to those with the same key.
         """
         keys = [answer_key(answer) for answer in answers]
         class_of: dict[str, int] = {}
-        firsts: list[int] = []  # of every class, but those that cannot be compared
+        firsts: list[int] = []  # the first answer of each class, without those that cannot be compared
         for index, key in enumerate(keys):
             if key in class_of:
                 continue
@@ -102,26 +102,26 @@ class Grader:
         return [class_of[key] for key in keys]
 
     def _is_comparable(self, answer: str) -> bool:
-        """Whether it is not this answer's fault that a comparison failed: so simple a one works."""
+        """Whether an answer can be compared with "0"; if so, a failed comparison was due to the other answer."""
         is_comparable = self.grade("0", answer) is not Verdict.ERROR
         if not is_comparable:
             self._broken.add(answer_key(answer))
         return is_comparable
 
     def close(self) -> None:
-        """Ends the processes; the grader can still be used, and starts new ones."""
+        """Ends the worker processes; later calls start new ones."""
         with self._lock:
             self.pool.close()
 
-    def _keep(self, keys: tuple[str, str], verdict: Verdict) -> Verdict:
-        if len(self._kept) >= _MAX_KEPT:
-            del self._kept[next(iter(self._kept))]  # the oldest
-        self._kept[keys] = verdict
+    def _remember(self, keys: tuple[str, str], verdict: Verdict) -> Verdict:
+        if len(self._cache) >= _MAX_CACHED:
+            del self._cache[next(iter(self._cache))]  # the oldest
+        self._cache[keys] = verdict
         return verdict
 
 
-def _at_once(gold: str, answer: str) -> Verdict | None:
-    """The verdict that two keys give by themselves, or None."""
+def _verdict_by_keys(gold: str, answer: str) -> Verdict | None:
+    """The verdict that follows from the keys alone, or None."""
     if not gold:
         return Verdict.ERROR
     if gold == answer:

@@ -1,8 +1,8 @@
-"""Long-lived processes that compare answers, each killed at the end of a wall-clock limit.
+"""Worker processes that compare answers, each killed when it exceeds a wall-clock limit.
 
-Processes rather than threads: sympy can hang in C code and take all memory, and neither can be stopped from
-inside. They are started when first needed, as programs of their own (a fork would copy torch's threads), in a
-session of their own (a Ctrl-C is ours to handle), and end when their stdin does, whatever ended us.
+Processes rather than threads, because sympy can hang in C code or use up all memory, and neither can be stopped from
+inside. They start when first needed, as separate programs (a fork would copy torch's threads) in separate sessions
+(only the parent handles Ctrl-C), and end when their stdin closes, however the parent ended.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from engine.errors import UserError
 
 _SCRIPT = Path(__file__).with_name("grading_worker.py")
-_START_SECONDS = 120.0  # sympy's import on a busy machine
-_GRACE_SECONDS = 1.0  # after which a worker that should have died by itself is killed
-_MAX_STARTS = 3  # in a row without a word
+_START_SECONDS = 120.0  # for sympy's import on a busy machine
+_GRACE_SECONDS = 1.0  # after the limit at which a worker's own timer should have ended it
+_MAX_STARTS = 3  # in a row that fail
 
 
 class WorkerPool:
@@ -39,13 +39,13 @@ class WorkerPool:
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the live workers."""
+        """Process ids of the live workers."""
         return [worker.process.pid for worker in self._workers]
 
     def compare(self, pairs: Sequence[tuple[str, str]], seconds: float) -> list[bool | None]:
-        """Whether each (gold, answer) is equal; None for one that took longer, or broke its worker.
+        """Whether each (gold, answer) is equal; None for a pair that took over `seconds` or ended its worker.
 
-        Raises UserError where math-verify is not installed, RuntimeError where no worker can be started.
+        Raises UserError if math-verify is not installed, RuntimeError if no worker can be started.
         """
         if os.getpid() != self._owner:  # a fork: the workers are the parent's
             self._workers.clear()
@@ -55,7 +55,7 @@ class WorkerPool:
         verdicts: list[bool | None] = [None] * len(pairs)
         try:
             self._run(pairs, seconds, verdicts)
-        except BaseException:  # replies on their way would be taken for those to later questions
+        except BaseException:  # pending replies would be taken for those to later pairs
             self.close()
             raise
         return verdicts
@@ -94,7 +94,7 @@ class WorkerPool:
                     num_left -= 1
 
     def _wait(self) -> list[_Worker]:
-        """The workers that have something to read or whose time is over, as soon as there are any."""
+        """Waits for workers with output or over their time limit, kills the latter, and returns both."""
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 if not worker.is_idle:
@@ -113,11 +113,11 @@ class WorkerPool:
 
 
 class _Worker:
-    """One process. It starts, is ready, and then answers one question at a time."""
+    """One process: it starts, reports that it is ready, then compares one pair at a time."""
 
     def __init__(self, max_bytes: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_SCRIPT), str(max_bytes)],  # -P: its folder is no place to import from
+            [sys.executable, "-P", str(_SCRIPT), str(max_bytes)],  # -P: no imports from the script's folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -126,7 +126,7 @@ class _Worker:
             env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
         )
         self.is_ready = False
-        self.task: int | None = None  # index of the pair that it works at
+        self.task: int | None = None  # index of the pair that it compares
         self.deadline = time.monotonic() + _START_SECONDS
         self._received = b""
 
@@ -137,11 +137,11 @@ class _Worker:
     def ask(self, task: int, pairs: Sequence[tuple[str, str]], seconds: float) -> None:
         self.task = task
         self.deadline = time.monotonic() + seconds + _GRACE_SECONDS
-        with contextlib.suppress(BrokenPipeError):  # it has died since: its end of file is read next
+        with contextlib.suppress(BrokenPipeError):  # it has died: the next read finds the end of file
             self.process.stdin.write(json.dumps([*pairs[task], seconds]).encode() + b"\n")
 
     def read(self) -> str | None:
-        """A line of its, "dead" at its end, or None as long as neither is there."""
+        """The next line of output, "dead" at the end of file, or None while the line is incomplete."""
         received = os.read(self.process.stdout.fileno(), 4096)
         if not received:
             return "dead"

@@ -1,9 +1,8 @@
 """The process that compares answers with math-verify, started and killed by `grading_pool`.
 
-A script of its own, which imports nothing of ours: it has to be small, and it runs what a model wrote
-through sympy. It reads a JSON line `[gold, answer, seconds]` and writes `1` (equal), `0` (not) or `e` (cannot
-tell). The system kills it at the end of the seconds, however deep in C code it is, and also where the
-process that started it has died.
+A standalone script that imports nothing of this package: it must be small, since it passes a model's output to
+sympy. For each JSON line `[gold, answer, seconds]` it writes `1` (equal), `0` (not) or `e` (cannot tell). A timer
+signal kills it after the seconds, even within C code and even if the process that started it has died.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ _VERDICTS_PER_CLEANING = 500
 
 
 def main(max_bytes: int) -> None:
-    """Serves until stdin is closed; `max_bytes` is what it may allocate beyond what its imports took."""
+    """Serves until stdin closes; `max_bytes` is the memory it may allocate after its imports."""
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that is printed gets between the replies
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps printed text out of the replies
     try:
         compare = _load()
     except ImportError as error:
         replies.write(f"missing {error}\n".encode())
         return
     _limit(max_bytes)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, also where the process that started us ignores it
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, even if the parent ignores it
     replies.write(b"ready\n")
     for number, line in enumerate(sys.stdin.buffer, start=1):
         gold, answer, seconds = json.loads(line)
@@ -45,8 +44,8 @@ def main(max_bytes: int) -> None:
 
 
 def _limit(max_bytes: int) -> None:
-    """Bounds memory; no file can grow, and where the system allows it no process be started."""
-    with contextlib.suppress(FileNotFoundError):  # no Linux: the time-out alone has to do
+    """Limits memory, and forbids files to grow and, where the system allows it, processes to start."""
+    with contextlib.suppress(FileNotFoundError):  # not Linux: only the time limit holds
         with open("/proc/self/statm") as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + max_bytes,) * 2)
@@ -62,7 +61,7 @@ def _clean() -> None:
 
 
 def _load():
-    """The comparison, with the libraries that it needs."""
+    """Imports the libraries and returns the comparison, a function of (gold, answer)."""
     import logging
 
     from math_verify import parse, verify
@@ -78,7 +77,7 @@ def _load():
 
     @lru_cache(maxsize=1024)
     def value(answer: str) -> complex | None:
-        """Of an expression, its symbols replaced by numbers that follow from their names alone."""
+        """The value of an expression in which each symbol is replaced by a number derived from its name."""
         expression = (parsed(answer) or [None])[0]
         if not isinstance(expression, Expr) or isinstance(expression, Symbol):
             return None
@@ -99,12 +98,12 @@ def _load():
             return False
         return verify(expected, parsed(answer), timeout_seconds=None, raise_on_error=True)
 
-    assert compare("1/2", "0.5")  # warms up what is built on first use
+    assert compare("1/2", "0.5")  # builds what the libraries build on first use
     return compare
 
 
 def _split_dollars(text: str) -> list[str]:
-    r"""The text cut at every `\$`, which stay."""
+    r"""The text split at every `\$`; these remain as parts."""
     parts = []
     for index, part in enumerate(text.split(r"\$")):
         parts += [r"\$", part] if index else [part]
@@ -112,12 +111,12 @@ def _split_dollars(text: str) -> list[str]:
 
 
 def _point(name: str) -> float:
-    """A number within 1..2 for a symbol; `hash` would differ between processes."""
+    """A number within 1..2 derived from a symbol's name; `hash` would differ between processes."""
     return 1 + sum(ord(letter) * 31**index for index, letter in enumerate(name)) % 7919 / 7919
 
 
 def _are_far_apart(first: complex | None, second: complex | None) -> bool:
-    """Whether two expressions differ at a point, also if one of them is a percentage."""
+    """Whether two values differ, even if either is read as a percentage."""
     if first is None or second is None:
         return False
     pairs = ((first, second), (first * 100, second), (first, second * 100))

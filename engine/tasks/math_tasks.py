@@ -15,10 +15,10 @@ from engine.types import Problem
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a task's own problems are: a local path of this name, else a data set on the Hub."""
+    """Where a task's own problems are: at a local path, else in a data set on the Hub."""
 
     source: str
-    splits: dict[str, str]  # from our name to the data set's
+    splits: dict[str, str]  # the task's split -> the data set's
     problem_columns: tuple[str, ...] = PROBLEM_COLUMNS
 
 
@@ -28,7 +28,7 @@ _AIME24 = DataSet("HuggingFaceH4/aime_2024", {"test": "train"})
 
 
 def math_tasks(grader: Grader) -> dict[str, Task]:
-    """`math` (any data set), `gsm8k`, `math500` and `aime24`, graded by one grader."""
+    """The tasks `math` (any data set), `gsm8k`, `math500` and `aime24`, which share one grader."""
     return {
         "math": _task("math", grader, None, extract_expression),
         "gsm8k": _task("gsm8k", grader, _GSM8K, extract_number, delimiter="\n", max_tokens=512, gold=gsm8k_gold),
@@ -38,7 +38,7 @@ def math_tasks(grader: Grader) -> dict[str, Task]:
 
 
 def gsm8k_gold(answer: str) -> str:
-    """The number after the last `####` of a worked answer, without commas; any other answer as it is."""
+    """The number after the last `####` of a solution, without commas; any other answer without wrappers."""
     return answer.rpartition("####")[2].strip().replace(",", "") if "####" in answer else strip_wrappers(answer)
 
 
@@ -53,7 +53,7 @@ def _task(
     gold: Callable[[str], str] = strip_wrappers,
 ) -> Task:
     def problems(split: str, seed: int) -> Iterator[Problem]:
-        """In the data set's order, whatever the seed."""
+        """Yields problems in the data set's order; the seed has no effect."""
         assert data is not None, "a task without splits has no problems"
         rows = read_problems(data.source, split=data.splits[split], problem_columns=data.problem_columns)
         for row in rows:

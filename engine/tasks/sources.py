@@ -1,4 +1,4 @@
-"""Where rows come from: a JSONL or Parquet file, a folder of them, or a data set on the Hub."""
+"""Reads rows from a JSONL or Parquet file, a folder of such files, or a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SUFFIXES = (".jsonl", ".parquet")
 def read_rows(
     source: str | os.PathLike[str], split: str | None = None, *, what: str = "problems"
 ) -> Iterator[tuple[str, object]]:
-    """Yields (origin, row), the origin as in "problems.jsonl, line 3"; rows are JSON values, not checked.
+    """Yields (origin, row) pairs: an origin such as "problems.jsonl, line 3", and an unchecked JSON value.
 
-    A local path comes first: a file with one JSON object per line (blank lines are passed over), a `.parquet`
-    file, or a folder with files whose names start with `split`. Any other `owner/name`, perhaps with
-    `:configuration`, is a data set on the Hub, of which `split` is read. Raises UserError that says what cannot
-    be read, and where; `what` is what the rows are called in it.
+    A local path is tried first: a file with one JSON object per line (blank lines are skipped), a `.parquet`
+    file, or a folder of such files, of which those whose names start with `split` are read. Any other
+    `owner/name`, optionally with `:configuration`, is a data set on the Hub, of which `split` is read. Raises
+    UserError that says what cannot be read, and where; it calls the rows `what`.
     """
     path = _local(source)
     if path.is_dir():
@@ -42,18 +42,18 @@ def read_rows(
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether this can name a data set on the Hub: `owner/name`, and no file of a kind that we read."""
+    """Whether `source` has the form of a data set on the Hub, `owner/name`, and not of a file that can be read."""
     return _HUB_NAME.fullmatch(source) is not None and not source.endswith((*_SUFFIXES, ".json"))
 
 
 def has_splits(source: str) -> bool:
-    """Whether `split` says which part of this source is read: of a folder, or of a data set on the Hub."""
+    """Whether the source, a folder or a data set on the Hub, has splits to choose from."""
     path = _local(source)
     return path.is_dir() or (not path.exists() and is_hub_name(source))
 
 
 def parse_line(line: bytes) -> object:
-    """The JSON value of a line. Raises UserError that shows it."""
+    """The JSON value of a line. Raises UserError that shows the line if it is not valid JSON in UTF-8."""
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:
@@ -65,7 +65,7 @@ def parse_line(line: bytes) -> object:
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: 60 printable characters at most."""
+    """A value as shown in an error message: at most 60 printable characters."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace").strip()
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
@@ -73,14 +73,14 @@ def shown(value: object) -> str:
 
 
 def _local(source: str | os.PathLike[str]) -> Path:
-    """Where the source would be on this machine; of owner/name:configuration it is owner/name/configuration."""
+    """The local path of a source; for owner/name:configuration this is owner/name/configuration."""
     name = os.fspath(source)
     match = _HUB_NAME.fullmatch(name)
     return Path(match[1], match[2]) if match and match[2] and not Path(name).exists() else Path(name)
 
 
 def _lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the lines that are not blank."""
+    """Yields (number from 1, line) for all lines that are not blank."""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -92,7 +92,7 @@ def _lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, bytes
 
 
 def _files(folder: Path, split: str | None) -> list[Path]:
-    """The files of a split, by name, in the folder or in one below it."""
+    """The files of a split in the folder and its subfolders, sorted by path."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES]
     files = [path for path in files if path.name.startswith(split or "")]
     if not files:
@@ -124,7 +124,7 @@ def _hub(source: str, split: str) -> Iterator[tuple[str, object]]:
     name, configuration = _HUB_NAME.fullmatch(source).groups()
     try:
         rows = load_dataset(name, configuration, split=split)
-    except Exception as error:  # of the Hub, the network or the data set, each of a type of its own
+    except Exception as error:  # Hub, network and data sets raise errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"its split {split!r} from the Hub"
         raise UserError(f"no local file {source!r}, and cannot read {where}: {reason}") from None

@@ -1,4 +1,4 @@
-"""What a search needs to know of a kind of problem."""
+"""The interface of a task: what searches and trainings need to know about a kind of problem."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from engine.types import Problem
 
 @dataclass(frozen=True)
 class Task:
-    """How prompts are written, answers found and graded, and steps judged."""
+    """How prompts are written, answers extracted and graded, and steps judged."""
 
     name: str
     delimiter: str  # ends a step
     max_tokens: int  # of a completion, by default
-    prompt: Callable[[str], str]  # from a row's `problem` to what the policy is given
-    extract: Callable[[str], str | None]  # the answer that a finished completion states
-    first_wrong_step: Callable[[Problem, list[str]], int]  # exact; -1 where all are right
-    problems: Callable[[str, int], Iterator[Problem]]  # (split, seed)
+    prompt: Callable[[str], str]  # a row's `problem` -> the policy's prompt
+    extract: Callable[[str], str | None]  # a finished completion -> the answer that it states
+    first_wrong_step: Callable[[Problem, list[str]], int]  # the exact index, -1 if all steps are right
+    problems: Callable[[str, int], Iterator[Problem]]  # (split, seed) -> the task's own problems
     splits: tuple[str, ...]
-    is_endless: bool = False  # its problems are made, not read
-    gold: Callable[[str], str] = str  # from a row's `answer` to the answer alone
-    # Pairs of (gold, answer) -> whether each is right, None where that cannot be told; without it as strings.
+    is_endless: bool = False  # its problems are generated, not read
+    gold: Callable[[str], str] = str  # a row's `answer` -> the gold answer
+    # (gold, answer) pairs -> whether each is right, None if the grader cannot tell; by default string equality.
     compare: Callable[[Sequence[tuple[str, str]]], list[bool | None]] | None = None
-    # Answers -> the class of each, equal ones in one; without it as strings.
+    # Answers -> their classes, the same number for equal answers; by default string equality.
     classify: Callable[[Sequence[str]], Sequence[int]] | None = None
-    problem_columns: tuple[str, ...] = PROBLEM_COLUMNS  # of a row; the first that it has counts
+    problem_columns: tuple[str, ...] = PROBLEM_COLUMNS  # the first that a row has is used
     answer_columns: tuple[str, ...] = ANSWER_COLUMNS
 
     @property
     def grade(self) -> Callable[[str, str], bool | None] | None:
-        """(answer, gold) -> whether it is right, None where that cannot be told; None where equal strings say so."""
+        """`compare` for one (answer, gold); None if answers are compared as strings."""
         compare = self.compare
         return None if compare is None else lambda answer, gold: compare([(gold, answer)])[0]
 
     def are_right(self, pairs: Sequence[tuple[str | None, str]]) -> list[bool | None]:
-        """Whether each (extracted answer, gold answer) is right; None where the grader cannot tell."""
+        """Whether each (extracted answer, gold answer) is right; None if the grader cannot tell."""
         if self.compare is None:
             return [answer == gold for answer, gold in pairs]
         verdicts = iter(self.compare([(gold, answer) for answer, gold in pairs if answer is not None]))
@@ -48,7 +48,10 @@ class Task:
 
 
 def take_problems(task: Task, split: str, limit: int | None, seed: int = 0) -> list[Problem]:
-    """The first `limit` problems of a split (None: all of a data set); they do not depend on `limit`."""
+    """The first `limit` problems of a split, or all of a data set if it is None.
+
+    Raises UserError for a split that the task lacks, or a limit below 1.
+    """
     if split not in task.splits:
         if not task.splits:
             raise UserError(f"task {task.name} has no problems of its own: name a file or a data set")
@@ -68,9 +71,9 @@ def read_task_problems(
     problem_column: str | None = None,
     answer_column: str | None = None,
 ) -> list[ProblemRow]:
-    """The problems of a file or data set, with the task's columns unless others are named.
+    """The problems of a file or data set, from the task's columns unless others are named.
 
-    An answer column that is named must be there. Raises UserError as `read_problems` does.
+    A named answer column must exist in every row. Raises UserError as `read_problems` does.
     """
     return read_problems(
         source,

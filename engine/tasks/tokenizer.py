@@ -1,4 +1,4 @@
-"""The home models' tokenizer: one token per character, so that numbers are digits."""
+"""The tokenizer of the shipped models: one token per character, so that every digit is a token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-# Letters and marks beyond the chain's own are spare, for formats that later models need.
+# Characters that the chain task does not use are spare, for the formats of later models.
 _CHARACTERS = "\n0123456789+-*=; #?!|:"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A character tokenizer of 25 tokens; it adds no special token of its own to a text."""
+    """A character tokenizer of 25 tokens, which adds no special tokens to a text."""
     tokens = [PAD, EOS, UNKNOWN, *_CHARACTERS]
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")

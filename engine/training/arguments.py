@@ -1,28 +1,30 @@
-"""What all our trainings share of transformers' TrainingArguments."""
+"""What all trainings share: transformers' TrainingArguments, and the loop that resumes."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from transformers import TrainingArguments
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
 
 
 def can_compile() -> bool:
-    """Whether torch.compile can be used on a CPU, where it needs a C++ compiler; it pays within minutes."""
+    """Whether torch.compile works on a CPU, where it needs a C++ compiler. It pays off within minutes."""
     return shutil.which("g++") is not None
 
 
 def training_arguments(
     work: Path, device: str, seed: int, learning_rate: float, *, bf16: bool | None = None, **options
 ) -> TrainingArguments:
-    """Checkpoints every 500 steps into `work`, cosine decay; options go to transformers and override ours.
+    """Cosine decay, and a checkpoint in `work` every 500 steps; `options` are transformers' and override ours.
 
-    `bf16` is automatic mixed precision, by default off the CPU only: there it pays for wide models alone.
+    `bf16` is automatic mixed precision, by default on except on a CPU, where it pays off for wide models only.
     """
     return TrainingArguments(
         output_dir=str(work),
-        per_device_train_batch_size=1,  # an item of our data sets is a batch already
+        per_device_train_batch_size=1,  # an item of our data sets is a whole batch
         per_device_eval_batch_size=1,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
@@ -42,3 +44,22 @@ def training_arguments(
         remove_unused_columns=False,
         **{"save_steps": 500, "save_total_limit": 2, **options},
     )
+
+
+def run_trainer(
+    trainer_type: type[Trainer],
+    model: nn.Module,
+    arguments: TrainingArguments,
+    train: Dataset,
+    held_out: Dataset | None = None,
+) -> Trainer:
+    """Trains `model` from the last checkpoint in the output folder, if there is one. Items of data sets are batches."""
+    trainer = trainer_type(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=held_out,
+        data_collator=lambda items: items[0],
+    )
+    trainer.train(resume_from_checkpoint=any(Path(arguments.output_dir).glob("checkpoint-*")) or None)
+    return trainer

@@ -1,4 +1,4 @@
-"""Encoded rows packed into batches of nearly one length."""
+"""Packs encoded rows into batches of similar length."""
 
 from __future__ import annotations
 
@@ -13,19 +13,29 @@ from transformers import PreTrainedTokenizerFast
 class LengthBatches(Dataset):
     """Item i is a whole batch: `input_ids` and `labels`, both (rows, longest), padded on the right.
 
-    Rows are tuples of token ids, one label per token, and whatever else is to stay with them in `batches`.
-    A batch holds `tokens_per_step` tokens at most, padding included, and at least one row. The order of the
-    batches is random, from the seed.
+    Rows are tuples of token ids, one label per token, and optional further values, which are kept in `batches`.
+    A batch has at most `tokens_per_step` tokens, padding included, but at least one row. The seed shuffles the
+    batches.
     """
 
-    def __init__(self, rows: Iterable[tuple], *, pad: int, no_label: float, tokens_per_step: int, seed: int):
+    def __init__(
+        self,
+        rows: Iterable[tuple],
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        no_label: float,  # the label of padding
+        tokens_per_step: int,
+        seed: int,
+    ):
         self.batches: list[list[tuple]] = [[]]
         for row in sorted(rows, key=lambda row: len(row[0])):
             if self.batches[-1] and len(row[0]) * (len(self.batches[-1]) + 1) > tokens_per_step:
                 self.batches.append([])
             self.batches[-1].append(row)
         random.Random(seed).shuffle(self.batches)
-        self.pad, self.no_label = pad, no_label
+        # Any token will do, since padding follows all that is read.
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        self.no_label = no_label
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -37,8 +47,3 @@ class LengthBatches(Dataset):
             "input_ids": torch.tensor([row[0] + [self.pad] * (longest - len(row[0])) for row in batch]),
             "labels": torch.tensor([row[1] + [self.no_label] * (longest - len(row[1])) for row in batch]),
         }
-
-
-def padding(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The token that fills rows up; what it is changes nothing, since it follows all that is read."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

@@ -1,8 +1,8 @@
-"""Pretraining a verifier's trunk without a label: telling the corpus's own tokens from a policy's samples.
+"""Pretrains a verifier's trunk without labels, on telling the tokens of worked answers from a policy's samples.
 
-Replaced token detection (Clark et al. 2020, ELECTRA) with the policy itself as the generator, so that the
-mistakes it shows are those that the verifier will meet. What it learns, comparing what was said with what
-ought to follow, Monte-Carlo rollouts teach only slowly: an answer has many tokens and one first mistake.
+This is replaced token detection (Clark et al. 2020, ELECTRA) with the policy as the generator, so that its mistakes
+are those that the verifier will meet. The trunk learns to compare each token with what should be there. Monte-Carlo
+rollouts teach this only slowly, because an answer has many tokens but one first mistake.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, LlamaForTokenClassification, PreTrain
 
 from engine.errors import UserError
 from engine.tasks.chain import ChainConfig
-from engine.training.arguments import training_arguments
+from engine.training.arguments import run_trainer, training_arguments
 from engine.training.policy import IGNORED, TRAINING_MIX, ChainBatches, PolicyRecipe
 from engine.training.verifier import UNLABELLED, VerifierRecipe, build_classifier, held_out_figures, step_loss
 
@@ -27,9 +27,9 @@ _HELD_OUT_TOKENS = 200_000
 
 @dataclass(frozen=True)
 class DiscriminatorRecipe:
-    """What `ttc train discriminator` does; the default is what the shipped PRM starts from."""
+    """Options of `ttc train discriminator`; the defaults give the base of the shipped PRM."""
 
-    num_extra_layers: int = 2  # on top of the base's; they add nothing before training
+    num_extra_layers: int = 2  # on top of the base's; initialised to add nothing
     num_tokens: int = 10_000_000
     tokens_per_step: int = 6144
     learning_rate: float = 1e-3
@@ -38,26 +38,27 @@ class DiscriminatorRecipe:
     data: ChainConfig = TRAINING_MIX
 
     def __post_init__(self) -> None:
-        if self.num_extra_layers < 1:  # the last layer's output is the score's, no language model's
+        if self.num_extra_layers < 1:  # the base's last output is trained as a language model's, not as a score's
             raise UserError(f"num_extra_layers must be at least 1, got {self.num_extra_layers}")
         if self.temperature <= 0:
             raise UserError(f"temperature must be over 0, got {self.temperature}")
 
     @property
     def corpus(self) -> PolicyRecipe:
-        """The worked answers, drawn as for a policy."""
+        """The recipe of the worked answers, which are drawn as for a policy."""
         return PolicyRecipe(
             num_tokens=self.num_tokens, tokens_per_step=self.tokens_per_step, seed=self.seed, data=self.data
         )
 
 
 class ReplacedTokens(Dataset):
-    """Item i is a batch of worked answers of which every token was sampled anew by the policy, given the
-    worked answer before it. It follows from (seed, i) alone, so that a resumed run sees the same data.
+    """Item i is a batch of worked answers in which the policy has resampled every token, given the worked answer
+    before it. It depends on (seed, i) alone, so that a resumed run sees the same data.
 
-    `labels` are 1 up to the first token of a line that differs from the worked answer's, 0 from there to the
-    line's end, UNLABELLED in prompt and padding and, with `only_line_ends`, everywhere but at a line's last
-    token. `next_ids` are the worked answer's next tokens, IGNORED where a line has gone wrong already.
+    All tensors are (rows, longest). In each line `labels` are 1 before its first token that differs from the worked
+    answer, and 0 from there on. They are UNLABELLED in the prompt and in padding, and with `only_line_ends`
+    everywhere but at a line's last token. `next_ids` are the worked answer's next tokens, IGNORED once a line has
+    gone wrong.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class ReplacedTokens(Dataset):
         logits = self.policy(ids.to(self.policy.device)).logits[:, :-1].float().cpu() / self.recipe.temperature
         sampled = torch.multinomial(logits.softmax(-1).flatten(0, 1), 1, generator=generator).view_as(ids[:, 1:])
         in_answer = targets != IGNORED
-        # An end stays where it is: lines of the sample and of the worked answer must match.
+        # Line ends stay in place, so that the lines of the sample and of the worked answer match.
         fixed = ~in_answer[:, 1:] | torch.isin(ids[:, 1:], self.ends) | torch.isin(sampled, self.ends)
         mixed = ids.clone()
         mixed[:, 1:] = torch.where(fixed, ids[:, 1:], sampled)
@@ -94,7 +95,7 @@ class ReplacedTokens(Dataset):
         return {"input_ids": mixed, "labels": labels, "next_ids": next_ids}
 
     def _gone_wrong(self, replaced: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Whether a replaced token stands in the line of each position, at it or before it."""
+        """Whether each position's line has a replaced token, at the position or before it."""
         so_far = replaced.long().cumsum(1)
         is_end = torch.isin(ids, self.ends)
         at_last_end = torch.where(is_end, so_far, 0).roll(1, 1)
@@ -103,9 +104,9 @@ class ReplacedTokens(Dataset):
 
 
 class Discriminator(nn.Module):
-    """A token classifier that goes on as a language model below its extra layers.
+    """A token classifier that is still trained as a language model below its extra layers.
 
-    The second loss keeps what the base expects at each token at hand, for the extra layers to compare.
+    The language modelling loss keeps the base's prediction of each token available to the extra layers.
     """
 
     def __init__(self, classifier: LlamaForTokenClassification, base: LlamaForCausalLM):
@@ -115,6 +116,7 @@ class Discriminator(nn.Module):
         self.norm = base.model.norm
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, next_ids: torch.Tensor) -> dict:
+        """`loss`, the sum of both, and `logits`, (batch, length, 2); the arguments are an item of ReplacedTokens."""
         outputs = self.classifier(input_ids, output_hidden_states=True)
         expected = self.norm(outputs.hidden_states[self.depth]) @ self.classifier.model.embed_tokens.weight.T
         lm_loss = nn.functional.cross_entropy(expected.flatten(0, 1), next_ids.flatten(), ignore_index=IGNORED)
@@ -124,9 +126,9 @@ class Discriminator(nn.Module):
 def train_discriminator(
     recipe: DiscriminatorRecipe, base: Path, policy: Path, out: Path, work: Path, device: str = "cpu"
 ) -> dict:
-    """Trains a `LlamaForTokenClassification` that starts from the decoder `base` and writes it to `out`.
+    """Trains a `LlamaForTokenClassification` that starts from the decoder `base`, and writes it to `out`.
 
-    Resumes from the last checkpoint in `work`; returns figures of how well it tells lines that it has not seen.
+    Resumes from the last checkpoint in `work`. Returns figures on held-out lines.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     lm = LlamaForCausalLM.from_pretrained(base)
@@ -135,10 +137,7 @@ def train_discriminator(
     generator = LlamaForCausalLM.from_pretrained(policy).to(device)
     data = ReplacedTokens(tokenizer, generator, recipe)
     arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, max_steps=recipe.corpus.num_steps)
-    trainer = Trainer(
-        model=Discriminator(classifier, lm), args=arguments, train_dataset=data, data_collator=lambda items: items[0]
-    )
-    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    run_trainer(Trainer, Discriminator(classifier, lm), arguments, data)
     classifier.save_pretrained(out)
     tokenizer.save_pretrained(out)
     unseen = replace(recipe, seed=recipe.seed + 1, num_tokens=_HELD_OUT_TOKENS)

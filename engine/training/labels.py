@@ -1,4 +1,4 @@
-"""What is made of the labels of steps before a verifier is trained on them."""
+"""Transforms the labels of steps before a verifier is trained on them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ LABELS = ("soft", "hard")
 
 
 def pool_labels(rows: Sequence[dict]) -> list[dict]:
-    """Rows in which steps of equal prefixes (the same prompt, and the same steps up to here) share their mean label.
+    """Rows in which equal prefixes (the same prompt, and the same steps so far) have their mean label.
 
-    The policy's value is a function of the prefix: where many answers start alike, all their rollouts measure it.
+    The policy's value is a function of the prefix, so the rollouts of all answers that share it measure the same.
     """
     sums: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0])
     for row in rows:
@@ -22,8 +22,11 @@ def pool_labels(rows: Sequence[dict]) -> list[dict]:
 
 
 def harden_labels(rows: Sequence[dict], threshold: float) -> list[dict]:
-    """Rows with labels 1 over the threshold and else 0; at 0 a step is good from which any rollout ended right
-    (Math-Shepherd's hard estimation, Wang et al. 2023)."""
+    """Rows with labels 1 above the threshold and else 0.
+
+    With threshold 0 a step is good if any rollout from it ended right (Math-Shepherd's hard estimation, Wang et al.
+    2023).
+    """
     return [{**row, "labels": [float(label > threshold) for label in row["labels"]]} for row in rows]
 
 

@@ -1,7 +1,7 @@
-"""Training an outcome verifier: one score per answer, read at its end (Snell et al. 2024, appendix D and F).
+"""Trains an ORM: one score per answer, read at its end (Snell et al. 2024, appendices D and F).
 
-Rows with a history put those attempts before the answer, as a revision model's context holds them: the selector of
-revisions has to judge an attempt in the light of the ones before it (section 6.1).
+In rows with a history, earlier attempts come before the answer as in a revision model's context, because the verifier
+of revisions judges an attempt together with those before it (section 6.1).
 """
 
 from __future__ import annotations
@@ -13,27 +13,19 @@ from itertools import groupby
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.training.verifier import (
-    UNLABELLED,
-    RowEncoder,
-    VerifierRecipe,
-    build_classifier,
-    fit,
-    read_rows,
-    split_questions,
-)
+from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, build_classifier, fit, read_rows
 
 
 @dataclass(frozen=True)
 class ORMRecipe(VerifierRecipe):
-    """What `ttc train orm` does; with the data that `make models` makes, the default is the shipped ORM.
+    """Options of `ttc train orm`; with the data of `make models`, the defaults give the shipped ORM.
 
-    As many samples of a question are alike, `max_answers` of them teach nearly what all of them do.
+    Many samples of a question are similar, so `max_answers` of them teach nearly as much as all.
     """
 
-    max_answers: int = 20  # of a question, drawn by the seed; those with a history are counted apart
-    distinct: bool = False  # equal answers of a question once; the score is then no longer that of samples
-    balance: bool = False  # as many right answers as wrong ones of each question, half of max_answers at most
+    max_answers: int = 20  # per question, drawn by the seed; as many again with a history
+    distinct: bool = False  # use equal answers to a question once; scores are then no longer calibrated to samples
+    balance: bool = False  # use as many right as wrong answers of each question, at most half of max_answers each
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +35,7 @@ class ORMRecipe(VerifierRecipe):
 
 
 def choose_answers(rows: Iterable[dict], recipe: ORMRecipe) -> list[dict]:
-    """Up to `max_answers` rows of each question without a history, and as many with one."""
+    """Up to `max_answers` rows per question without a history, and as many with one."""
 
     def key(row: dict) -> tuple[str, bool]:
         return row["prompt"], bool(row.get("history"))
@@ -62,12 +54,12 @@ def _choose(rows: list[dict], recipe: ORMRecipe, rng: random.Random) -> list[dic
         return rng.sample(rows, min(recipe.max_answers, len(rows)))
     right = [row for row in rows if row["labels"][-1] >= 0.5]
     wrong = [row for row in rows if row["labels"][-1] < 0.5]
-    num_each = min(recipe.max_answers // 2, max(1, min(len(right), len(wrong))))  # one of a question of one kind
+    num_each = min(recipe.max_answers // 2, max(1, min(len(right), len(wrong))))  # one if all are of one kind
     return [row for kind in (right, wrong) for row in rng.sample(kind, min(num_each, len(kind)))]
 
 
 def encode_answer(row: dict, encoder: RowEncoder) -> tuple[list[int], list[float]]:
-    """Token ids of a row, and the label of its last step at the last of them, UNLABELLED before it."""
+    """Token ids of a row, and labels: that of its last step at the last token, UNLABELLED before."""
     ids = [*encoder.context(row), *(token for step in encoder.steps(row) for token in step)]
     return ids, [UNLABELLED] * (len(ids) - 1) + [row["labels"][-1]]
 
@@ -77,25 +69,15 @@ def train_orm(
 ) -> dict:
     """Trains a two-label token classifier that starts from the weights of `base`; returns held-out figures.
 
-    `base` is a causal decoder or a token classifier, with its tokenizer. Raises UserError for a base whose
-    config.json names no end of text, at which the score is read.
+    `base` is a folder with a causal decoder or a token classifier, and its tokenizer. Raises UserError if its
+    config.json names no end of text, where the score is read.
     """
     encoder = RowEncoder.of(base, recipe)
     if not encoder.end:
         raise UserError(f"an outcome verifier is read at the end of text, and config.json of {base} names none")
     rows = choose_answers(read_rows(rollouts, recipe), recipe)
-    parts = split_questions(rows, recipe.held_out, recipe.seed)
     model = build_classifier(base, recipe)
-    figures = fit(
-        model,
-        parts,
-        lambda row: encode_answer(row, encoder),
-        encoder.tokenizer,
-        work,
-        recipe,
-        model.config.max_position_embeddings,
-        device,
-    )
+    figures = fit(model, rows, encode_answer, encoder, work, recipe, device)
     model.save_pretrained(out)
     encoder.tokenizer.save_pretrained(out)
     figures["held_out_answers"] = figures.pop("held_out_steps")

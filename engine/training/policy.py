@@ -1,4 +1,4 @@
-"""Training the home policy: next-token loss on worked answers, prompts masked out."""
+"""Trains the home policy: next-token loss on worked answers, prompts masked out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from engine.errors import UserError
 from engine.tasks import chain
 from engine.tasks.tokenizer import build_tokenizer
-from engine.training.arguments import can_compile, training_arguments
+from engine.training.arguments import can_compile, run_trainer, training_arguments
 
 IGNORED = -100  # the label that transformers' loss skips
 
-
-# Harder than the task itself, and any multiplier, so that the policy meets round numbers too.
+# Harder than the task's default, and with any multiplier, so that the policy sees round numbers too.
 TRAINING_MIX = chain.ChainConfig(max_multiply=1.0, multiplier_digits=(0.3, 0.7), keeps_errors=False)
 
 
 @dataclass(frozen=True)
 class PolicyRecipe:
-    """What `ttc train policy` trains; the default is the shipped policy."""
+    """Options of `ttc train policy`; the defaults give the shipped policy."""
 
     hidden_size: int = 96
     num_layers: int = 6
@@ -35,7 +34,7 @@ class PolicyRecipe:
     tokens_per_step: int = 6144
     learning_rate: float = 2e-3
     bf16: bool = False  # automatic mixed precision; weights stay fp32
-    bf16_weights: bool = False  # as they are written: half the file
+    bf16_weights: bool = False  # write weights in bf16: half the file size
     seed: int = 0
     data: chain.ChainConfig = TRAINING_MIX
 
@@ -45,9 +44,10 @@ class PolicyRecipe:
 
 
 class ChainBatches(Dataset):
-    """Item i is a whole batch, made from (seed, i) alone, so that a resumed run sees the same data.
+    """Item i is a whole batch, which depends on (seed, i) alone, so that a resumed run sees the same data.
 
-    The problems of a batch have one depth: rows of nearly one length waste little on padding.
+    `input_ids` and `labels` are (rows, longest), padded on the right. The problems of a batch have one depth, so that
+    rows are of similar length and need little padding.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: PolicyRecipe):
@@ -82,7 +82,7 @@ class ChainBatches(Dataset):
 
 
 def build_policy(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A freshly initialised Llama-family decoder."""
+    """A newly initialised decoder of the Llama family."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -102,10 +102,11 @@ def build_policy(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Ll
 
 
 def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu", base: Path | None = None) -> None:
-    """Trains and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`.
+    """Trains the policy and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`.
 
-    With `base`, a Hugging Face folder with the home tokenizer, training goes on from its weights, and its
-    architecture stands in for the recipe's. Give another seed than its own, or it meets the same data again.
+    With `base`, a Hugging Face folder with the home tokenizer, training starts from its weights and keeps its
+    architecture instead of the recipe's. Use another seed than the base's, which would give the same data again.
+    Raises UserError for a base with another vocabulary size.
     """
     tokenizer = build_tokenizer()
     model = build_policy(recipe, tokenizer) if base is None else LlamaForCausalLM.from_pretrained(base)
@@ -117,13 +118,7 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
     arguments = training_arguments(
         work, device, recipe.seed, recipe.learning_rate, bf16=recipe.bf16 or None, max_steps=recipe.num_steps
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=ChainBatches(tokenizer, recipe),
-        data_collator=lambda items: items[0],
-    )
-    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    run_trainer(Trainer, model, arguments, ChainBatches(tokenizer, recipe))
     model.config.use_cache = True  # the trainer turns it off
     if recipe.bf16_weights:
         model.to(torch.bfloat16)

@@ -1,35 +1,28 @@
-"""Training step verifiers on soft labels: a PRM of its own, and a head on the policy's trunk."""
+"""Trains step verifiers on soft labels: a separate PRM, and a head on the policy's trunk."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel
 
 from engine.errors import UserError
 from engine.training.labels import LABELS, harden_labels, pool_labels
-from engine.training.verifier import (
-    UNLABELLED,
-    RowEncoder,
-    VerifierRecipe,
-    build_classifier,
-    fit,
-    read_rows,
-    split_questions,
-)
+from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, build_classifier, fit, read_rows
 
 
 @dataclass(frozen=True)
 class PRMRecipe(VerifierRecipe):
-    """What `ttc train prm` does; with the base that `make models` trains, the default is the shipped PRM."""
+    """Options of `ttc train prm`; with the base that `make models` trains, the defaults give the shipped PRM."""
 
-    labels: str = "soft"  # shares of right rollouts as they are; or "hard", good or bad
-    hard_threshold: float = 0.0  # of hard labels: a step is good over it
+    labels: str = "soft"  # shares of right rollouts; or "hard", good or bad
+    hard_threshold: float = 0.0  # with hard labels, steps with a share above it are good
     pooled: bool = field(default=False, metadata={"flags": "--pooled/--per-step"})  # equal prefixes share their mean
 
     def __post_init__(self) -> None:
@@ -44,7 +37,7 @@ class PRMRecipe(VerifierRecipe):
 
 @dataclass(frozen=True)
 class TrunkHeadRecipe(PRMRecipe):
-    """What `ttc train trunk-head` does: a linear head bears a larger rate, and needs fewer epochs."""
+    """Options of `ttc train trunk-head`: a linear head tolerates a higher learning rate and needs fewer epochs."""
 
     num_extra_layers: int = 0
     num_epochs: float = 2.0
@@ -68,6 +61,7 @@ class TrunkProbe(nn.Module):
         self.score = nn.Linear(self.trunk.config.hidden_size, 1)
 
     def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`logits`, (batch, length, 1), for `input_ids`, (batch, length)."""
         with torch.no_grad():
             hidden = self.trunk(input_ids).last_hidden_state
         return {"logits": self.score(self.dropout(hidden))}
@@ -78,11 +72,11 @@ def train_prm(
 ) -> dict:
     """Trains a two-label token classifier that starts from the weights of `base`; returns held-out figures.
 
-    `base` is the policy, or a decoder with its tokenizer that knows more than the policy.
+    `base` is a folder with a decoder and its tokenizer: the policy, or a stronger model with the same tokenizer.
     """
     encoder = RowEncoder.of(base, recipe)
     model = build_classifier(base, recipe)
-    figures = _fit(model, model.config, rollouts, encoder, work, recipe, shift=0, device=device)
+    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode_steps, encoder, work, recipe, device)
     model.save_pretrained(out)
     encoder.tokenizer.save_pretrained(out)
     return figures
@@ -95,48 +89,26 @@ def train_trunk_head(
     encoder = RowEncoder.of(policy, recipe)
     torch.manual_seed(recipe.seed)
     model = TrunkProbe(policy, recipe.dropout)
-    figures = _fit(model, model.trunk.config, rollouts, encoder, work, recipe, shift=1, device=device)
+    encode = partial(encode_steps, shift=1)
+    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode, encoder, work, recipe, device)
     out.mkdir(parents=True, exist_ok=True)
     head = {f"score.{name}": tensor.detach().contiguous() for name, tensor in model.score.named_parameters()}
     save_file(head, out / "model.safetensors")
     return figures
 
 
-def _fit(
-    model: nn.Module,
-    config: PretrainedConfig,
-    rollouts: Sequence[Path],
-    encoder: RowEncoder,
-    work: Path,
-    recipe: PRMRecipe,
-    *,
-    shift: int,
-    device: str,
-) -> dict:
-    return fit(
-        model,
-        split_questions(read_steps_to_learn(rollouts, recipe), recipe.held_out, recipe.seed),
-        lambda row: encode_steps(row, encoder, shift),
-        encoder.tokenizer,
-        work,
-        recipe,
-        config.max_position_embeddings,
-        device,
-    )
-
-
 def read_steps_to_learn(rollouts: Sequence[Path], recipe: PRMRecipe) -> list[dict]:
-    """Rows of all files with the labels that the recipe makes of theirs."""
+    """Rows of all files, with labels pooled and hardened as the recipe says."""
     rows = read_rows(rollouts, recipe)
     rows = pool_labels(rows) if recipe.pooled else rows
     return harden_labels(rows, recipe.hard_threshold) if recipe.labels == "hard" else rows
 
 
 def encode_steps(row: dict, encoder: RowEncoder, shift: int = 0) -> tuple[list[int], list[float]]:
-    """Token ids of a row and a label for each, UNLABELLED but one per step.
+    """Token ids of a row and their labels, one per step at its last token, else UNLABELLED.
 
-    `shift` says where that stands: 0 at the last token of a step, 1 at the token before it, whose pass sampled
-    the step's end. An earlier attempt of a chain is left out: a step verifier judges an answer by itself.
+    With a `shift` of 1 it is at the token before, from which the step's last token was sampled: a trunk head reads
+    its score there. A row's history is left out, because a step verifier judges an answer by itself.
     """
     ids = encoder.prompt(row)
     labels = [UNLABELLED] * len(ids)

@@ -1,12 +1,12 @@
-"""Training a revision model on its own attempts and right answers (Snell et al. 2024, section 6.1 and appendix H).
+"""Trains a revision model on its own attempts and right answers (Snell et al. 2024, section 6.1 and appendix H).
 
-Trajectories are built from parallel samples: a right answer, and before it k attempts at the same question,
-k uniform in 0..4. The loss is on the right answer alone.
+Trajectories are built from parallel samples: a right answer, preceded by k attempts at the same question, k uniform in
+0..4. Only the right answer is trained on. There are two ways to choose the attempts:
 
-* "wrong", the paper's: the attempts are wrong ones. The last of them is the closest to the right answer by
-  character edit distance, so that what the model sees is a slip and its correction; the others are random.
-* "sampled", ours: any of the question's samples, right ones too, as a chain has them later on, so that a right
-  attempt need not be left again, and the number of attempts does not tell how hard the question is.
+* "wrong", the paper's: wrong answers. The last one is the closest to the right answer by character edit distance, so
+  that the model sees a mistake and its correction; the others are random.
+* "sampled", ours: any of the question's samples, right ones too, as in the chains of a search. The model thus learns to
+  keep a right attempt, and the number of attempts does not reveal how hard the question is.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from engine.errors import UserError
 from engine.prompts.histories import after_attempts
-from engine.training.arguments import can_compile, training_arguments
-from engine.training.batches import LengthBatches, padding
+from engine.training.arguments import can_compile, run_trainer, training_arguments
+from engine.training.batches import LengthBatches
 from engine.training.policy import IGNORED
 from engine.training.stepwise import read_stepwise
 from engine.training.verifier import split_questions
@@ -32,11 +32,11 @@ from engine.training.verifier import split_questions
 
 @dataclass(frozen=True)
 class RevisionRecipe:
-    """What `ttc train revision` does; with the data that `make models` makes, the default is the shipped reviser."""
+    """Options of `ttc train revision`; with the data of `make models`, the defaults give the shipped reviser."""
 
     max_attempts: int = 4  # before the right answer
-    attempts: str = "sampled"  # any, as they came; or "wrong": the paper's, the closest last
-    max_right: int = 2  # right answers of a question that are used; questions that are easy have many
+    attempts: str = "sampled"  # any samples; or "wrong", as in the paper, the closest last
+    max_right: int = 2  # right answers used per question; easy questions have many
     num_epochs: float = 2.0
     tokens_per_step: int = 6144
     learning_rate: float = 5e-4
@@ -58,7 +58,7 @@ class RevisionRecipe:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One sampled answer: its text, by which attempts are compared, and its tokens, end of text included."""
+    """A sampled answer: its text, by which attempts are compared, and its token ids, end of text included."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -76,12 +76,12 @@ class Trajectory:
 
 @dataclass
 class Counts:
-    """What became of the questions."""
+    """Statistics of the questions and their trajectories."""
 
     questions: int = 0
-    never_right: int = 0  # they give nothing
-    never_wrong: int = 0  # their right answers stand behind no wrong one
-    by_attempts: dict[int, int] = field(default_factory=dict)  # trajectories by number of attempts before the answer
+    never_right: int = 0  # without a right answer, hence without trajectories
+    never_wrong: int = 0  # without a wrong answer
+    by_attempts: dict[int, int] = field(default_factory=dict)  # attempts before the right answer -> trajectories
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{count} with {number}" for number, count in sorted(self.by_attempts.items()))
@@ -92,9 +92,9 @@ class Counts:
 
 
 def read_attempts(paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[Attempt]]]:
-    """Questions with their sampled answers, from files of `ttc rollouts --num-rollouts 0`.
+    """(prompt, attempts) of every question, from files of `ttc rollouts --num-rollouts 0`.
 
-    An answer is right where the label of its last step is at least a half. Raises UserError as `read_stepwise`.
+    An attempt is right if the label of its last step is at least 0.5. Raises UserError as `read_stepwise` does.
     """
     rows = sorted((row for path in paths for row in read_stepwise(path)), key=lambda row: row["prompt"])
     return [
@@ -106,7 +106,7 @@ def _attempt(row: dict, tokenizer: PreTrainedTokenizerFast) -> Attempt:
     text = "".join(row["completions"])
     if "token_ids" in row:
         ids = [token for step in row["token_ids"] for token in step]
-    else:  # a history is cut into attempts by the end of text alone
+    else:  # only the end of text separates the attempts of a history
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     return Attempt(text, tuple(ids), row["labels"][-1] >= 0.5)
 
@@ -114,7 +114,7 @@ def _attempt(row: dict, tokenizer: PreTrainedTokenizerFast) -> Attempt:
 def build_trajectories(
     questions: Iterable[tuple[str, Sequence[Attempt]]], recipe: RevisionRecipe
 ) -> tuple[list[Trajectory], Counts]:
-    """Trajectories of all questions that have a right answer. Equal texts of a question are one wrong attempt."""
+    """Trajectories of all questions with a right answer. Wrong attempts with equal texts count as one."""
     trajectories: list[Trajectory] = []
     counts = Counts()
     for prompt, attempts in questions:
@@ -126,7 +126,7 @@ def build_trajectories(
             continue
         counts.never_wrong += not wrong
         rng = random.Random(f"revision/{recipe.seed}/{prompt}")
-        right = [attempt for attempt in attempts if attempt.is_right]  # as often as it was sampled
+        right = [attempt for attempt in attempts if attempt.is_right]  # with repetitions
         for answer in rng.sample(right, min(recipe.max_right, len(right))):
             num_attempts = rng.randint(0, recipe.max_attempts)
             if recipe.attempts == "wrong":
@@ -153,7 +153,7 @@ def _closest_last(
 
 
 def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids of attempts, each after the prompt, and of the right answer; labels are those of the right answer."""
+    """Token ids of a trajectory, with the prompt before every attempt, and labels, IGNORED before the right answer."""
     prompt = tokenizer(trajectory.prompt)["input_ids"]
     ids = after_attempts(prompt, [attempt.token_ids for attempt in trajectory.attempts])
     answer = list(trajectory.right.token_ids)
@@ -163,12 +163,12 @@ def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[
 def train_revision(
     rollouts: Sequence[Path], base: Path, out: Path, work: Path, recipe: RevisionRecipe, device: str = "cpu"
 ) -> dict:
-    """Fine-tunes `base`, a causal decoder with its tokenizer, and writes a Hugging Face folder to `out`.
+    """Fine-tunes `base`, a folder with a causal decoder and its tokenizer, and writes a Hugging Face folder to `out`.
 
-    Of the evaluations, four an epoch, the one after the lowest held-out loss is kept (appendix H keeps
-    a checkpoint slightly after that loss turns up, since it is off-policy); the last where it never turns.
-    Resumes from the last checkpoint in `work`. Returns held-out figures and counts of the data. Raises
-    ValueError for rollouts without anything to train on, or trajectories over the base's context.
+    There are four evaluations per epoch. The checkpoint of the one after the lowest held-out loss is kept, or the
+    last (appendix H keeps one slightly after the loss starts to rise, because that loss is off-policy). Resumes from
+    the last checkpoint in `work`. Returns held-out figures and statistics of the data. Raises UserError for rollouts
+    without trajectories to train on, or trajectories that exceed the base's context.
     """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     trajectories, counts = build_trajectories(read_attempts(rollouts, tokenizer), recipe)
@@ -193,14 +193,7 @@ def train_revision(
         save_steps=steps_each,
         save_total_limit=None,
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=batches[0],
-        eval_dataset=batches[1],
-        data_collator=lambda items: items[0],
-    )
-    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    run_trainer(Trainer, model, arguments, *batches)
     losses = held_out_losses(work)
     step = chosen_step(losses)
     model = AutoModelForCausalLM.from_pretrained(work / f"checkpoint-{step}", dtype=torch.float32)
@@ -215,24 +208,18 @@ def _batches(rows: Sequence[dict], tokenizer, recipe: RevisionRecipe, context: i
     longest = max(len(ids) for ids, _ in encoded)
     if longest > context:
         raise UserError(f"a trajectory has {longest} tokens, over the context of {context}: take fewer max_attempts")
-    return LengthBatches(
-        encoded,
-        pad=padding(tokenizer),
-        no_label=IGNORED,
-        tokens_per_step=recipe.tokens_per_step,
-        seed=recipe.seed,
-    )
+    return LengthBatches(encoded, tokenizer, no_label=IGNORED, tokens_per_step=recipe.tokens_per_step, seed=recipe.seed)
 
 
 def held_out_losses(work: Path) -> dict[int, float]:
-    """Held-out loss by step, as the trainer wrote it down in its last checkpoint."""
+    """Held-out loss by step, from the trainer's state in the last checkpoint."""
     last = max(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
     history: Iterator[dict] = iter(json.loads((last / "trainer_state.json").read_text())["log_history"])
     return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
 
 
 def chosen_step(losses: dict[int, float]) -> int:
-    """The evaluation after the lowest, or the last. `losses` by step."""
+    """The step of the evaluation after the lowest loss, or the last; `losses` maps steps to held-out losses."""
     steps = sorted(losses)
     lowest = min(steps, key=lambda step: losses[step])
     return next((step for step in steps if step > lowest), lowest)

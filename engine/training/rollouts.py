@@ -1,8 +1,8 @@
-"""Step labels without a human: Monte-Carlo rollouts from the end of every step.
+"""Step labels without human annotation, from Monte-Carlo rollouts (`ttc rollouts`).
 
 Snell et al. 2024, appendix D (after Wang et al. 2023): sample answers, roll out each of their
 steps with the same policy, and label the step with the share of rollouts that end in the right
-answer. Only the gold answer of the question is used, never a judgement of a step. An answer that the
+answer. Only the question's gold answer is used, never a judgement of a step. An answer that the
 task's grader cannot judge counts as wrong.
 """
 
@@ -29,18 +29,18 @@ from engine.types import Problem, Sampling
 
 @dataclass(frozen=True)
 class RolloutRecipe:
-    """How many questions, answers and rollouts; the default made the shipped PRM's data."""
+    """Options of `ttc rollouts`; the defaults gave the shipped PRM's data."""
 
     num_questions: int = 3000  # of the training split, at most
     num_samples: int = 4  # answers per question
-    num_rollouts: int = 8  # per step; 0 takes the answer's own end for the one rollout of all its steps
+    num_rollouts: int = 8  # per step; 0 labels all steps by whether the answer itself is right
     labeller: str = "every-step"  # or "first-error", which finds the first wrong step with fewer rollouts
-    num_attempts: int = 1  # over 1: num_samples chains of attempts per question
+    num_attempts: int = 1  # over 1: num_samples chains of revisions per question, each of this many attempts
     context: int = 4  # attempts of a chain that the next one is given, at most
     temperature: float = 1.0
     seed: int = 0
     task: str = "chain"
-    problems: str | None = None  # file or data set to take the questions from; by default the task's own
+    problems: str | None = None  # file or data set of questions; by default the task's own
     split: str | None = None  # of the task or data set; by default the training split
     problem_column: str | None = None  # of `problems`; by default the task's
     answer_column: str | None = None
@@ -69,7 +69,7 @@ class RolloutRecipe:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What rows depend on, by name; fields without an effect are left out."""
+        """The fields that rows depend on, without those that have no effect."""
         unused = {"labeller"} if self.labeller == "every-step" else set()
         if self.num_attempts == 1:
             unused |= {"num_attempts", "context"}
@@ -77,7 +77,7 @@ class RolloutRecipe:
 
 
 def questions(recipe: RolloutRecipe) -> list[Problem]:
-    """The questions of a recipe. Raises UserError for one without a gold answer: nothing could be labelled."""
+    """The questions of a recipe. Raises UserError for one without a gold answer, which labels need."""
     task = get_task(recipe.task)
     if recipe.problems is None:
         problems = take_problems(task, recipe.split or "train", recipe.num_questions, recipe.seed)
@@ -104,24 +104,25 @@ def questions(recipe: RolloutRecipe) -> list[Problem]:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What came of one question."""
+class LabelledAnswers:
+    """The labelled answers to one question."""
 
     rows: list[dict]  # see `generate`
     num_rollouts: int  # spent on the labels
 
 
 def generate(
-    llm: LLM, recipe: RolloutRecipe, todo: Iterable[int] | None = None, problems: Sequence[Problem] | None = None
-) -> Iterator[tuple[int, Labelled]]:
-    """Yields (question index, labelled answers) as questions are finished: of all, or of those in `todo`.
+    llm: LLM,
+    recipe: RolloutRecipe,
+    todo: Iterable[int] | None = None,  # indices of questions, read when there is room for more; None: all
+    problems: Sequence[Problem] | None = None,  # the recipe's questions, if they have been read already
+) -> Iterator[tuple[int, LabelledAnswers]]:
+    """Yields (question index, labelled answers) as questions are finished.
 
-    A labelled answer has TRL's stepwise form: `prompt`, `completions` (a text per step), `labels`
-    (a float per step), and `token_ids` (per step), so that no text has to be tokenized again. One of a
-    chain has `history` too, the token ids of the attempts that it was given, oldest first.
-    Answers that never end are dropped: they state no answer. Rows depend on the recipe alone, not
-    on which questions are asked for. `todo` is read as there is room for more. `problems` are those of the recipe,
-    where they have been read already.
+    A labelled answer is a row in TRL's stepwise format: `prompt`, `completions` (a text per step) and `labels` (a
+    float per step), and also `token_ids` (a list per step), so that no text is tokenized again. In a chain of
+    revisions it has `history` too: the token ids of the attempts that it was given, oldest first. Answers that are cut
+    off are dropped. Rows depend on the recipe alone, not on `todo`.
     """
     task = get_task(recipe.task)
     if recipe.max_tokens is not None:
@@ -131,7 +132,7 @@ def generate(
     sampling = Sampling(recipe.temperature)
     taken: list[int] = []
 
-    def labellers() -> Iterator[Coroutine[Request, None, Labelled]]:
+    def labellers() -> Iterator[Coroutine[Request, None, LabelledAnswers]]:
         for index in range(len(problems)) if todo is None else todo:
             taken.append(index)
             yield _label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe)
@@ -143,7 +144,7 @@ def generate(
         yield taken[position], labelled
 
 
-async def _label(sampler: Sampler, recipe: RolloutRecipe) -> Labelled:
+async def _label(sampler: Sampler, recipe: RolloutRecipe) -> LabelledAnswers:
     if recipe.num_attempts > 1:
         attempts = await sample_chains(sampler, recipe.num_samples, recipe.num_attempts, recipe.context)
     elif recipe.num_rollouts == 0:
@@ -153,4 +154,4 @@ async def _label(sampler: Sampler, recipe: RolloutRecipe) -> Labelled:
     else:
         attempts = await answers_by_every_step(sampler, recipe.num_samples, recipe.num_rollouts)
     rows = [sampler.row(attempt) for attempt in attempts if attempt.is_ended]
-    return Labelled(rows, sum(attempt.num_rollouts for attempt in attempts))
+    return LabelledAnswers(rows, sum(attempt.num_rollouts for attempt in attempts))

@@ -1,4 +1,4 @@
-"""The policy at one question: streams of random numbers, limits, and which answers are right."""
+"""Samples a policy's answers to one question: random streams, token limits and grading."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from engine.types import Problem, Sampling, Step
 
 
 @dataclass
-class Attempt:
-    """One sampled answer, its steps so far and their labels."""
+class SampledAnswer:
+    """An answer that is being sampled: its steps so far, and their labels."""
 
     address: tuple[int, ...]
     branch: Branch | None
     steps: list[Step] = field(default_factory=list)
     labels: list[float] = field(default_factory=list)
-    history: list[list[int]] | None = None  # token ids of the attempts before it, oldest first; None: no chain
+    history: list[list[int]] | None = None  # token ids of the attempts it was given, oldest first; None outside a chain
     num_rollouts: int = 0  # spent on its labels
 
     @property
     def is_live(self) -> bool:
+        """Whether another step can follow."""
         return not self.steps or self.steps[-1].finish == "step"
 
     @property
     def is_ended(self) -> bool:
+        """Whether the answer is complete, not cut off."""
         return bool(self.steps) and self.steps[-1].finish == "eos"
 
     @property
@@ -37,7 +39,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What is the same for all answers to a question."""
+    """Samples and grades all answers to one question."""
 
     policy: ModelPolicy
     task: Task
@@ -55,6 +57,7 @@ class Sampler:
         purpose: str = "generated",
         is_split: bool = True,
     ) -> list[list[Step]]:
+        """The new steps of each branch; parameters as for `ModelPolicy.extend`."""
         return await self.policy.extend(
             branches,
             keys=keys,
@@ -66,26 +69,26 @@ class Sampler:
         )
 
     def key(self, purpose: str, address: Sequence[int]) -> int:
-        """A stream of its own for every step and every rollout."""
+        """The key of a random stream; every step and every rollout has its own."""
         return branch_key(self.seed, f"{purpose}/{self.problem.id}", address)
 
     def room(self, steps: Sequence[Step]) -> int:
-        """How many more tokens an answer may have."""
+        """Tokens that an answer may still have."""
         return self.task.max_tokens - sum(len(step.token_ids) for step in steps)
 
     def are_right(self, answers: Sequence[Sequence[Step]]) -> list[bool]:
-        """Whether each answer, given by its steps, has ended and states the gold answer."""
+        """Whether each answer, given as steps, has ended and states the gold answer."""
         ended = [steps[-1].finish == "eos" for steps in answers]
         texts = ["".join(step.text for step in steps) for steps in answers]
         stated = [self.task.extract(text) if is_end else None for text, is_end in zip(texts, ended, strict=True)]
         return [bool(verdict) for verdict in self.task.are_right([(answer, self.problem.answer) for answer in stated])]
 
-    def row(self, attempt: Attempt) -> dict:
-        """A labelled answer, as a file of rollouts holds it."""
+    def row(self, answer: SampledAnswer) -> dict:
+        """A labelled answer as a row (see `rollouts.generate`)."""
         row = {
             "prompt": self.problem.prompt,
-            "completions": [step.text for step in attempt.steps],
-            "labels": attempt.labels,
-            "token_ids": [list(step.token_ids) for step in attempt.steps],
+            "completions": [step.text for step in answer.steps],
+            "labels": answer.labels,
+            "token_ids": [list(step.token_ids) for step in answer.steps],
         }
-        return row if attempt.history is None else row | {"history": attempt.history}
+        return row if answer.history is None else row | {"history": answer.history}

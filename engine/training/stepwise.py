@@ -1,8 +1,7 @@
-"""Labelled steps, in the formats that there are: TRL's stepwise rows, Math-Shepherd's and PRM800K's.
+"""Reads labelled steps in the formats of TRL (stepwise), Math-Shepherd and PRM800K, and writes TRL's.
 
-Whatever the format, a row becomes `{"prompt", "completions", "labels"}`: a text per step, each but the last with
-the separator that ends it, and a label within 0..1 per step. Our own rows, as `ttc rollouts` writes them, are TRL's
-with `token_ids` beside them.
+A row of any format becomes `{"prompt", "completions", "labels"}`: a text per step, each but the last with the separator
+that ends it, and a label within 0..1 per step. Rows of `ttc rollouts` are TRL's with `token_ids` added.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from engine.errors import UserError
 
 FORMATS = ("stepwise", "math-shepherd", "prm800k")
 NEUTRALS = ("good", "bad")
-_TAG = "ки"  # Math-Shepherd's mark after a step; its label is one character in the same place
-_PRM800K_END = "# Answer"  # heads the answer in the last step of a solution
+_TAG = "ки"  # ends a step of Math-Shepherd; in `label` one character takes its place
+_PRM800K_END = "# Answer"  # precedes the answer in the last step of a solution
 _FIRST_STEP = re.compile(r"\s*Step 1\s*:")
 
 
@@ -29,12 +28,12 @@ def read_stepwise(path: Path) -> list[dict]:
 def read_steps(
     path: Path, format: str = "stepwise", *, neutral: str | None = None, separator: str | None = None
 ) -> list[dict]:
-    r"""Rows of any of FORMATS; all answers that a PRM800K row labels become rows of their own.
+    r"""Rows of a file in any of FORMATS; each answer that a PRM800K row labels becomes a row.
 
-    `neutral` says whether PRM800K's rating 0 is a good step (as Qwen and PURE take it) or a bad one (as TRL does):
-    it has to be given for that format, and for no other. `separator` ends a step that does not end in it already
-    (`\n` may be written as two characters): by default a newline, and nothing is added to stepwise rows.
-    Raises UserError for a bad option, or a row that is not of the format, with its line.
+    `neutral`, "good" or "bad", is required for PRM800K only: the meaning of its rating 0 (good for Qwen and PURE, bad
+    for TRL). `separator` is appended to steps that do not end in it (`\n` may be written as two characters); the
+    default is a newline, and for stepwise rows none. Raises UserError for bad options, and for a row that is not of
+    the format, with its line number.
     """
     check_format(format, neutral, separator)
     if format == "stepwise" and separator is None:
@@ -46,11 +45,11 @@ def read_steps(
         "prm800k": lambda value: _from_prm800k(value, float(neutral == "good")),
     }
     rows = [_separated(row, ending) for row in _read(path, convert[format])]
-    return [_going_on(row, ending) for row in rows] if format == "prm800k" else rows
+    return [_with_last_separator(row, ending) for row in rows] if format == "prm800k" else rows
 
 
 def check_format(format: str, neutral: str | None = None, separator: str | None = None) -> None:
-    """Raises UserError for options of `read_steps` that it cannot read by."""
+    """Raises UserError for invalid options of `read_steps`."""
     if format not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if format == "prm800k" and neutral not in NEUTRALS:
@@ -62,9 +61,9 @@ def check_format(format: str, neutral: str | None = None, separator: str | None 
 
 
 def stepwise_line(row: dict, separator: str = "\n", *, threshold: float | None = None) -> str:
-    """A row as a line of TRL's format: no token ids, and steps without their separator, which TRL adds itself.
+    """A row as a line of TRL's format: without token ids, and without separators, which TRL adds itself.
 
-    With a `threshold` labels are true from it on, and else false: TRL cuts fractions to whole numbers, 0.9 to 0.
+    With a `threshold`, labels of at least this become true and others false; TRL would truncate 0.9 to 0.
     """
     labels = [label if threshold is None else label >= threshold for label in row["labels"]]
     steps = [text.removesuffix(separator) for text in row["completions"]]
@@ -72,14 +71,14 @@ def stepwise_line(row: dict, separator: str = "\n", *, threshold: float | None =
 
 
 def write_stepwise(rows: Iterable[dict], path: Path, separator: str = "\n", *, threshold: float | None = None) -> None:
-    """Writes rows that TRL's data sets load (see `stepwise_line`). Raises UserError for a threshold beyond 0..1."""
+    """Writes rows in TRL's format (see `stepwise_line`). Raises UserError for a threshold outside 0..1."""
     check_threshold(threshold)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(stepwise_line(row, separator, threshold=threshold) for row in rows))
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Raises UserError for a share of right rollouts that is none."""
+    """Raises UserError for a threshold outside 0..1."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"threshold must be within 0..1, got {threshold}")
 
@@ -109,7 +108,7 @@ def _read(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[dict]:
 
 
 def _checked(row: dict) -> dict:
-    """A stepwise row as it is. Raises UserError, KeyError or TypeError for another value."""
+    """A stepwise row with labels as floats. Raises UserError, KeyError or TypeError if it is not valid."""
     texts, labels = row["completions"], row["labels"]
     if not isinstance(row["prompt"], str) or not all(isinstance(text, str) for text in texts):
         raise UserError("prompt and completions must be texts")
@@ -125,14 +124,14 @@ def _separated(row: dict, separator: str) -> dict:
     return {**row, "completions": [*(step.removesuffix(separator) + separator for step in steps), last]}
 
 
-def _going_on(row: dict, separator: str) -> dict:
-    """A PRM800K row whose last step is no answer's end closes it as a step, as it does in an answer that goes on."""
+def _with_last_separator(row: dict, separator: str) -> dict:
+    """Ends the last step of a PRM800K row with the separator, unless it is the end of the answer."""
     *steps, last = row["completions"]
     return row if _PRM800K_END in last else {**row, "completions": [*steps, last.removesuffix(separator) + separator]}
 
 
 def _from_math_shepherd(row: dict) -> dict:
-    """`input` marks the end of every step with the tag; in `label` each tag is a plus or a minus."""
+    """Converts a Math-Shepherd row: a tag ends every step in `input`; `label` has a plus or a minus in its place."""
     parts, labels, position = row["input"].split(_TAG), [], 0
     for part in parts[:-1]:
         position += len(part)
@@ -150,10 +149,10 @@ def _from_math_shepherd(row: dict) -> dict:
 
 
 def _from_prm800k(row: dict, neutral: float) -> list[dict]:
-    """One row per rated alternative that the annotators did not go on from, and one for the path they took.
+    """Converts a PRM800K row: one row per rated alternative that was not chosen, and one for the chosen path.
 
-    An alternative without a rating is left out, and a path ends before a step without one. A step that a
-    human wrote is good.
+    Alternatives without a rating are left out, and the path ends before a step without one. Steps written by
+    humans are good.
     """
     values = {-1: 0.0, 0: neutral, 1: 1.0}
     prompt = row["question"]["problem"].strip() + "\n"

@@ -1,6 +1,6 @@
-"""What all trainings of verifiers share: rows in, batches, the loss on soft labels, held-out figures.
+"""What all trainings of verifiers share: reading rows, batches, the loss on soft labels, held-out figures.
 
-Binary cross-entropy against a share of right ends (Snell et al. 2024, appendix D).
+The loss is binary cross-entropy against the share of right rollouts (Snell et al. 2024, appendix D).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from engine.errors import UserError
-from engine.model import read_config
+from engine.model import read_config, read_raw_config
 from engine.prompts.histories import after_attempts
-from engine.training.arguments import training_arguments
-from engine.training.batches import LengthBatches, padding
+from engine.training.arguments import run_trainer, training_arguments
+from engine.training.batches import LengthBatches
 from engine.training.stepwise import check_format, read_steps
 from engine.verifiers.figures import auc, auc_within
 
@@ -35,9 +35,9 @@ UNLABELLED = -1.0
 
 @dataclass(frozen=True)
 class VerifierRecipe:
-    """What trainings of verifiers from labelled rows have in common."""
+    """The options that trainings of verifiers share."""
 
-    num_extra_layers: int = 0  # on top of the base's; they add nothing before training
+    num_extra_layers: int = 0  # on top of the base's; initialised to add nothing
     num_epochs: float = 3.0
     tokens_per_step: int = 6144
     learning_rate: float = 3e-4
@@ -60,32 +60,35 @@ class VerifierRecipe:
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """From a labelled row to token ids, as a search feeds them to the verifier.
+    """Encodes a labelled row as the token ids that the verifier is given in a search.
 
-    `end` closes an answer whose row holds texts alone, as the policy's own end of text closes it in a search.
-    An answer that ends in the step separator goes on: nothing closes it.
+    `end` is appended to an answer whose row has only texts, as the policy ends its answers with it in a search. An
+    answer that ends in the step separator is not complete and gets no `end`.
     """
 
     tokenizer: PreTrainedTokenizerFast
     end: tuple[int, ...]  # token ids
+    max_positions: int  # tokens that the verifier's context holds
     separator: str = "\n"
 
     @classmethod
     def of(cls, base: Path, recipe: VerifierRecipe) -> RowEncoder:
         """The encoder for a verifier that starts from `base`."""
         separator = "\n" if recipe.step_separator is None else recipe.step_separator.replace("\\n", "\n")
-        end = read_config(base).eos_token_ids[:1]  # the one that PRMVerifier closes texts with
-        return cls(PreTrainedTokenizerFast.from_pretrained(base), end, separator)
+        end = read_config(base).eos_token_ids[:1]  # PRMVerifier appends the same one to texts
+        max_positions = read_raw_config(base)["max_position_embeddings"]
+        return cls(PreTrainedTokenizerFast.from_pretrained(base), end, max_positions, separator)
 
     def prompt(self, row: dict) -> list[int]:
+        """The token ids of the prompt alone."""
         return list(self.tokenizer(row["prompt"])["input_ids"])
 
     def context(self, row: dict) -> list[int]:
-        """The prompt, and before it the earlier attempts where the row has a history."""
+        """The token ids before the answer: the prompt, after the earlier attempts if the row has a history."""
         return after_attempts(self.prompt(row), row.get("history", ()))
 
     def steps(self, row: dict) -> list[list[int]]:
-        """The ids of each step, those of the row where it has them."""
+        """The token ids of each step: the row's own, if it has them."""
         if "token_ids" in row:
             return row["token_ids"]
         texts = row["completions"]
@@ -95,14 +98,17 @@ class RowEncoder:
         return steps
 
 
+Encode = Callable[[dict, RowEncoder], tuple[list[int], list[float]]]  # row -> token ids and a label for each
+
+
 def step_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy where a label stands. logits (batch, length, 1 or 2), labels (batch, length)."""
+    """Binary cross-entropy of labelled positions. logits (batch, length, 1 or 2), labels (batch, length)."""
     mask = labels != UNLABELLED
     return nn.functional.binary_cross_entropy_with_logits(log_odds(logits)[mask], labels[mask])
 
 
 def log_odds(logits: torch.Tensor) -> torch.Tensor:
-    """Of the good label. logits (..., 1 or 2), result (...)."""
+    """The log odds of the good label, (...), from logits (..., 1 or 2)."""
     return logits[..., -1] - (logits[..., 0] if logits.shape[-1] == 2 else 0.0)
 
 
@@ -121,7 +127,7 @@ class StepTrainer(Trainer):
 
 
 def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[list[dict], list[dict]]:
-    """(training, held-out) rows; all answers to a question fall on the same side."""
+    """(training, held-out) rows; all answers to a question are on the same side."""
     prompts = sorted({row["prompt"] for row in rows})
     random.Random(seed).shuffle(prompts)
     kept = set(prompts[: max(1, round(held_out * len(prompts)))])
@@ -129,9 +135,9 @@ def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[l
 
 
 def build_classifier(base: Path, recipe: VerifierRecipe) -> PreTrainedModel:
-    """The base's trunk with extra layers and a two-label head, the base's own where it is such a classifier.
+    """The base's trunk with extra layers and a two-label head: the base's own if it has one, else a new one.
 
-    New layers add nothing to the residual stream at first: training starts from what the base knows.
+    Extra layers are initialised to add nothing to the residual stream, so that training starts from the base.
     """
     torch.manual_seed(recipe.seed)
     config = AutoConfig.from_pretrained(base)
@@ -154,60 +160,49 @@ def build_classifier(base: Path, recipe: VerifierRecipe) -> PreTrainedModel:
 
 
 def read_rows(rollouts: Sequence[Path], recipe: VerifierRecipe) -> list[dict]:
-    """Labelled rows of all files. Raises UserError as `read_steps` does."""
+    """The labelled rows of all files. Raises UserError as `read_steps` does."""
     options = {"neutral": recipe.neutral, "separator": recipe.step_separator}
     return [row for path in rollouts for row in read_steps(path, recipe.format, **options)]
 
 
 def fit(
-    model: nn.Module,
-    rows: tuple[Sequence[dict], Sequence[dict]],
-    encode: Callable[[dict], tuple[list[int], list[float]]],
-    tokenizer: PreTrainedTokenizerFast,
-    work: Path,
+    model: nn.Module,  # from token ids to logits (batch, length, 1 or 2)
+    rows: Sequence[dict],  # labelled answers
+    encode: Encode,
+    encoder: RowEncoder,
+    work: Path,  # folder of checkpoints
     recipe: VerifierRecipe,
-    context: int,
     device: str,
 ) -> dict[str, float]:
-    """Trains on the first `rows` and returns figures of the others, which `split_questions` kept.
+    """Trains on the rows, a share of the questions held out, and returns figures on these.
 
-    `encode` gives token ids and a label for each, UNLABELLED but where a score is read. Resumes from the last
-    checkpoint in `work`. Raises UserError for rows of one question alone, or one of more tokens than `context`.
+    Resumes from the last checkpoint in `work`. Raises UserError if all rows are of one question, or if one has more
+    tokens than the model's context.
     """
-    if not rows[0]:
-        raise UserError(f"the rows are of one question only, {rows[1][0]['prompt']!r}: nothing is left to train on")
-    train, held = (_batches(part, encode, tokenizer, recipe, context) for part in rows)
-    trainer = StepTrainer(
-        model=model,
-        args=training_arguments(work, device, recipe.seed, recipe.learning_rate, num_train_epochs=recipe.num_epochs),
-        train_dataset=train,
-        eval_dataset=held,
-        data_collator=lambda items: items[0],
-    )
-    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    train_rows, held_rows = split_questions(rows, recipe.held_out, recipe.seed)
+    if not train_rows:
+        raise UserError(f"the rows are of one question only, {held_rows[0]['prompt']!r}: nothing is left to train on")
+    train, held = (_batches(part, encode, encoder, recipe) for part in (train_rows, held_rows))
+    arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, num_train_epochs=recipe.num_epochs)
+    trainer = run_trainer(StepTrainer, model, arguments, train, held)
     figures = held_out_figures(model, held, device)
     return {"held_out_loss": trainer.evaluate()["eval_loss"], **figures}
 
 
-def _batches(rows: Sequence[dict], encode, tokenizer, recipe: VerifierRecipe, context: int) -> LengthBatches:
-    encoded = [(*encode(row), row["prompt"]) for row in rows]
-    longest = max(len(ids) for ids, *_ in encoded)
-    if longest > context:
-        raise UserError(f"an answer with its prompt has {longest} tokens, the context of the model holds {context}")
-    return LengthBatches(
-        encoded,
-        pad=padding(tokenizer),
-        no_label=UNLABELLED,
-        tokens_per_step=recipe.tokens_per_step,
-        seed=recipe.seed,
-    )
+def _batches(rows: Sequence[dict], encode: Encode, encoder: RowEncoder, recipe: VerifierRecipe) -> LengthBatches:
+    encoded = [(*encode(row, encoder), row["prompt"]) for row in rows]
+    longest, most = max(len(ids) for ids, *_ in encoded), encoder.max_positions
+    if longest > most:
+        raise UserError(f"an answer with its prompt has {longest} tokens, the context of the model holds {most}")
+    options = {"tokens_per_step": recipe.tokens_per_step, "seed": recipe.seed}
+    return LengthBatches(encoded, encoder.tokenizer, no_label=UNLABELLED, **options)
 
 
 @torch.no_grad()
 def held_out_figures(model: nn.Module, batches: Dataset, device: str) -> dict[str, float]:
-    """Of held-out labels: their mean and entropy floor, and the area under the ROC curve.
+    """Figures of held-out labels: their mean and entropy (the least loss possible), and the model's AUC.
 
-    Where the batches name the question of every row, also the mean area within questions.
+    If the batches name the question of every row, also the mean AUC within questions.
     """
     model.eval()
     odds, labels = [], []

@@ -1,6 +1,7 @@
-"""Labels made by several processes on one machine's cores, each with a model of its own.
+"""Generates labelled answers in several processes on one machine, each with its own copy of the model.
 
-A small model leaves cores idle: between two forwards Python runs on one of them. Rows do not depend on who makes them.
+A small model leaves cores idle, because between two forwards Python runs on one core. Rows do not depend on the number
+of processes.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ from multiprocessing.sharedctypes import Synchronized
 import torch
 
 from engine.runtime import LLM
-from engine.training.rollouts import Labelled, RolloutRecipe, generate
+from engine.training.rollouts import LabelledAnswers, RolloutRecipe, generate
 from engine.types import Problem
 
-_LOCK_SECONDS = 60.0  # nobody holds it for more than an instant
+_LOCK_SECONDS = 60.0  # far longer than any process holds it
 
 Workers = dict[Connection, multiprocessing.process.BaseProcess]
 
 
 def generate_in_workers(
-    num_workers: int,
-    model: Mapping[str, object],
+    num_workers: int,  # processes, this one included
+    model: Mapping[str, object],  # arguments of LLM.load
     recipe: RolloutRecipe,
-    todo: Sequence[int],
+    todo: Sequence[int],  # indices into `problems`
     problems: Sequence[Problem],
-) -> Iterator[tuple[int, Labelled]]:
-    """`generate` for the questions `todo` of `problems`, by this process and others that load `LLM.load(**model)`.
+) -> Iterator[tuple[int, LabelledAnswers]]:
+    """As `generate`, but in this process and others, each with the model `LLM.load(**model)`.
 
-    They divide this process's threads, and each takes the next question when its batch has room. What stops one stops
-    all: its error is raised here, RuntimeError where it was killed. Python's `spawn` starts them, so a script that
-    calls this needs the usual `if __name__ == "__main__"`.
+    The processes divide this one's threads, and each takes the next question when its batch has room. An error in one
+    ends all and is raised here; it is a RuntimeError if the process was killed. They are started with Python's
+    `spawn`, so a calling script needs the usual `if __name__ == "__main__"`.
     """
     if not len(todo):
         return
@@ -47,7 +48,7 @@ def generate_in_workers(
             receiver, sender = context.Pipe(duplex=False)
             arguments = sender, position, num_threads, dict(model), recipe, list(todo), list(problems)
             workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
-            # Ctrl-C reaches all processes of a terminal: this one, which gets the results, ends the others.
+            # A Ctrl-C reaches all processes of a terminal, but only this one handles it, and ends the others.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 workers[receiver].start()  # it inherits the mask
@@ -56,7 +57,7 @@ def generate_in_workers(
             sender.close()
         torch.set_num_threads(num_threads)
         running = list(workers)
-        for labelled in generate(LLM.load(**model), recipe, _next_ones(todo, position), problems):
+        for labelled in generate(LLM.load(**model), recipe, _claimed(todo, position), problems):
             yield labelled
             yield from _received(workers, running, timeout=0)
         while running:
@@ -69,8 +70,10 @@ def generate_in_workers(
             process.join()
 
 
-def _received(workers: Workers, running: list[Connection], timeout: float | None) -> Iterator[tuple[int, Labelled]]:
-    """What workers have sent, after waiting for some of it; takes those that have ended out of `running`."""
+def _received(
+    workers: Workers, running: list[Connection], timeout: float | None
+) -> Iterator[tuple[int, LabelledAnswers]]:
+    """Yields results, after waiting `timeout` seconds (None: forever) for one; removes ended workers from `running`."""
     while ready := wait(running, timeout):
         for receiver in ready:
             try:
@@ -103,20 +106,20 @@ def _work(
     todo: Sequence[int],
     problems: Sequence[Problem],
 ) -> None:
-    """What a process does: sends (question, labelled answers) until nothing is left, or the error that ended it."""
+    """Runs in a worker: sends (question index, labelled answers) until none is left, or the error that ended it."""
     torch.set_num_threads(num_threads)
     try:
         try:
-            for labelled in generate(LLM.load(**model), recipe, _next_ones(todo, position), problems):
+            for labelled in generate(LLM.load(**model), recipe, _claimed(todo, position), problems):
                 sender.send(labelled)
         except Exception as error:
             sender.send(error)
     except BrokenPipeError:
-        pass  # nobody waits for it any more
+        pass  # the parent no longer reads
 
 
-def _next_ones(todo: Sequence[int], position: Synchronized) -> Iterator[int]:
-    """Of `todo` what no other process takes."""
+def _claimed(todo: Sequence[int], position: Synchronized) -> Iterator[int]:
+    """Yields those entries of `todo` that this process claims; `position` is the next one, shared by all."""
     while True:
         if not position.get_lock().acquire(timeout=_LOCK_SECONDS):
             raise RuntimeError("a worker process was killed while it took a question")

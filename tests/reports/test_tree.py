@@ -51,7 +51,7 @@ def test_boxes_do_not_overlap_and_the_best_path_is_straight(num_beams, width):
 def test_large_trees_are_thinned_out_but_keep_the_best_path(num_beams):
     nodes = beam_row(depth=10, num_beams=num_beams)["tree"]
     _, groups = drawn(nodes)
-    assert len({y for _, y, _, _ in boxes(groups)}) <= drawing.MAX_ROWS
+    assert len({y for _, y, _, _ in boxes(groups)}) <= drawing.MAX_LANES
     assert sum("best" in group.get("class").split() for group in groups) == 11
     gathered = ["".join(group.itertext()) for group in groups if "gathered" in group.get("class")]
     missing = sum(int(re.match(r"\d+ steps? not drawn", text)[0].split()[0]) for text in gathered)
@@ -60,8 +60,8 @@ def test_large_trees_are_thinned_out_but_keep_the_best_path(num_beams):
 
 def test_nothing_is_gathered_where_it_fits():
     nodes = beam_row(depth=12, num_beams=16)["tree"]
-    assert len(drawn(nodes, max_rows=1000)[1]) == len(nodes)
-    assert len(drawn(nodes, max_rows=20)[1]) < len(nodes)
+    assert len(drawn(nodes, max_lanes=1000)[1]) == len(nodes)
+    assert len(drawn(nodes, max_lanes=20)[1]) < len(nodes)
 
 
 def test_a_chain_deeper_than_the_stack_is_drawn():

@@ -18,19 +18,19 @@ CONFIG = {
 
 
 def fill(path, indices, config=CONFIG):
-    with Journal(path, config) as ledger:
+    with Journal(path, config) as journal:
         for index in indices:
-            ledger.append(index, make_row(f"p{index}"))
+            journal.append(index, make_row(f"p{index}"))
 
 
 def test_rows_come_out_in_input_order(tmp_path):
     out = tmp_path / "deep" / "results.jsonl"
-    with open_run(out, CONFIG) as ledger:
-        assert ledger.done == {}
-        assert ledger.num_resumed == 0
+    with open_run(out, CONFIG) as journal:
+        assert journal.done == {}
+        assert journal.num_resumed == 0
         for index in (2, 0, 1):
-            ledger.append(index, make_row(f"p{index}"))
-        assert ledger.write_rows(out, num_expected=3) == 3
+            journal.append(index, make_row(f"p{index}"))
+        assert journal.write_rows(out, num_expected=3) == 3
     assert [row["id"] for row in read_rows(out)] == ["p0", "p1", "p2"]
     assert sorted(path.name for path in out.parent.iterdir()) == ["results.jsonl", "results.jsonl.ledger"]
 
@@ -38,48 +38,48 @@ def test_rows_come_out_in_input_order(tmp_path):
 def test_a_second_run_finds_what_is_done(tmp_path):
     path = tmp_path / "ledger"
     fill(path, [0, 3])
-    with Journal(path, dict(reversed(CONFIG.items()))) as ledger:  # the order of keys is no difference
-        assert set(ledger.done) == {0, 3}
-        assert ledger.num_resumed == 2
-        assert ledger.done[3] == make_row("p3")
+    with Journal(path, dict(reversed(CONFIG.items()))) as journal:  # the order of keys is no difference
+        assert set(journal.done) == {0, 3}
+        assert journal.num_resumed == 2
+        assert journal.done[3] == make_row("p3")
         with pytest.raises(ValueError, match=r"row 3 of .* is already done"):
-            ledger.append(3, make_row("p3"))
+            journal.append(3, make_row("p3"))
         with pytest.raises(ValueError, match="counts from 0, got -1"):
-            ledger.append(-1, make_row())
-        ledger.append(1, make_row("p1"))
-    with Journal(path, CONFIG) as ledger:
-        assert set(ledger.done) == {0, 1, 3}
+            journal.append(-1, make_row())
+        journal.append(1, make_row("p1"))
+    with Journal(path, CONFIG) as journal:
+        assert set(journal.done) == {0, 1, 3}
 
 
 def test_incomplete_rows_are_written_unless_all_are_expected(tmp_path):
     out = tmp_path / "results.jsonl"
     out.write_text("old")
-    with Journal(journal_path(out), CONFIG) as ledger:
-        ledger.append(1, make_row("p1"))
+    with Journal(journal_path(out), CONFIG) as journal:
+        journal.append(1, make_row("p1"))
         with pytest.raises(ValueError, match="1 of 2 rows are not done, the first is 0"):
-            ledger.write_rows(out, num_expected=2)
+            journal.write_rows(out, num_expected=2)
         assert out.read_text() == "old"
-        assert ledger.write_rows(out) == 1
+        assert journal.write_rows(out) == 1
     assert [row["id"] for row in read_rows(out)] == ["p1"]
 
 
 def test_cut_at_any_byte_it_resumes(tmp_path):
     path = tmp_path / "ledger"
     config = {"seed": 0}
-    with Journal(path, config) as ledger:
+    with Journal(path, config) as journal:
         for index in range(3):
-            ledger.append(index, {"id": f"p{index}é", "seed": 0, "strategy": "beam"}, seconds=1.0)
+            journal.append(index, {"id": f"p{index}é", "seed": 0, "strategy": "beam"}, seconds=1.0)
     whole = path.read_bytes()
     ends = [end + 1 for end, byte in enumerate(whole) if byte == ord("\n")]
     for length in range(0, len(whole), 3):
         path.write_bytes(whole[:length])
-        with Journal(path, config) as ledger:
+        with Journal(path, config) as journal:
             num_whole = sum(end <= length for end in ends)
-            assert set(ledger.done) == set(range(max(num_whole - 1, 0)))
+            assert set(journal.done) == set(range(max(num_whole - 1, 0)))
             if length % 5 == 0:  # going on from here gives the file of an undisturbed run
-                for index in set(range(3)) - set(ledger.done):
+                for index in set(range(3)) - set(journal.done):
                     row = {"id": f"p{index}é", "seed": 0, "strategy": "beam"}
-                    ledger.append(index, row, seconds=1.0)
+                    journal.append(index, row, seconds=1.0)
                 assert path.read_bytes() == whole
 
 
@@ -87,11 +87,11 @@ def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path):
     path = tmp_path / "ledger"
     fill(path, [0])
     path.write_bytes(path.read_bytes() + b"\0" * 500)
-    with Journal(path, CONFIG) as ledger:
-        assert set(ledger.done) == {0}
-        ledger.append(1, make_row("p1"))
-    with Journal(path, CONFIG) as ledger:
-        assert set(ledger.done) == {0, 1}
+    with Journal(path, CONFIG) as journal:
+        assert set(journal.done) == {0}
+        journal.append(1, make_row("p1"))
+    with Journal(path, CONFIG) as journal:
+        assert set(journal.done) == {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -115,20 +115,20 @@ def test_another_configuration_is_refused_and_nothing_is_lost(tmp_path, change, 
     assert message in str(caught.value)
     assert len(str(caught.value)) < 600
     assert path.read_bytes() == before
-    with Journal(path, {**CONFIG, **change}, overwrite=True) as ledger:
-        assert ledger.done == {}
+    with Journal(path, {**CONFIG, **change}, overwrite=True) as journal:
+        assert journal.done == {}
 
 
 def test_a_second_writer_is_refused(tmp_path):
     path = tmp_path / "ledger"
-    with Journal(path, CONFIG) as ledger:
-        ledger.append(0, make_row())
+    with Journal(path, CONFIG) as journal:
+        journal.append(0, make_row())
         for overwrite in (False, True):
             with pytest.raises(ValueError, match="another run is writing to"):
                 Journal(path, CONFIG, overwrite=overwrite)
-        ledger.append(1, make_row("p1"))
-    with Journal(path, CONFIG) as ledger:
-        assert set(ledger.done) == {0, 1}
+        journal.append(1, make_row("p1"))
+    with Journal(path, CONFIG) as journal:
+        assert set(journal.done) == {0, 1}
 
 
 def test_a_refused_file_is_not_left_locked(tmp_path):
@@ -180,8 +180,8 @@ def test_results_without_a_ledger_are_not_overwritten(tmp_path):
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
     path = tmp_path / "ledger"
-    with Journal(path, CONFIG) as ledger:
-        ledger.append(0, make_row())
+    with Journal(path, CONFIG) as journal:
+        journal.append(0, make_row())
         before = path.read_bytes()
         real = os.pwrite
 
@@ -192,26 +192,26 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "pwrite", half)
         with pytest.raises(OSError, match="No space"):
-            ledger.append(1, make_row("p1"))
+            journal.append(1, make_row("p1"))
         monkeypatch.undo()
         assert path.read_bytes() == before
-        assert set(ledger.done) == {0}
-        ledger.append(1, make_row("p1"))
-    with Journal(path, CONFIG) as ledger:
-        assert set(ledger.done) == {0, 1}
+        assert set(journal.done) == {0}
+        journal.append(1, make_row("p1"))
+    with Journal(path, CONFIG) as journal:
+        assert set(journal.done) == {0, 1}
 
 
 def test_seconds_add_up_per_strategy_over_runs(tmp_path):
     path = tmp_path / "ledger"
-    with Journal(path, CONFIG) as ledger:
-        ledger.append(0, make_row(strategy="beam"), seconds=1.5)
-        ledger.append(1, make_row(strategy="majority"), seconds=4)
-    with Journal(path, CONFIG) as ledger:
-        ledger.append(2, make_row(strategy="beam"), seconds=2.0)
-        assert ledger.seconds_by_strategy() == {"beam": 3.5, "majority": 4.0}
-        ledger.append(3, make_row(strategy="dvts"))
-        assert 0 <= ledger.seconds_by_strategy()["dvts"] < 60
-        assert "seconds" not in ledger.done[3]  # a row does not depend on how fast the machine was
+    with Journal(path, CONFIG) as journal:
+        journal.append(0, make_row(strategy="beam"), seconds=1.5)
+        journal.append(1, make_row(strategy="majority"), seconds=4)
+    with Journal(path, CONFIG) as journal:
+        journal.append(2, make_row(strategy="beam"), seconds=2.0)
+        assert journal.seconds_by_strategy() == {"beam": 3.5, "majority": 4.0}
+        journal.append(3, make_row(strategy="dvts"))
+        assert 0 <= journal.seconds_by_strategy()["dvts"] < 60
+        assert "seconds" not in journal.done[3]  # a row does not depend on how fast the machine was
 
 
 def test_a_path_that_cannot_be_is_one_sentence(tmp_path):
@@ -223,13 +223,13 @@ def test_a_path_that_cannot_be_is_one_sentence(tmp_path):
 
 
 def test_rows_can_go_to_what_is_no_file(tmp_path):
-    with Journal(tmp_path / "ledger", CONFIG) as ledger:
-        ledger.append(0, make_row())
-        assert ledger.write_rows(os.devnull) == 1
+    with Journal(tmp_path / "ledger", CONFIG) as journal:
+        journal.append(0, make_row())
+        assert journal.write_rows(os.devnull) == 1
         link, target = tmp_path / "link.jsonl", tmp_path / "target.jsonl"
         target.write_text("old")
         link.symlink_to(target)
-        ledger.write_rows(link)
+        journal.write_rows(link)
     assert not os.path.isfile(os.devnull)
     assert link.is_symlink()
     assert target.read_bytes() == row_line(make_row())
@@ -239,10 +239,10 @@ WRITER = """
 import sys
 from engine.results.journal import Journal
 from tests.reports.builders import make_row
-with Journal(sys.argv[1], {"seed": 0}) as ledger:
+with Journal(sys.argv[1], {"seed": 0}) as journal:
     for index in range(100_000):
-        if index not in ledger.done:
-            ledger.append(index, make_row(f"p{index}"))
+        if index not in journal.done:
+            journal.append(index, make_row(f"p{index}"))
             print(index, flush=True)
 """
 
@@ -257,6 +257,6 @@ def test_kill_9_loses_no_row_that_was_reported(tmp_path):
         rest = process.stdout.read().split()
         process.wait()
         reported = int(rest[-1]) if rest else reported
-        with Journal(path, {"seed": 0}) as ledger:
+        with Journal(path, {"seed": 0}) as journal:
             # One row may be on the disk whose report did not get out.
-            assert list(ledger.done) in (list(range(reported + 1)), list(range(reported + 2)))
+            assert list(journal.done) in (list(range(reported + 1)), list(range(reported + 2)))

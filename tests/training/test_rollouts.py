@@ -12,8 +12,8 @@ from engine.prompts.histories import after_attempts
 from engine.runtime import LLM
 from engine.tasks import Task
 from engine.training.labellers import answers_by_every_step, answers_by_first_error
-from engine.training.rollouts import Labelled, RolloutRecipe, generate, questions
-from engine.training.sampler import Attempt, Sampler
+from engine.training.rollouts import LabelledAnswers, RolloutRecipe, generate, questions
+from engine.training.sampler import SampledAnswer, Sampler
 from engine.training.stepwise import read_stepwise
 from engine.types import Problem, Sampling, Step
 from tests.cli.conftest import assert_refused, models, ttc
@@ -77,7 +77,7 @@ def scripted(name: str) -> Sampler:
     return Sampler(ScriptedPolicy(), task, Problem(name, "?", "right"), Sampling(), seed=0)
 
 
-def result_of(coroutine) -> list[Attempt]:
+def result_of(coroutine) -> list[SampledAnswer]:
     """Of one that waits for nothing."""
     with pytest.raises(StopIteration) as stop:
         coroutine.send(None)
@@ -143,7 +143,7 @@ CHAINS = RolloutRecipe(num_questions=4, num_samples=1, num_rollouts=0, num_attem
 
 
 def rows_of(llm: LLM, recipe: RolloutRecipe) -> list[dict]:
-    found: dict[int, Labelled] = dict(generate(llm, recipe))
+    found: dict[int, LabelledAnswers] = dict(generate(llm, recipe))
     llm.runner.tree.check_integrity()
     return [row for index in sorted(found) for row in found[index].rows]
 
