@@ -18,13 +18,14 @@ import typer
 from rich.console import Console
 
 from engine.cli.env import machine_facts
-from engine.cli.errors import run_app
-from engine.cli.numbers import parse_numbers
-from engine.cli.progress import RunProgress
+from engine.commands import run_app
+from engine.commands import parse_numbers
+from engine.reports.progress import RunProgress
 from engine.engine import Engine
 from engine.errors import UserError
-from engine.reports import compare, result_row, row_line, summarize, terminal_table, write_report
-from engine.reports.pools import sample_accuracy
+from engine.reports import compare, summarize, terminal_table, write_report
+from engine.results import result_row, row_line
+from engine.results.pools import sample_accuracy
 from engine.results.files import write_atomically
 from engine.results.rows import Row
 from engine.search import BeamSearch, BestOfN, Lookahead, Majority, Strategy

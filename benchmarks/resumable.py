@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from engine.cli.progress import RunProgress
-from engine.reports import Journal, JournalInUse
+from engine.reports.progress import RunProgress
+from engine.results import Journal, JournalInUse
 from engine.results.rows import Row
 
 MakeRows = Callable[[list[int]], Iterable[tuple[int, Row]]]  # from positions to do, to (position, row)

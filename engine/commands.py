@@ -1,24 +1,33 @@
-"""What becomes of an error: one sentence and exit status 2, or a traceback."""
+"""What every command line shares, `ttc` and the benchmarks: errors become exit statuses, options become numbers."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import typer
 
 from engine.errors import UserError
 
+Number = TypeVar("Number", int, float)
+
 
 def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> int:
-    """Runs a command line and returns its exit status.
+    """Runs the command line of a typer app and returns its exit status (see `run_command`)."""
+    command = typer.main.get_command(app)
+    return run_command(lambda: command.main(list(argv), prog_name=name, standalone_mode=False), argv)
 
-    0: done. 2: an error that the user can mend, told in one sentence on stderr. 130: interrupted.
-    Anything else that goes wrong is a bug and keeps its traceback.
+
+def run_command(command: Callable[[], object], argv: Sequence[str] = ()) -> int:
+    """Calls `command` and returns an exit status: its own where it returns one, else 0.
+
+    2: an error that the user can mend, told in one sentence on stderr. 130: interrupted.
+    Anything else that goes wrong is a bug and keeps its traceback. `argv` is what a parser's error may have to quote.
     """
     try:
-        status = typer.main.get_command(app).main(list(argv), prog_name=name, standalone_mode=False)
+        status = command()
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -32,6 +41,15 @@ def run_app(app: typer.Typer, argv: Sequence[str], name: str) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _refuse(_usage(error, argv))  # the parser's: an unknown option, a value of another type
+
+
+def parse_numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
+    """`[1, 4, 16]` from `1,4,16`. Raises UserError, with the option's name, for anything else."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        whole = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{name} must be {whole} with commas between, got {text!r}") from None
 
 
 def _sentence(error: UserError | OSError) -> str:

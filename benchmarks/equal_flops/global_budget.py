@@ -31,11 +31,11 @@ from rich.table import Table
 
 from benchmarks.hardware import commit, hardware, versions
 from engine import ComputeOptimal, Engine, Majority, Problem, SearchResult
-from engine.cli.numbers import parse_numbers
+from engine.commands import parse_numbers
 from engine.cli.strategies import calibration_file
 from engine.engine import DEFAULT_SAMPLING
 from engine.errors import UserError
-from engine.reports.statistics import bootstrap_interval
+from engine.results.statistics import bootstrap_interval
 from engine.scheduler import CalibrationWarning, parse_strategy
 from engine.tasks import take_problems
 from engine.types import GREEDY

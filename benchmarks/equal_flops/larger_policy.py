@@ -34,13 +34,13 @@ from benchmarks.hardware import commit, hardware, versions
 from benchmarks.paper.runs import read_rows, run_rows
 from engine import Engine, Majority, Problem
 from engine.accounting import Exchange
-from engine.cli.digests import problems_digest
-from engine.cli.numbers import parse_numbers
+from engine.results.digests import problems_digest
+from engine.commands import parse_numbers
 from engine.cli.strategies import calibration_file
 from engine.model import read_config, resolve_folder
 from engine.model.digest import checkpoint_digest
-from engine.reports import JournalInUse
-from engine.reports.statistics import bootstrap_interval
+from engine.results import JournalInUse
+from engine.results.statistics import bootstrap_interval
 from engine.results.rows import Row
 from engine.scheduler import Bins, CalibrationWarning, ComputeOptimal, Planner, Predictor, Sampled, parse_strategy
 from engine.search import Strategy

@@ -13,11 +13,11 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_peers import GPU_PEERS, Missing
-from benchmarks.ops import inputs_device
+from benchmarks.kernels.gpu_peers import GPU_PEERS
+from benchmarks.kernels.ops import inputs_device
+from benchmarks.timing import Call, Missing
 from ttc_kernels.tree_attention.reference import visible_slots
 
-Call = Callable[[], object]
 ToRows = Callable[[object], torch.Tensor]
 MAX_BYTES = {"cpu": 4 * 10**9, "cuda": 40 * 10**9}  # that a peer may need beside the op's own data
 COMPILED = "beam 64 x (1024 + 16)"  # FlexAttention takes some ten seconds to compile for a shape
@@ -162,13 +162,7 @@ def flex(paths: Paths) -> tuple[Call, ToRows]:
     case, inputs = paths.case, paths.inputs
     if getattr(case, "name", "") != COMPILED:
         raise Missing(f"compiled for one tree alone, {COMPILED}, as every shape takes some ten seconds")
-    distinct, number = torch.cat(paths.slots).unique(return_inverse=True)
-    owner = torch.arange(paths.num_branches).repeat_interleave(torch.tensor(paths.lengths))
-    sees = torch.zeros(paths.num_branches, len(distinct), dtype=torch.bool)
-    sees[owner, number] = True
-    first = sees.int().argmax(0).to(paths.device)  # the branches below a key are a range, as the plan is depth-first
-    behind = first + sees.sum(0).to(paths.device)
-    distinct = distinct.to(paths.device)
+    distinct, first, behind = branches_below_keys(paths)
     place = (distinct // case.block_size, slice(None), distinct % case.block_size)
     k, v = (inputs[name][place].transpose(0, 1)[None].contiguous() for name in ("k_cache", "v_cache"))
     q = inputs["q"].transpose(0, 1)[None].contiguous()
@@ -187,7 +181,17 @@ def flex(paths: Paths) -> tuple[Call, ToRows]:
     return call, lambda out: out[0].transpose(0, 1)
 
 
-# Those that share a gathered KV stand together.
+def branches_below_keys(paths: Paths) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(slots of the distinct keys of the tree, first branch that sees each, first that sees it no more)."""
+    distinct, number = torch.cat(paths.slots).unique(return_inverse=True)
+    owner = torch.arange(paths.num_branches).repeat_interleave(torch.tensor(paths.lengths))
+    sees = torch.zeros(paths.num_branches, len(distinct), dtype=torch.bool)
+    sees[owner, number] = True
+    first = sees.int().argmax(0)  # the branches below a key are a range, as the plan is depth-first
+    return tuple(part.to(paths.device) for part in (distinct, first, first + sees.sum(0)))
+
+
+# Those that share a gathered KV are next to each other.
 ATTENTION_PEERS: dict[str, Callable[[Paths], tuple[Call, ToRows]]] = {
     "sdpa_packed": packed,
     "sdpa_per_branch": per_branch,

@@ -13,9 +13,7 @@ from types import ModuleType
 
 import torch
 
-
-class Missing(Exception):
-    """This peer cannot run; the message says why."""
+from benchmarks.timing import Missing
 
 
 def _module(name: str, paths) -> ModuleType:
@@ -50,27 +48,9 @@ def varlen(paths) -> tuple[Callable, Callable]:
 def flashinfer_cascade(paths) -> tuple[Callable, Callable]:
     """One launch for every level of the tree, and merges; on the paged cache as it is."""
     flashinfer = _module("flashinfer", paths)
-    case, plan, num_rows = paths.case, paths.inputs["plan"], len(paths.inputs["q"])
-    if plan.items[:, 4].any():
-        raise Missing("the case has causal items, which are no level of a cascade")
-    depth = [0] * num_rows
-    levels: list[list[list[int]]] = []
-    for item in plan.items.tolist():
-        level = depth[item[0]]
-        if level == len(levels):
-            levels.append([])
-        levels[level].append(item)
-        depth[item[0] : item[1]] = [level + 1] * (item[1] - item[0])
-    if len(set(depth)) > 1:
-        raise Missing("paths of several depths, and every level of a cascade covers all rows")
-    rows, pages, indices, last = ([] for _ in range(4))
-    for items in levels:
-        sizes = [-(-item[3] // case.block_size) for item in items]
-        rows.append([0, *(item[1] for item in items)])
-        pages.append(torch.tensor([0, *sizes]).cumsum(0).tolist())
-        parts = [plan.blocks[item[2] : item[2] + size].tolist() for item, size in zip(items, sizes, strict=True)]
-        indices.append([block for part in parts for block in part])
-        last.append([(item[3] - 1) % case.block_size + 1 for item in items])
+    case = paths.case
+    levels = cascade_levels(paths)
+    rows, pages, indices, last = zip(*(level_tables(items, paths) for items in levels), strict=True)
 
     def on_gpu(lists: list[list[int]]) -> list[torch.Tensor]:
         return [torch.tensor(values, dtype=torch.int32, device=paths.device) for values in lists]
@@ -83,26 +63,46 @@ def flashinfer_cascade(paths) -> tuple[Callable, Callable]:
     return lambda: wrapper.run(q, cache), lambda out: out
 
 
+def cascade_levels(paths) -> list[list[list[int]]]:
+    """The plan's items by their level in the tree. Raises Missing where these are no levels of a cascade."""
+    plan, num_rows = paths.inputs["plan"], len(paths.inputs["q"])
+    if plan.items[:, 4].any():
+        raise Missing("the case has causal items, which are no level of a cascade")
+    depth = [0] * num_rows
+    levels: list[list[list[int]]] = []
+    for item in plan.items.tolist():
+        level = depth[item[0]]
+        if level == len(levels):
+            levels.append([])
+        levels[level].append(item)
+        depth[item[0] : item[1]] = [level + 1] * (item[1] - item[0])
+    if len(set(depth)) > 1:
+        raise Missing("paths of several depths, and every level of a cascade covers all rows")
+    return levels
+
+
+def level_tables(items: list[list[int]], paths) -> tuple[list[int], list[int], list[int], list[int]]:
+    """(ends of rows, ends of pages, block numbers, tokens in the last page) of the items of one level."""
+    size, blocks = paths.case.block_size, paths.inputs["plan"].blocks
+    num_pages = [-(-item[3] // size) for item in items]
+    parts = [blocks[item[2] : item[2] + num].tolist() for item, num in zip(items, num_pages, strict=True)]
+    return (
+        [0, *(item[1] for item in items)],
+        torch.tensor([0, *num_pages]).cumsum(0).tolist(),
+        [block for part in parts for block in part],
+        [(item[3] - 1) % size + 1 for item in items],
+    )
+
+
 def fasttree(paths) -> tuple[Callable, Callable]:
     """FastTree's kernel over the nodes' KV one behind the other, with its artifact's tiles and thresholds."""
     module, nodes = _module("fasttree", paths), _module("kv_tree_simple", paths)
-    case, inputs, plan = paths.case, paths.inputs, paths.inputs["plan"]
+    case, inputs = paths.case, paths.inputs
     if paths.num_queries > 1:
         raise Missing("one query row a branch is all it takes")
-    above = [-1] * paths.num_branches
-    tree, slots, ends = [], [], [0]
-    for index, (lo, hi, offset, num_tokens, _) in enumerate(plan.items.tolist()):
-        node = nodes.KVTreeNode()
-        node.id, node.parent, node.seqlen, node.requests = index, above[lo], num_tokens, list(range(lo, hi))
-        if node.parent >= 0:
-            tree[node.parent].num_children += 1
-        above[lo:hi] = [index] * (hi - lo)
-        tree.append(node)
-        blocks = torch.as_tensor(plan.blocks[offset : offset - (-num_tokens // case.block_size)]).long()
-        slots.append((blocks[:, None] * case.block_size + torch.arange(case.block_size)).flatten()[:num_tokens])
-        ends.append(ends[-1] + num_tokens)
-    place = torch.cat(slots).to(paths.device)
-    place = (place // case.block_size, slice(None), place % case.block_size)
+    tree, slots, ends = fasttree_nodes(nodes, paths)
+    slots = slots.to(paths.device)
+    place = (slots // case.block_size, slice(None), slots % case.block_size)
     k, v = inputs["k_cache"][place], inputs["v_cache"][place]
     group = case.num_heads // case.num_kv_heads
     query_tiles, key_tiles = [max(1, 64 // group), max(1, 16 // group)], [32, 32]
@@ -122,6 +122,24 @@ def fasttree(paths) -> tuple[Callable, Callable]:
         return out
 
     return call, lambda result: result
+
+
+def fasttree_nodes(nodes: ModuleType, paths) -> tuple[list, torch.Tensor, list[int]]:
+    """The plan's items as FastTree's nodes, the slots of their tokens one behind the other, and where each ends."""
+    size, plan = paths.case.block_size, paths.inputs["plan"]
+    above = [-1] * paths.num_branches  # the node that a branch has reached
+    tree, slots, ends = [], [], [0]
+    for index, (lo, hi, offset, num_tokens, _) in enumerate(plan.items.tolist()):
+        node = nodes.KVTreeNode()
+        node.id, node.parent, node.seqlen, node.requests = index, above[lo], num_tokens, list(range(lo, hi))
+        if node.parent >= 0:
+            tree[node.parent].num_children += 1
+        above[lo:hi] = [index] * (hi - lo)
+        tree.append(node)
+        blocks = torch.as_tensor(plan.blocks[offset : offset - (-num_tokens // size)]).long()
+        slots.append((blocks[:, None] * size + torch.arange(size)).flatten()[:num_tokens])
+        ends.append(ends[-1] + num_tokens)
+    return tree, torch.cat(slots), ends
 
 
 GPU_PEERS = {"varlen_attn": varlen, "flashinfer_cascade": flashinfer_cascade, "fasttree": fasttree}

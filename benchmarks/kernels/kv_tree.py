@@ -1,16 +1,24 @@
-"""Times the KV tree's per-token calls: plan and extend over many leaves. Prints one JSON line per case."""
+"""Times the KV tree's per-token calls: plan and extend over many leaves. Prints one JSON line per case.
+
+python -m benchmarks.kernels.kv_tree
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from benchmarks.options import make_parser
+from benchmarks.timing import seconds_of
+from engine.reports.progress import Progress
+from engine.results.provenance import provenance, write_json
 from ttc_kernels import _native
+
+CASES = [(num_leaves, depth) for num_leaves in (64, 256, 1024) for depth in (1, 3, 6)]
 
 
 def beams(num_leaves: int, trunk: int, depth: int, width: int, step: int):
@@ -28,15 +36,12 @@ def beams(num_leaves: int, trunk: int, depth: int, width: int, step: int):
 
 
 def microseconds(call: Callable[[], object], repeats: int) -> dict[str, float]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e6)
+    times = [seconds_of(call) * 1e6 for _ in range(repeats)]
     return {"min_us": round(min(times), 1), "median_us": round(statistics.median(times), 1)}
 
 
-def time_case(num_leaves: int, depth: int, repeats: int) -> None:
+def time_case(num_leaves: int, depth: int, repeats: int) -> list[dict]:
+    """A row per call."""
     tree, leaves = beams(num_leaves, trunk=1000, depth=depth, width=2, step=20)
     ones, twenty = np.ones(num_leaves, np.int32), np.full(num_leaves, 20, np.int32)
     shuffled = np.random.default_rng(0).permutation(leaves)
@@ -47,19 +52,26 @@ def time_case(num_leaves: int, depth: int, repeats: int) -> None:
         "plan_20_queries": lambda: tree.plan(leaves, twenty),
         "extend_1": lambda: tree.extend(leaves, ones, ones),
     }
-    for name, call in calls.items():
-        print(json.dumps({"call": name, **case, **microseconds(call, repeats)}))
+    rows = [{"call": name, **case, **microseconds(call, repeats)} for name, call in calls.items()]
     tree.check_integrity()
+    return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = make_parser("kernels.kv_tree", __doc__)
     parser.add_argument("--repeats", type=int, default=1000, help="at most 2000: extend grows the tree")
-    repeats = parser.parse_args().repeats
-    for num_leaves in (64, 256, 1024):
-        for depth in (1, 3, 6):
-            time_case(num_leaves, depth, repeats)
+    args = parser.parse_args(arguments)
+    rows = []
+    with Progress("KV tree:", len(CASES)) as progress:
+        for num_leaves, depth in CASES:
+            rows += time_case(num_leaves, depth, args.repeats)
+            progress.advance()
+    for row in rows:
+        print(json.dumps(row))
+    write_json(args.json, provenance() | {"rows": rows})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from benchmarks import trees
+from benchmarks.kernels import trees
 from ttc_kernels.decoder import DecoderWeights, LayerWeights, PackedDecoder
 from ttc_kernels.sample import cases as sample_cases
 from ttc_kernels.sample.reference import gumbel

@@ -1,7 +1,7 @@
 """What else computes an op's result: torch's eager operations on the same data.
 
 A peer is built only when it is about to be timed, so that copies of data do not pile up, and raises `Missing` where
-it cannot run. Those of tree attention stand in attention_peers.py and gpu_peers.py.
+it cannot run. Those of tree attention are in attention_peers.py and gpu_peers.py.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks.attention_peers import attention_peers
-from benchmarks.ops import Op
+from benchmarks.kernels.attention_peers import attention_peers
+from benchmarks.kernels.ops import Op
+from benchmarks.timing import Call
 from engine.model.unpacked import TorchDecoder
 from engine.model.weights import LayerExtras, Trunk
 from ttc_kernels.step_score import reference as step_score_reference
-
-Call = Callable[[], object]
 
 
 def _rms_norm(case, inputs: dict) -> Call:

@@ -1,18 +1,19 @@
 """Writes trees.json: the shapes of the KV trees that searches with the shipped models decode over.
 
-    python -m benchmarks.recipes.record_trees
+    python -m benchmarks.kernels.record_trees
 
-Of each strategy the end of a deep and wide round, of several problems searched at the same time: the prompts, the
-steps on the paths of the branches that were decoded, and what each of them has sampled in that round.
+For each strategy it takes the end of a deep and wide round in a search of several problems at the same time: the
+prompts, the steps on the paths of the branches that were decoded, and what each of them has sampled in that round.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
+from benchmarks.kernels.trees import RECORDED
 from engine import BeamSearch, BestOfN, Engine, Lookahead, SearchResult
+from engine.reports.progress import Progress
 from engine.search.protocols import Strategy
 from engine.tasks import take_problems
 
@@ -47,17 +48,24 @@ def forest(results: list[SearchResult], prompts: list[int]) -> list[tuple[int, i
     return nodes
 
 
+def recorded(engine: Engine, strategy: Strategy, budget: int, num_problems: int) -> dict[str, object]:
+    """The name and the nodes of one search."""
+    problems = take_problems(engine.task, "test", num_problems)
+    results = engine.search(problems, strategy, budget)
+    shape = forest if strategy.stop_at_step else star
+    nodes = shape(results, [len(engine.policy.encode(problem.prompt)) for problem in problems])
+    return {"name": f"{strategy.name} {budget} of {num_problems} problem{'s' * (num_problems > 1)}", "nodes": nodes}
+
+
 def main() -> None:
+    """Writes the file."""
     engine = Engine.load("home")
-    rows = []
-    for strategy, budget, num_problems in SEARCHES:
-        problems = take_problems(engine.task, "test", num_problems)
-        results = engine.search(problems, strategy, budget)
-        shape = forest if strategy.stop_at_step else star
-        nodes = shape(results, [len(engine.policy.encode(problem.prompt)) for problem in problems])
-        name = f"{strategy.name} {budget} of {num_problems} problem{'s' * (num_problems > 1)}"
-        rows.append(json.dumps({"name": name, "nodes": nodes}))
-    (Path(__file__).parent / "trees.json").write_text("[\n" + ",\n".join(rows) + "\n]\n")
+    with Progress("searches:", len(SEARCHES)) as progress:
+        rows = []
+        for search in SEARCHES:
+            rows.append(json.dumps(recorded(engine, *search)))
+            progress.advance()
+    RECORDED.write_text("[\n" + ",\n".join(rows) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ttc_kernels import _native
 from ttc_kernels.tree_attention import cases
 from ttc_kernels.tree_attention.cases import Case
 
-RECORDED = Path(__file__).resolve().parent / "recipes" / "trees.json"
+RECORDED = Path(__file__).resolve().parent / "trees.json"
 LAYOUTS = ((32, 32), (32, 8), (12, 2), (16, 1))  # query heads, KV heads
 HEAD_DIM = 128
 HOME_LAYOUT = (6, 2, 16)  # of the shipped policy, head size last
@@ -103,7 +103,7 @@ def fasttree() -> list[Tree]:
 
 
 def recorded() -> list[Tree]:
-    """Trees of searches with the shipped models; recipes/record_trees.py writes them."""
+    """Trees of searches with the shipped models; record_trees.py writes them."""
     rows = json.loads(RECORDED.read_text())
     return [
         Tree(1, 1, HEAD_DIM, torch.float32, (), name=f"search {row['name']}", nodes=tuple(map(tuple, row["nodes"])))

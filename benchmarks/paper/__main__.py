@@ -29,8 +29,8 @@ from benchmarks.paper.page import write_page
 from benchmarks.paper.results import results
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import STAGES, Study, sample
-from engine.cli.errors import run_app
-from engine.cli.numbers import parse_numbers
+from engine.commands import run_app
+from engine.commands import parse_numbers
 from engine.errors import UserError
 from engine.results.files import write_atomically
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from benchmarks.paper.measured import Measured, cell_measured, estimate
-from engine.reports.statistics import bootstrap_interval
+from engine.results.statistics import bootstrap_interval
 from engine.results.rows import Row
 from engine.search import vote
 from engine.types import Candidate

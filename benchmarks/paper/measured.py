@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.paper.bills import Bills
 from benchmarks.paper.pools import Pool
 from engine.accounting import Ledger
-from engine.reports.statistics import bootstrap_interval, mean_interval
+from engine.results.statistics import bootstrap_interval, mean_interval
 from engine.results.rows import Row
 from engine.search import Adaptive, vote
 from engine.types import Candidate

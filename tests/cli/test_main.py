@@ -8,8 +8,8 @@ import sys
 import pytest
 import typer
 
-from engine.cli.errors import run_app
-from engine.cli.progress import RunProgress
+from engine.commands import run_app
+from engine.reports.progress import RunProgress
 from tests.reports.builders import make_row
 
 COMMANDS = ("search", "calibrate", "exchange", "report", "env", "train", "rollouts")

@@ -1,7 +1,7 @@
 import pytest
 
 from engine.reports.charts import accuracy_curves
-from engine.reports.pools import (
+from engine.results.pools import (
     accuracy_at,
     pool_vote,
     sample_accuracy,

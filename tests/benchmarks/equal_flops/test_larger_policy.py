@@ -13,7 +13,7 @@ from benchmarks.flops_matched import main
 from engine import DVTS, BeamSearch, BestOfN, Engine
 from engine.accounting import Exchange
 from engine.model import HOME, read_config
-from engine.reports import Journal
+from engine.results import Journal
 from engine.tasks import take_problems
 from tests.tiny import tiny_family, tiny_policy, tiny_prm
 

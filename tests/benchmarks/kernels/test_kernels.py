@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import trees
-from benchmarks.attention_peers import MAX_BYTES, Paths, checked, packed, padded, per_branch
-from benchmarks.clock import Clock, check_device
-from benchmarks.gpu_peers import Missing
-from benchmarks.kernels import describe, main
-from benchmarks.ops import OPS, rows_alone, sample_rows
-from benchmarks.peers import EAGER
+from benchmarks.kernels import trees
+from benchmarks.kernels.__main__ import main
+from benchmarks.kernels.attention_peers import MAX_BYTES, Paths, checked, packed, padded, per_branch
+from benchmarks.kernels.measure import describe
+from benchmarks.kernels.ops import OPS, rows_alone, sample_rows
+from benchmarks.kernels.peers import EAGER
+from benchmarks.timing import Clock, Missing
+from engine.results.provenance import hardware
 from ttc_kernels.rms_norm import cases as rms_norm_cases
 from ttc_kernels.sample import cases as sample_cases
 from ttc_kernels.tree_attention.cases import Case
@@ -121,7 +122,7 @@ def test_one_op_alone_and_no_case_after_the_limit(tmp_path: Path, capsys):
 
 def test_devices():
     with pytest.raises(ValueError, match="got 'tpu'"):
-        check_device("tpu")
+        hardware("tpu")
     with pytest.raises(SystemExit):
         main(["--device", "tpu"])
 

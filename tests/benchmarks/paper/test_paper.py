@@ -19,8 +19,8 @@ from benchmarks.paper.runs import read_rows, run_rows
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import Study, run_cells, score_pool
 from engine import Engine
-from engine.cli.errors import run_app
-from engine.reports import Journal
+from engine.commands import run_app
+from engine.results import Journal
 from engine.scheduler import Predictor
 from engine.search import Adaptive, BeamSearch, BestOfN, Majority
 from engine.tasks import take_problems
