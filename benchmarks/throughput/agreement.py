@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import plain
+from benchmarks.throughput import plain
 from engine import LLM
 from engine.errors import UserError
 

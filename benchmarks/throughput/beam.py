@@ -1,4 +1,4 @@
-"""Beam search with a PRM: `Engine.search` against the plain pipeline of benchmarks/plain.py."""
+"""Beam search with a PRM: `Engine.search` against the plain pipeline of plain.py."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import plain
-from benchmarks.agreement import check_logits, check_score
-from benchmarks.timing import alternate, compare, faster, median_seconds
+from benchmarks.throughput import plain
+from benchmarks.throughput.agreement import check_logits, check_score
+from benchmarks.timing import alternate, clear_caches, compare, faster, median_seconds
 from engine import BeamSearch, Engine, Problem, Sampling
+from engine.reports.progress import Progress
 from engine.tasks import take_problems
 
 
-def beam(policy: Path, prm: Path, args: argparse.Namespace) -> dict[str, object]:
-    """Both sides on the same problems, float32."""
+def beam(policy: Path, prm: Path, args: argparse.Namespace, progress: Progress) -> dict[str, object]:
+    """The figures of both sides on the same problems, float32."""
     engine = Engine.load(policy, prm=prm)
     problems = take_problems(engine.task, "test", args.num_problems)
     prompts = [engine.policy.encode(problem.prompt) for problem in problems]
     searches = {name: plain_search(engine, policy, prm, name, args) for name in plain.ATTENTIONS}
-    differences = {
-        "largest_relative_difference_of_logits": check_logits(
-            engine.policy, searches["eager"].policy, prompts[0], "float32"
-        ),
-        "difference_of_scores": check_score(engine.prm, searches["eager"], prompts[0]),
-    }
+    differences = agreement(engine, searches["eager"], prompts[0])
 
     def theirs(attention: str, prompts: list[list[int]], seed: int) -> int:
         torch.manual_seed(seed)
@@ -44,6 +40,7 @@ def beam(policy: Path, prm: Path, args: argparse.Namespace) -> dict[str, object]
             "ours_batched": partial(ours, problems),
         },
         args.repeats,
+        progress,
     )
     return {
         **compare(runs),
@@ -54,10 +51,17 @@ def beam(policy: Path, prm: Path, args: argparse.Namespace) -> dict[str, object]
     }
 
 
+def agreement(engine: Engine, theirs: plain.PlainBeamSearch, prompt: list[int]) -> dict[str, float]:
+    """How far the two sides' numbers are apart. Raises UserError where that is too far."""
+    return {
+        "largest_relative_difference_of_logits": check_logits(engine.policy, theirs.policy, prompt, "float32"),
+        "difference_of_scores": check_score(engine.prm, theirs, prompt),
+    }
+
+
 def search(engine: Engine, problems: list[Problem], args: argparse.Namespace, seed: int) -> int:
     """Searches problems at the same time, from cold caches; the number of tokens generated."""
-    for llm in (engine.policy, engine.prm):
-        llm.runner.tree.clear_cache()
+    clear_caches(engine)
     results = engine.search(
         problems, BeamSearch(args.width), args.budget, seed=seed, sampling=Sampling(temperature=1.0)
     )

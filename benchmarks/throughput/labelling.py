@@ -1,9 +1,9 @@
-"""How fast labels and scores are made: `python -m benchmarks.labelling [--json X]`.
+"""How fast labels and scores are made: `python -m benchmarks.throughput.labelling [--json X]`.
 
 Four kinds of work take turns, each over a cold prefix cache, on the home models in float32:
 
-* engine: what `python -m benchmarks.engine` calls our batched best-of-N, the yardstick: answers of equal length that
-  nobody reads.
+* engine: what `python -m benchmarks.throughput` calls our batched best-of-N, the yardstick: answers of equal length
+  that nobody reads.
 * rollouts: `ttc rollouts` for some training questions: answers, the rollouts of all their steps, and grading. Its
   tokens are those that the policy drew.
 * workers: the same rows by `ttc rollouts --workers N`: N processes that share the threads, their start included.
@@ -16,7 +16,6 @@ Four kinds of work take turns, each over a cold prefix cache, on the home models
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,10 +26,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.hardware import Bystanders, commit, hardware, versions
-from benchmarks.timing import alternate, median_rate
+from benchmarks.options import check_counts, make_parser, settings
+from benchmarks.timing import Run, alternate, clear_caches, median_rate
 from engine import LLM, BestOfN, Engine
 from engine.model import resolve_folder
+from engine.reports.progress import Progress
+from engine.results.provenance import Bystanders, provenance, write_json
 from engine.tasks import take_problems
 from engine.training.rollouts import RolloutRecipe, generate, questions
 from engine.training.workers import generate_in_workers
@@ -65,16 +66,14 @@ def rollouts_by_workers(num_workers: int, recipe: RolloutRecipe) -> None:
 
 def scored(engine: Engine, num_problems: int, num_answers: int, seed: int) -> int:
     """Searches some problems by best-of-N; tokens drawn, and read by the PRM."""
-    for llm in (engine.policy, engine.prm):
-        llm.runner.tree.clear_cache()
+    clear_caches(engine)
     problems = take_problems(engine.task, "test", num_problems)
     results = engine.search(problems, BestOfN(), num_answers, seed=seed)
     return sum(result.ledger.tokens[kind] for result in results for kind in ("generated", "verified"))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.labelling", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, help="where the report goes")
+    parser = make_parser("throughput.labelling", __doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes that share the rollouts")
@@ -84,15 +83,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-problems", type=int, default=24, help="of best-of-N, and of the yardstick")
     parser.add_argument("--num-answers", type=int, default=256, help="per problem of best-of-N, and of the yardstick")
     args = parser.parse_args(arguments)
-    for name, value in vars(args).items():
-        if isinstance(value, int) and value < 1:
-            parser.error(f"{name} must be at least 1, got {value}")
+    check_counts(parser, args)
     return args
 
 
 def make_sides(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], int]]:
     """By name, what is timed: from a seed to tokens. `folder` is for the yardstick's checkpoint."""
-    from benchmarks.sampling import sample_answers, take_prompts, without_end_of_text  # not in workers: transformers
+    from benchmarks.throughput.sampling import (  # not in workers: transformers
+        sample_answers,
+        take_prompts,
+        without_end_of_text,
+    )
 
     engine = Engine.load("home")
     endless = LLM.load(without_end_of_text(resolve_folder("home"), folder))
@@ -118,33 +119,36 @@ def make_sides(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[in
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
+    """Returns the exit status."""
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
     bystanders = Bystanders()
-    with tempfile.TemporaryDirectory() as folder:
-        sides = make_sides(args, Path(folder))
-        for side in sides.values():
-            side(args.repeats)  # warm-up
-        runs = alternate(sides, args.repeats)
+    runs = time_sides(args)
     rates = {name: median_rate(side) for name, side in runs.items()}
-    report = {
-        "hardware": hardware() | {"others_share": bystanders.share()},
-        "versions": versions(),
-        "commit": commit(),
-        "settings": {name: value for name, value in vars(args).items() if name != "json"} | {"num_new": NUM_NEW},
+    report = provenance() | {
+        "settings": settings(args) | {"num_new": NUM_NEW},
         "tokens_per_second": rates,
         "share": {name: rate / rates["engine"] for name, rate in rates.items()},
         "runs": {name: [asdict(run) for run in side] for name, side in runs.items()},
     }
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    report["hardware"]["others_share"] = bystanders.share()
+    write_json(args.json, report)
     table = Table("work", "tokens per second", "share of the engine's")
     for name, rate in rates.items():
         table.add_row(name, f"{rate:,.0f}", f"{report['share'][name]:.0%}")
     Console(width=100).print(table)
     return 0
+
+
+def time_sides(args: argparse.Namespace) -> dict[str, list[Run]]:
+    """Every kind of work in turn, after a warm-up with a seed of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = make_sides(args, Path(folder))
+        with Progress("labelling:", len(sides) * (1 + args.repeats)) as progress:
+            for name, side in sides.items():
+                side(args.repeats)
+                progress.advance(f"{name}, warm-up")
+            return alternate(sides, args.repeats, progress)
 
 
 if __name__ == "__main__":

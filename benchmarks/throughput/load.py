@@ -1,4 +1,4 @@
-"""Loading a checkpoint of a gigabyte against reading its file: `python -m benchmarks.load [--json X]`.
+"""Loading a checkpoint of a gigabyte against reading its file: `python -m benchmarks.throughput.load [--json X]`.
 
 A random Llama of Llama-3.2-1B's layers is written in each stored type, cut to so many layers that its file is about
 `--gigabytes`. Every turn reads the file into memory that was never touched before (what any loader must do), and
@@ -8,8 +8,6 @@ page cache. `ratio` is the median of the load over the median of the read.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,8 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.hardware import commit, hardware, versions
+from benchmarks.options import make_parser
 from benchmarks.random_models import SHAPES, save_random
+from engine.reports.progress import Progress
+from engine.results.provenance import provenance, write_json
 
 MODEL, VOCABULARY = "llama-3.2-1b", 8192
 PAIRS = (("bfloat16", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16"))  # stored as, loaded as
@@ -45,7 +45,7 @@ print(time.perf_counter() - start)
 """
 
 
-def measure(folder: Path, stored: str, loaded: str, num_repeats: int) -> dict[str, object]:
+def measure(folder: Path, stored: str, loaded: str, num_repeats: int, progress: Progress) -> dict[str, object]:
     """One row: `read_seconds` and `load_seconds` of every turn, and their ratio."""
     seconds: dict[str, list[float]] = {"read": [], "load": []}
     for _ in range(num_repeats):
@@ -53,6 +53,7 @@ def measure(folder: Path, stored: str, loaded: str, num_repeats: int) -> dict[st
             command = [sys.executable, "-c", code, str(folder), loaded]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             seconds[name].append(float(done.stdout))
+            progress.advance(f"{name}, {stored} as {loaded}")
     return {
         "stored": stored,
         "loaded": loaded,
@@ -73,31 +74,35 @@ def save(folder: Path, stored: str, gigabytes: float) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.split("\n")[0])
+    """Returns the exit status."""
+    parser = make_parser("throughput.load", __doc__)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the file")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="where the report goes")
     args = parser.parse_args(arguments)
     if args.gigabytes <= 0 or args.repeats < 1:
         parser.error(f"gigabytes and repeats must be above 0, got {args.gigabytes} and {args.repeats}")
+    report = provenance() | {"rows": measure_all(args.gigabytes, args.repeats)}
+    write_json(args.json, report)
+    show(report["rows"])
+    return 0
+
+
+def measure_all(gigabytes: float, num_repeats: int) -> list[dict]:
+    """A row for every pair of types."""
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, Progress("loading:", 2 * len(PAIRS) * num_repeats) as progress:
         for stored in dict.fromkeys(stored for stored, _ in PAIRS):
-            folder = save(Path(scratch) / stored, stored, args.gigabytes)
-            for pair in PAIRS:
-                if pair[0] == stored:
-                    rows.append(measure(folder, *pair, args.repeats))
-    report = {"hardware": hardware(), "versions": versions(), "commit": commit(), "rows": rows}
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+            folder = save(Path(scratch) / stored, stored, gigabytes)
+            rows += [measure(folder, *pair, num_repeats, progress) for pair in PAIRS if pair[0] == stored]
+    return rows
+
+
+def show(rows: Sequence[dict]) -> None:
     table = Table("stored", "loaded", "GB", "read (s)", "load (s)", "load / read")
     for row in rows:
         times = [f"{statistics.median(row[name]):.2f}" for name in ("read_seconds", "load_seconds")]
         table.add_row(row["stored"], row["loaded"], f"{row['bytes'] / 1e9:.2f}", *times, f"{row['ratio']:.2f}")
     Console(width=100).print(table)
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import plain
-from benchmarks.agreement import check_logits
-from benchmarks.timing import alternate, compare, faster, median_rate, median_seconds, timed
+from benchmarks.throughput import plain
+from benchmarks.throughput.agreement import check_logits
+from benchmarks.timing import alternate, compare, faster, median_rate, median_seconds
 from engine import LLM, Sampling
 from engine.model import resolve_dtype
+from engine.reports.progress import Progress
 from engine.tasks import get_task, take_problems
 
 
@@ -33,8 +34,8 @@ def take_prompts(llm: LLM, num: int) -> list[list[int]]:
     return [llm.encode(problem.prompt) for problem in take_problems(get_task("chain"), "test", num)]
 
 
-def best_of_n(folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, object]:
-    """Both sides on the same prompts, exactly the same numbers of tokens."""
+def best_of_n(folder: Path, dtype: str, args: argparse.Namespace, progress: Progress) -> dict[str, object]:
+    """The figures of both sides on the same prompts, exactly the same numbers of tokens."""
     llm = LLM.load(folder, dtype=dtype)
     prompts = take_prompts(llm, args.num_prompts)
     policies = {name: plain.load(folder, resolve_dtype(dtype), name) for name in plain.ATTENTIONS}
@@ -57,6 +58,7 @@ def best_of_n(folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, o
             "ours_batched": partial(ours, prompts),
         },
         args.repeats,
+        progress,
     )
     return {
         **compare(runs),
@@ -78,15 +80,16 @@ def sample_answers(llm: LLM, prompts: list[list[int]], num_answers: int, num_new
     return num_new * len(results)
 
 
-def cost_against_n(folder: Path, args: argparse.Namespace) -> list[dict[str, float]]:
+def cost_against_n(folder: Path, args: argparse.Namespace, progress: Progress) -> list[dict[str, float]]:
     """Time and KV memory of best-of-N on one prompt, the longest of 16, our side alone, float32."""
     llm = LLM.load(folder)
     prompt = max(take_prompts(llm, 16), key=len)  # one under a block would have nothing to share
     rows = []
-    for num_answers in (int(number) for number in args.cost.split(",")):
+    for num_answers in args.cost:
         sample = partial(sample_answers, llm, [prompt], num_answers)
         sample(2, 0)  # warm-up
-        runs = [timed(partial(sample, args.num_new, repeat)) for repeat in range(args.repeats)]
+        name = f"{num_answers} answers"
+        runs = alternate({name: partial(sample, args.num_new)}, args.repeats, progress)[name]
         shared, unshared = kv_bytes(llm, prompt, num_answers, args.num_new)
         rows.append(
             {

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import labelling
+from benchmarks.throughput import labelling
 from engine import Engine
 from engine.training.rollouts import RolloutRecipe, generate
 
@@ -36,4 +36,4 @@ def test_a_report(tmp_path, capsys):
 def test_bad_arguments(capsys):
     with pytest.raises(SystemExit):
         labelling.main(["--num-answers", "0"])
-    assert "num_answers must be at least 1, got 0" in capsys.readouterr().err
+    assert "--num-answers must be at least 1, got 0" in capsys.readouterr().err

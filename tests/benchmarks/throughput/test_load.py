@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import load
 from benchmarks.random_models import SHAPES
+from benchmarks.throughput import load
 from tests.tiny import tiny_policy
 
 
