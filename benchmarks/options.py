@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from engine.commands import parse_numbers
+from engine.errors import UserError
 
 MODELS = ("policy", "prm", "large")  # options that name a folder
 
@@ -32,8 +33,16 @@ def split_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace, **k
         if (text := getattr(args, name)) is not None:
             try:
                 setattr(args, name, parse_numbers(_flag(name), text, kind))
-            except ValueError as error:
+            except UserError as error:
                 parser.error(str(error))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Distinct integers from `0,1,2`. Raises UserError for anything else."""
+    seeds = parse_numbers("seeds", text, int)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be distinct, got {text!r}")
+    return seeds
 
 
 def settings(args: argparse.Namespace, *left_out: str) -> dict[str, object]:

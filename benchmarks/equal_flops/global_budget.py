@@ -1,6 +1,6 @@
 """One budget for a batch: allocation by predicted difficulty against the uniform split, at equal total FLOPs.
 
-    python -m benchmarks.global_budget --json out/global_budget.json
+    python -m benchmarks.equal_flops.global_budget --json out/global_budget.json
 
 The problems are the first `--num-problems` of the task's test split, of all depths. `search_batch` divides
 `--per-problem` generations times the number of problems, by a calibration that was measured on validation problems;
@@ -17,68 +17,34 @@ good where the uniform one does not reach it: `is_reached`). Intervals (95 %) ar
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.hardware import commit, hardware, versions
-from engine import ComputeOptimal, Engine, Majority, Problem, SearchResult
-from engine.commands import parse_numbers
-from engine.cli.strategies import calibration_file
+from benchmarks.equal_flops.uniform import Point, compared
+from benchmarks.options import make_parser, settings, split_numbers
+from benchmarks.timing import clear_caches
+from engine import ComputeOptimal, Engine, Majority, Problem, Sampling, SearchResult
+from engine.commands import run_command
 from engine.engine import DEFAULT_SAMPLING
 from engine.errors import UserError
-from engine.results.statistics import bootstrap_interval
-from engine.scheduler import CalibrationWarning, parse_strategy
+from engine.reports.progress import Progress
+from engine.results.provenance import provenance, write_json
+from engine.scheduler import CalibrationWarning, calibration_file, can_spend, parse_strategy
+from engine.search import Strategy
 from engine.tasks import take_problems
 from engine.types import GREEDY
 
-NUM_RESAMPLES = 2000
+Split = tuple[int, Strategy, Sampling]  # a budget for every problem, and how it is spent
 GRID = "1,2,4,8,16,32,64"
 
 
-@dataclass(frozen=True)
-class Point:
-    """One way to search all problems; arrays hold a mean over seeds for every problem."""
-
-    budget: int  # generations per problem, on average
-    rights: np.ndarray  # 0..1
-    flops: np.ndarray
-    generations: float  # mean, spent
-
-    @classmethod
-    def of(cls, budget: int, runs: Sequence[Sequence[SearchResult]]) -> Point:
-        """From the results of every seed."""
-        return cls(
-            budget,
-            np.mean([[bool(result.correct) for result in run] for run in runs], axis=0),
-            np.mean([[result.ledger.total_flops for result in run] for run in runs], axis=0),
-            float(np.mean([[result.num_generations for result in run] for run in runs])),
-        )
-
-    def as_dict(self) -> dict[str, object]:
-        low, high = bootstrap_interval(self.rights.tolist(), range(len(self.rights)))
-        return {
-            "budget": self.budget,
-            "accuracy": [float(self.rights.mean()), low, high],
-            "flops": float(self.flops.mean()),
-            "generations": self.generations,
-        }
-
-
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.global_budget",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("equal_flops.global_budget", __doc__)
     parser.add_argument("--policy", default="home")
     parser.add_argument("--prm", help="by default the shipped one, with the shipped policy")
     parser.add_argument("--calibration", default="home", help="file of `ttc calibrate`")
@@ -88,30 +54,28 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--uniform", default="majority,best-of-n,beam:width=4,rebase", help="strategies")
     parser.add_argument("--budgets", default=GRID, help="of the uniform splits, per problem")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--json", type=Path, help="where the report goes")
     args = parser.parse_args(arguments)
-    try:
-        for name in ("per_problem", "budgets", "seeds"):
-            setattr(args, name, sorted(set(parse_numbers(f"--{name.replace('_', '-')}", getattr(args, name), int))))
-    except ValueError as error:
-        parser.error(str(error))
+    lists = ("per_problem", "budgets", "seeds")
+    split_numbers(parser, args, **dict.fromkeys(lists, int))
+    for name in lists:
+        setattr(args, name, sorted(set(getattr(args, name))))
     args.uniform = args.uniform.split(",")
     return args
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
-    args, console = parse_arguments(arguments), Console(width=140)
+    """Returns the exit status."""
+    return run_command(partial(run, parse_arguments(arguments)))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Searches, writes the report and shows it. Raises UserError for what cannot be searched."""
     try:
         report = measure(args)
-    except (ValueError, CalibrationWarning) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    show(report, console)
-    return 0
+    except CalibrationWarning as warning:
+        raise UserError(str(warning)) from None
+    write_json(args.json, report)
+    show(report, Console(width=140))
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -119,117 +83,94 @@ def measure(args: argparse.Namespace) -> dict:
     planner = ComputeOptimal(calibration_file(args.calibration))
     engine = Engine.load(args.policy, prm=args.prm)
     problems = take_problems(engine.task, args.split, args.num_problems)
-    settings = {name: value for name, value in vars(args).items() if name not in ("json", "policy", "prm")}
-    report = {"hardware": hardware(), "versions": versions(), "commit": commit(), "settings": settings}
+    splits = {name: uniform_splits(name, args.budgets) for name in args.uniform}
+    num_runs = len(args.seeds) * len(args.per_problem) + sum(
+        len(seeds_for(sampling, args.seeds)) for found in splits.values() for _, _, sampling in found
+    )
+    with Progress("runs of all problems:", num_runs) as progress:
+        allocated = [
+            Point.of(each, list(allocated_runs(engine, problems, planner, each, args.seeds, progress)))
+            for each in args.per_problem
+        ]
+        uniform = {name: uniform_points(engine, problems, name, splits[name], args, progress) for name in args.uniform}
+    return provenance() | {
+        "settings": settings(args),
+        "tuned": tuned(planner),
+        "allocated": [point.as_dict() for point in allocated],
+        "uniform": {name: [point.as_dict() for point in points] for name, points in uniform.items()},
+        "compared": [
+            {"budget": point.budget, "uniform": name} | compared(point, points)
+            for point in allocated
+            for name, points in uniform.items()
+        ],
+    }
+
+
+def tuned(planner: ComputeOptimal) -> str:
+    """What was chosen by looking at which problems."""
     predictor, bins = planner.calibration.predictor, planner.calibration.bins
-    report["tuned"] = (
+    return (
         f"on {planner.calibration.problems}: the strategy and the accuracy curve of each of {bins.count} bins; the "
         f"predictor ({predictor.name} of {predictor.num_samples} samples) and the number of bins were chosen there too"
     )
-    allocated = [Point.of(each, allocate_all(engine, problems, planner, each, args.seeds)) for each in args.per_problem]
-    uniform = {name: uniform_points(engine, problems, name, args) for name in args.uniform}
-    report["allocated"] = [point.as_dict() for point in allocated]
-    report["uniform"] = {name: [point.as_dict() for point in points] for name, points in uniform.items()}
-    report["compared"] = [
-        {"budget": point.budget, "uniform": name} | compared(point, points)
-        for point in allocated
-        for name, points in uniform.items()
-    ]
-    return report
 
 
-def allocate_all(
-    engine: Engine, problems: Sequence[Problem], planner: ComputeOptimal, per_problem: int, seeds: Sequence[int]
-) -> list[list[SearchResult]]:
-    runs = []
+def allocated_runs(
+    engine: Engine,
+    problems: Sequence[Problem],
+    planner: ComputeOptimal,
+    per_problem: int,
+    seeds: Sequence[int],
+    progress: Progress,
+) -> Iterator[list[SearchResult]]:
+    """The results of every seed, with the budget divided by predicted difficulty."""
+    total = per_problem * len(problems)
     for seed in seeds:
         clear_caches(engine)
         with warnings.catch_warnings():
             warnings.simplefilter("error", CalibrationWarning)  # its fallback is a uniform split
-            total = per_problem * len(problems)
-            runs.append(engine.search_batch(problems, planner, total, seed=seed))
-        assert sum(result.num_generations for result in runs[-1]) <= total, "total budget overshot"
-    return runs
+            results = engine.search_batch(problems, planner, total, seed=seed)
+        assert sum(result.num_generations for result in results) <= total, "total budget overshot"
+        progress.advance(f"{per_problem} per problem, divided")
+        yield results
 
 
-def uniform_points(engine: Engine, problems: Sequence[Problem], name: str, args: argparse.Namespace) -> list[Point]:
-    """A strategy at all budgets that it can spend. Raises UserError where these are fewer than two."""
+def uniform_splits(name: str, budgets: Sequence[int]) -> list[Split]:
+    """The budgets that a strategy can spend, with the greedy answer for a budget of one."""
     strategy = parse_strategy(name)
-    points = []
-    for budget in args.budgets:
+    found = []
+    for budget in budgets:
         chosen, sampling = (Majority(), GREEDY) if budget == 1 else (strategy, DEFAULT_SAMPLING)
-        try:
-            chosen.groups(budget)
-        except ValueError:
-            continue
+        if can_spend(chosen, budget):
+            found.append((budget, chosen, sampling))
+    return found
+
+
+def seeds_for(sampling: Sampling, seeds: Sequence[int]) -> Sequence[int]:
+    """All seeds, or one for greedy answers, which are the same with each."""
+    return seeds[:1] if sampling == GREEDY else seeds
+
+
+def uniform_points(
+    engine: Engine,
+    problems: Sequence[Problem],
+    name: str,
+    splits: Sequence[Split],
+    args: argparse.Namespace,
+    progress: Progress,
+) -> list[Point]:
+    """A strategy with the same budget for every problem. Raises UserError where it can spend fewer than two budgets."""
+    if len(splits) < 2:
+        raise UserError(f"{name} can spend {len(splits)} of the budgets {args.budgets}, two are needed to compare")
+    points = []
+    for budget, strategy, sampling in splits:
         runs = []
-        for seed in args.seeds[:1] if budget == 1 else args.seeds:
+        for seed in seeds_for(sampling, args.seeds):
             clear_caches(engine)
-            runs.append(engine.search(problems, chosen, budget, seed=seed, sampling=sampling))
+            runs.append(engine.search(problems, strategy, budget, seed=seed, sampling=sampling))
+            progress.advance(f"{name}, {budget} each")
         points.append(Point.of(budget, runs))
-    if len(points) < 2:
-        raise UserError(f"{name} can spend {len(points)} of the budgets {args.budgets}, two are needed to compare")
     return points
-
-
-def clear_caches(engine: Engine) -> None:
-    """No search may live on what the one before it has paid for."""
-    for llm in filter(None, (engine.policy, engine.prm)):
-        llm.runner.tree.clear_cache()
-
-
-def compared(allocated: Point, uniform: Sequence[Point]) -> dict[str, object]:
-    """An allocation against one uniform strategy: at equal FLOPs, and at equal accuracy."""
-    points = sorted(uniform, key=lambda point: point.flops.mean())
-    spent = [float(point.flops.mean()) for point in points]
-    mixed = at_flops(points, float(allocated.flops.mean()))
-    differences = allocated.rights - mixed
-    low, high = bootstrap_interval(differences.tolist(), range(len(differences)))
-    share, is_reached = flops_share(allocated.rights.mean(), allocated.flops.mean(), points, None)
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(mixed), np.full(len(mixed), 1 / len(mixed)), size=NUM_RESAMPLES)
-    shares = []
-    for weights in counts / len(mixed):
-        own = float(weights @ allocated.rights), float(weights @ allocated.flops)
-        shares.append(flops_share(*own, points, weights)[0])
-    return {
-        "accuracy": float(allocated.rights.mean()),
-        "accuracy_uniform": float(mixed.mean()),
-        "points": [100 * float(differences.mean()), 100 * low, 100 * high],
-        "flops": float(allocated.flops.mean()),
-        "is_within_grid": bool(spent[0] <= allocated.flops.mean() <= spent[-1]),
-        "flops_share": [share, *map(float, np.quantile(shares, [0.025, 0.975]))],
-        "is_reached": is_reached,
-    }
-
-
-def at_flops(points: Sequence[Point], flops: float) -> np.ndarray:
-    """Each problem's share of right answers under the uniform split of so many FLOPs; flat beyond the grid's ends."""
-    spent = [float(point.flops.mean()) for point in points]
-    right = int(np.clip(np.searchsorted(spent, flops), 1, len(points) - 1))
-    weight = np.clip((flops - spent[right - 1]) / (spent[right] - spent[right - 1]), 0.0, 1.0)
-    return (1 - weight) * points[right - 1].rights + weight * points[right].rights
-
-
-def flops_share(
-    accuracy: float, flops: float, points: Sequence[Point], weights: np.ndarray | None
-) -> tuple[float, bool]:
-    """FLOPs over the least that a uniform split (points by rising FLOPs) needs for the same accuracy.
-
-    The second value is False where none reaches it: the share is then that of the grid's largest,
-    which is more than the true one. `weights` are those of the problems, by default equal.
-    """
-    curve = [
-        (float(np.average(point.flops, weights=weights)), float(np.average(point.rights, weights=weights)))
-        for point in points
-    ]
-    accuracy -= 1e-9  # equal shares of right answers, as means of means, differ by less
-    if curve[0][1] >= accuracy:
-        return flops / curve[0][0], True
-    for (cost, value), (next_cost, next_value) in pairwise(curve):
-        if next_value >= accuracy:
-            return flops / (cost + (accuracy - value) / (next_value - value) * (next_cost - cost)), True
-    return flops / curve[-1][0], False
 
 
 def show(report: dict, console: Console) -> None:

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from benchmarks.gpu_peers import Missing
-from benchmarks.plain import Beam, BeamSearchResult, PlainBeamSearch
-from benchmarks.timing import Run, timed
+from benchmarks.throughput.plain import Beam, BeamSearchResult, PlainBeamSearch
+from benchmarks.timing import Missing, Run, clear_caches, timed
 from engine import BeamSearch, BestOfN, Engine, Lookahead, Majority, Problem, Sampling
 from engine.accounting import ModelShape
 from engine.accounting.flops import forward_flops
@@ -56,8 +55,7 @@ def ours(engine: Engine, problems: list[Problem], max_tokens: int) -> Side:
     """All problems searched at the same time, from cold prefix caches."""
 
     def run(strategy: Strategy, num_answers: int, seed: int) -> Spent:
-        for llm in (engine.policy, engine.prm):
-            llm.runner.tree.clear_cache()
+        clear_caches(engine)
         results = engine.search(
             problems, strategy, num_answers, seed=seed, sampling=Sampling(temperature=1.0), max_tokens=max_tokens
         )
@@ -79,7 +77,7 @@ def ours(engine: Engine, problems: list[Problem], max_tokens: int) -> Side:
 
 @dataclass
 class CountedSearch(PlainBeamSearch):
-    """benchmarks/plain.py's pipeline with its bill, either way to generate, and rollouts."""
+    """The pipeline of benchmarks/throughput/plain.py with its bill, either way to generate, and rollouts."""
 
     policy_shape: ModelShape | None = None
     prm_shape: ModelShape | None = None

@@ -1,6 +1,6 @@
 """How long a decode step takes, against its floor: the weights and the unique KV read once at the copy bandwidth.
 
-    python -m benchmarks.decode_steps --device cuda --json out/decode_steps.json
+    python -m benchmarks.gpu.decode_steps --device cuda --json out/decode_steps.json
 
 A prompt is forked into a batch of branches, which then decode side by side; nothing stops them. Random weights in the
 shape of Qwen2.5-1.5B in bfloat16 on a GPU, the home policy in float32 on a CPU. Rows: `batch, is_scored` (a trunk head
@@ -11,21 +11,24 @@ where nobody waits for a branch), `floor_seconds, times_floor, tokens_per_second
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.clock import Clock, check_device, copy_bandwidth, machine
-from benchmarks.hardware import Bystanders, commit
+from benchmarks.options import make_parser
 from benchmarks.random_models import save_random
+from benchmarks.timing import Clock
+from engine.commands import run_command
 from engine.model import HOME, ScoreHead
+from engine.reports.progress import Progress
+from engine.results.provenance import Bystanders, provenance, write_json
 from engine.runtime import LLM
 from engine.runtime.executors.gpu import DeviceModel
 from engine.runtime.executors.gpu_step import MAX_AHEAD
@@ -37,7 +40,7 @@ WARMUP = 8  # steps: the prompt, what is compiled, and what is captured
 
 @dataclass(frozen=True)
 class Row:
-    """The step of one batch."""
+    """What a step of one batch takes."""
 
     batch: int
     is_scored: bool
@@ -100,43 +103,44 @@ def measure(llm: LLM, batch: int, is_scored: bool, rate: float, num_prompt: int,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_steps", description=__doc__.splitlines()[0])
+    """Returns the exit status."""
+    parser = make_parser("gpu.decode_steps", __doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--policy", type=Path, help="a folder in the place of random weights, or of the home policy")
     parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 on a GPU by default")
     parser.add_argument("--num-prompt", type=int, default=512, help="tokens that all branches share")
     parser.add_argument("--num-steps", type=int, default=64)
-    parser.add_argument("--json", type=Path, help="write the report to this file")
     args = parser.parse_args(arguments)
-    try:
-        check_device(args.device)
-    except ValueError as error:
-        print(f"error: {error}")
-        return 2
-    bystanders, rate = Bystanders(), 1e9 * copy_bandwidth(Clock(args.device))
-    dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
-    report = {"hardware": machine(args.device), "commit": commit(), "dtype": dtype, "copy_gbps": rate / 1e9, "rows": []}
-    with tempfile.TemporaryDirectory() as folder:
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    return run_command(partial(run, args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Times every batch, plain and scored, prints the rows and writes the report."""
+    report, bystanders = provenance(args.device), Bystanders()
+    rate = Clock(args.device).copy_bandwidth()
+    report |= {"dtype": args.dtype, "copy_gbps": rate / 1e9, "rows": []}
+    with tempfile.TemporaryDirectory() as folder, Progress("decode steps:", 2 * len(BATCHES)) as progress:
         policy = args.policy or (HOME / "policy" if args.device == "cpu" else save_random("qwen2.5-1.5b", Path(folder)))
         per_branch = 2 + (WARMUP + args.num_steps) // 16
         num_blocks = 8 + args.num_prompt // 16 + max(BATCHES) * per_branch
         for is_scored in (False, True):
-            llm = load(policy, args.device, dtype, is_scored=is_scored, num_blocks=num_blocks)
+            llm = load(policy, args.device, args.dtype, is_scored=is_scored, num_blocks=num_blocks)
             for batch in BATCHES:
                 row = measure(llm, batch, is_scored, rate, args.num_prompt, args.num_steps)
                 report["rows"].append(asdict(row))
-                print(
-                    f"batch {batch:4}, {'scored' if is_scored else 'plain':6}: {row.seconds * 1e3:8.3f} ms a step, "
-                    f"{row.times_floor:5.2f} times the floor, {row.tokens_per_second:9,.0f} tokens/s"
-                    f"{', graphs' if row.has_graphs else ''}",
-                    flush=True,
-                )
+                print(line(row), flush=True)
+                progress.advance()
     report["hardware"]["others_share"] = bystanders.share()
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    write_json(args.json, report)
+
+
+def line(row: Row) -> str:
+    return (
+        f"batch {row.batch:4}, {'scored' if row.is_scored else 'plain':6}: {row.seconds * 1e3:8.3f} ms a step, "
+        f"{row.times_floor:5.2f} times the floor, {row.tokens_per_second:9,.0f} tokens/s"
+        f"{', graphs' if row.has_graphs else ''}"
+    )
 
 
 if __name__ == "__main__":

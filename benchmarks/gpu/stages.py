@@ -1,7 +1,8 @@
 """The stages of benchmarks/gpu.sh: each runs by itself, and says whether it passed and why not.
 
-Standard library alone, as the first stage builds what the others import. Written to the folder after every stage:
-stages.json (name, passed, reason, seconds, command), table.md, log.txt, and the JSON of the stages themselves.
+It imports the standard library alone, as the first stage builds what the others import. After every stage it writes
+to the folder: stages.json (name, passed, reason, seconds, command), table.md and log.txt; the stages write their JSON
+there themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MINUTES = 8.7  # for everything
 
 
@@ -55,17 +56,17 @@ def stages(out: Path) -> list[Stage]:
         return "--json", str(out / name)
 
     kernels = module("kernels", "--device", "cuda", "--minutes", "2.2", *report("kernels.json"))
-    decode_steps = module("decode_steps", "--device", "cuda", *report("decode_steps.json"))
-    flops = module("flops_matched", "--device", "cuda", *report("flops_matched.json"))
+    decode_steps = module("gpu.decode_steps", "--device", "cuda", *report("decode_steps.json"))
+    flops = module("equal_flops", "--device", "cuda", *report("equal_flops.json"))
     return [
         Stage("build", (*python, "setup.py", "--quiet", "build_ext", "--inplace"), 150, needs="nvcc"),
         Stage("tests", (*python, "-m", "pytest", "--maxfail=20", "tests/gpu/test_kernels.py"), 100),
         Stage("engine", (*python, "-m", "pytest", "tests/gpu/test_engine.py"), 90),
-        Stage("search", module("gpu_search", *report("search.json")), 45, result="search.json"),
-        Stage("sanitizer", (*sanitizer, *module("gpu_smoke")), 60, needs="compute-sanitizer"),
+        Stage("search", module("gpu.search", *report("search.json")), 45, result="search.json"),
+        Stage("sanitizer", (*sanitizer, *module("gpu.smoke")), 60, needs="compute-sanitizer"),
         Stage("decode_steps", decode_steps, 60, result="decode_steps.json"),
         Stage("kernels", kernels, 160, result="kernels.json"),
-        Stage("flops_matched", flops, 150, result="flops_matched.json"),
+        Stage("equal_flops", flops, 150, result="equal_flops.json"),
     ]
 
 
@@ -141,16 +142,17 @@ def table(outcomes: Sequence[Outcome], facts: dict[str, str], kernels: Path) -> 
         reason = outcome.reason.replace("|", "/")
         lines.append(f"| {outcome.name} | {'yes' if outcome.passed else 'NO'} | {outcome.seconds:.0f} | {reason} |")
     rows = json.loads(kernels.read_text()) if kernels.is_file() else []
-    lines += [
-        "",
-        "| op | case | type | by | µs | GB/s | of copy | peers, times ours |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    return "\n".join([*lines, "", *kernel_lines(rows)]) + "\n"
+
+
+def kernel_lines(rows: Sequence[dict]) -> list[str]:
+    """The rows of `python -m benchmarks.kernels` as a Markdown table."""
+    lines = ["| op | case | type | by | µs | GB/s | of copy | peers, times ours |", "|---|---|---|---|---|---|---|---|"]
     for row in rows:
         peers = ", ".join(f"{name} {seconds / row['seconds']:.2f}" for name, seconds in row["peers"].items())
         figures = f"{row['seconds'] * 1e6:,.1f} | {row['gbps']:,.0f} | {row['share_of_copy']:.0%} | {peers}"
         lines.append(f"| {row['op']} | {row['case']} | {row['dtype']} | {row['impl']} | {figures} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(chosen: Sequence[Stage], out: Path) -> int:
-    """All stages in turn, each with a word on the terminal; a stage that fails stops no other."""
+    """Runs all stages in turn and reports each on the terminal; a stage that fails stops no other."""
     end = time.monotonic() + 60 * MINUTES
     (out / "log.txt").write_text("")
     for stage in chosen:
@@ -171,7 +173,9 @@ def run(chosen: Sequence[Stage], out: Path) -> int:
             (out / stage.result).unlink(missing_ok=True)  # an older run's would pass for this one's
     environment = with_ninja({**os.environ, "TTC_DEVICE": "cuda", "HF_HUB_OFFLINE": "1"}, out)
     facts, outcomes = machine(), []
-    for stage in chosen:
+    for number, stage in enumerate(chosen, start=1):
+        most = min(sum(each.max_seconds for each in chosen[number - 1 :]), end - time.monotonic())
+        print(f"[{number}/{len(chosen)}] {stage.name}, at most {most / 60:.1f} min left", file=sys.stderr, flush=True)
         outcome = run_stage(stage, out, end - time.monotonic(), environment)
         outcomes.append(outcome)
         state = "passed" if outcome.passed else f"FAILED, {outcome.reason}"

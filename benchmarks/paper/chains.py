@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from benchmarks.paper.measured import Measured, cell_measured, estimate
-from engine.results.statistics import bootstrap_interval
 from engine.results.rows import Row
+from engine.results.statistics import bootstrap_interval
 from engine.search import vote
 from engine.types import Candidate
 

@@ -15,11 +15,11 @@ from benchmarks.paper.measured import ORMS, Measured, cell_measured, pool_series
 from benchmarks.paper.models import num_params
 from benchmarks.paper.optimal import Optimal, charged, compute_optimal, one_after_another, seed_means
 from benchmarks.paper.pools import Pool
-from benchmarks.paper.runs import read_rows
 from benchmarks.paper.settings import BINS_STREAM, PILOT
 from benchmarks.paper.stages import Study
 from engine.accounting import Ledger
 from engine.errors import UserError
+from engine.results import read_journal
 from engine.results.rows import Row
 
 Tables = dict[str, dict[int, Measured]]
@@ -197,7 +197,7 @@ class _Reader:
 
     def _read(self, what: str, stage: str, path, config: dict) -> dict[int, Row]:
         """All rows of a ledger, or nothing where some are missing."""
-        rows, seconds = read_rows(path, config, self.num_problems)
+        rows, seconds = read_journal(path, config, self.num_problems)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         if len(rows) < self.num_problems:
             self.missing.append({"what": what, "reason": f"{len(rows)} of {self.num_problems} problems have been run"})

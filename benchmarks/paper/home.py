@@ -1,6 +1,6 @@
 """The figures of the home models that their model cards state.
 
-`python -m benchmarks.home --split validation` prints, and with `--json X` writes: greedy, pass@1,
+`python -m benchmarks.paper.home --split validation` prints, and with `--json X` writes: greedy, pass@1,
 majority@16 and pass@16 accuracy, pass@1 by fifth of difficulty, the share of wrong steps that the
 PRM ranks below the right ones, and what becomes of answers along 16 chains of 8 revisions.
 """
@@ -10,15 +10,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
-from benchmarks.hardware import commit, hardware
+from benchmarks.options import make_parser
 from benchmarks.paper.chains import Attempts
 from benchmarks.paper.settings import CONTEXT
 from engine import BestOfN, Engine, Majority, Revisions, SearchResult
+from engine.commands import run_command
 from engine.engine import DEFAULT_SAMPLING
-from engine.search import vote
+from engine.reports.progress import Progress
+from engine.results.provenance import provenance, write_json
+from engine.search import Strategy, vote
 from engine.tasks import take_problems
 from engine.types import GREEDY
 from engine.verifiers.figures import auc
@@ -93,8 +97,37 @@ def reviser_figures(results: Sequence[SearchResult]) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def figures_of(engine: Engine, options: argparse.Namespace) -> dict:
+    """The figures of every model that the engine has."""
+    problems = take_problems(engine.task, options.split, options.num_problems)
+    judges = [("prm", engine.prm is not None), ("trunk", engine.policy.runner.score_head is not None)]
+    judges = [name for name, is_there in judges if is_there]
+    with Progress("searches:", 2 + len(judges) + (engine.reviser is not None)) as progress:
+
+        def searched(strategy: Strategy, budget: int, **more: object) -> list[SearchResult]:
+            results = engine.search(problems, strategy, budget, **more)
+            progress.advance()
+            return results
+
+        greedy = searched(Majority(), 1, sampling=GREEDY)
+        figures: dict = {
+            "split": options.split,
+            "problems": len(problems),
+            "temperature": DEFAULT_SAMPLING.temperature,
+            "policy": policy_figures(greedy, searched(Majority(), 16, seed=options.seed)),
+        }
+        for name in judges:
+            results = searched(BestOfN(), 16, seed=options.seed, verifier=name)
+            figures[name] = verifier_figures(engine, results)
+        if engine.reviser is not None:
+            strategy = Revisions(parallel=16, context=CONTEXT, vote="majority")
+            figures["reviser"] = reviser_figures(searched(strategy, 128, seed=options.seed))
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = make_parser("paper.home", __doc__)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num-problems", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
@@ -102,31 +135,16 @@ def main() -> None:
     parser.add_argument("--prm")
     parser.add_argument("--trunk-head")
     parser.add_argument("--reviser")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return run_command(partial(run, parser.parse_args(arguments)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Searches, prints the figures and writes them."""
     engine = Engine.load(options.policy, prm=options.prm, trunk_head=options.trunk_head, reviser=options.reviser)
-    problems = take_problems(engine.task, options.split, options.num_problems)
-    greedy = engine.search(problems, Majority(), 1, sampling=GREEDY)
-    sampled = engine.search(problems, Majority(), 16, seed=options.seed)
-    figures: dict = {
-        "split": options.split,
-        "problems": len(problems),
-        "temperature": DEFAULT_SAMPLING.temperature,
-        "policy": policy_figures(greedy, sampled),
-    }
-    judges = [("prm", engine.prm is not None), ("trunk", engine.policy.runner.score_head is not None)]
-    for name, is_there in judges:
-        if is_there:
-            results = engine.search(problems, BestOfN(), 16, seed=options.seed, verifier=name)
-            figures[name] = verifier_figures(engine, results)
-    if engine.reviser is not None:
-        strategy = Revisions(parallel=16, context=CONTEXT, vote="majority")
-        figures["reviser"] = reviser_figures(engine.search(problems, strategy, 128, seed=options.seed))
-    figures |= {"hardware": hardware(), "commit": commit()}
+    figures = figures_of(engine, options) | provenance()
     print(json.dumps(figures, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

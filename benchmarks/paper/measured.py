@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.paper.bills import Bills
 from benchmarks.paper.pools import Pool
 from engine.accounting import Ledger
-from engine.results.statistics import bootstrap_interval, mean_interval
 from engine.results.rows import Row
+from engine.results.statistics import bootstrap_interval, mean_interval
 from engine.search import Adaptive, vote
 from engine.types import Candidate
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.exchange import RATIOS
 from benchmarks.paper.evidence import Evidence
 from benchmarks.paper.measured import Measured, difference
 from engine.accounting import Exchange
+from engine.accounting.exchange import PAPER_TOKEN_RATIOS
 
-REGIMES = ("R << 1", "R ~ 1", "R >> 1")  # of RATIOS
+REGIMES = ("R << 1", "R ~ 1", "R >> 1")  # the ratios of PAPER_TOKEN_RATIOS, in order
 GROUPS = ("easy", "medium", "hard")  # two, one and two fifths of the problems, by pass@1 of the bins' pool
 SIDES = {"PRM search": "compute-optimal, oracle", "revisions": "revisions, best ratio by bin"}
 
@@ -38,11 +38,11 @@ class Trade:
 
 
 def trades(evidence: Evidence) -> list[Trade]:
-    """None without a larger policy."""
+    """Every regime, side and group that was measured; an empty list without a larger policy."""
     if evidence.large is None:
         return []
     groups, made = difficulty_groups(evidence.binnings["oracle"].eases), []
-    for version, ratios in RATIOS.items():
+    for version, ratios in PAPER_TOKEN_RATIOS.items():
         for regime, ratio in zip(REGIMES, ratios, strict=True):
             number = Exchange.from_ratios(evidence.large.size_ratio, ratio, version).num_generations
             for side, series in SIDES.items():

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.flops_matched import main
-from benchmarks.flops_sides import ENGINES, STRATEGIES, CountedSearch, Spent, cut, matched, ours, theirs
-from benchmarks.gpu_peers import Missing
-from benchmarks.plain import Beam, load
+from benchmarks.equal_flops.__main__ import main
+from benchmarks.equal_flops.sides import ENGINES, STRATEGIES, CountedSearch, Spent, cut, matched, ours, theirs
 from benchmarks.random_models import build_large_tokenizer, save_random
+from benchmarks.throughput.plain import Beam, load
+from benchmarks.timing import Missing
 from engine import Engine, Majority
 from engine.accounting.flops import forward_flops
 from engine.model import read_config, resolve_dtype

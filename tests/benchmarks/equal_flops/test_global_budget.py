@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.global_budget import Point, at_flops, compared, flops_share, main
+from benchmarks.equal_flops.global_budget import main
+from benchmarks.equal_flops.uniform import Point, at_flops, compared, flops_share
 from engine.model import HOME
 
 

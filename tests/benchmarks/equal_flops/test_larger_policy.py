@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.exchange import Kept, compared, difficulty, spendable
-from benchmarks.flops_matched import main
+from benchmarks.equal_flops.__main__ import main
+from benchmarks.equal_flops.larger_policy import compared, difficulty, spendable
+from benchmarks.resumable import StoredSearches
 from engine import DVTS, BeamSearch, BestOfN, Engine
 from engine.accounting import Exchange
 from engine.model import HOME, read_config
@@ -123,7 +124,7 @@ def test_bad_input_is_one_sentence(capsys, arguments, parts):
 def test_bins_are_those_of_the_share_of_right_answers(tmp_path):
     engine = Engine.load("home")
     problems = take_problems(engine.task, "test", 20)
-    bins, members = difficulty(Kept.of(tmp_path, engine, problems), 8)
+    bins, members = difficulty(StoredSearches.of(tmp_path, engine, problems), 8)
     assert sorted(np.concatenate(members).tolist()) == list(range(20))
     depths = [np.mean([problems[index].prompt.count(";") for index in found]) for found in members]
     assert bins.count > 1
@@ -133,8 +134,8 @@ def test_bins_are_those_of_the_share_of_right_answers(tmp_path):
 def test_a_stopped_run_goes_on_at_the_problem_where_it_was_stopped(tmp_path, monkeypatch):
     engine = Engine.load("home")
     problems = take_problems(engine.task, "test", 12)
-    kept = Kept.of(tmp_path, engine, problems)
-    whole = Kept.of(tmp_path / "whole", engine, problems).rows("best-of-n", BestOfN(), 2, seed=1)
+    stored = StoredSearches.of(tmp_path, engine, problems)
+    whole = StoredSearches.of(tmp_path / "whole", engine, problems).rows("best-of-n", BestOfN(), 2, seed=1)
     search_iter, asked = engine.search_iter, []
 
     def stops_after_five(todo, *args, **options):
@@ -146,17 +147,17 @@ def test_a_stopped_run_goes_on_at_the_problem_where_it_was_stopped(tmp_path, mon
 
     monkeypatch.setattr(engine, "search_iter", stops_after_five)
     with pytest.raises(KeyboardInterrupt):
-        kept.rows("best-of-n", BestOfN(), 2, seed=1)
+        stored.rows("best-of-n", BestOfN(), 2, seed=1)
     with pytest.raises(KeyboardInterrupt):
-        kept.rows("best-of-n", BestOfN(), 2, seed=1)
-    assert kept.rows("best-of-n", BestOfN(), 2, seed=1) == whole
-    assert kept.rows("best-of-n", BestOfN(), 2, seed=1) == whole
+        stored.rows("best-of-n", BestOfN(), 2, seed=1)
+    assert stored.rows("best-of-n", BestOfN(), 2, seed=1) == whole
+    assert stored.rows("best-of-n", BestOfN(), 2, seed=1) == whole
     assert asked == [12, 7, 2]
     path = next(tmp_path.glob("*.ledger"))
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
     config = json.loads(path.read_text())["config"]
     with Journal(path, config), pytest.raises(ValueError, match="another process: 0 of 12 are there"):
-        kept.rows("best-of-n", BestOfN(), 2, seed=1)
+        stored.rows("best-of-n", BestOfN(), 2, seed=1)
 
 
 def test_a_budget_is_rounded_down_to_what_a_strategy_can_spend():

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decode_steps
-from benchmarks.decode_steps import WARMUP, floor_bytes, load, main, step_times
+from benchmarks.gpu import decode_steps
+from benchmarks.gpu.decode_steps import WARMUP, floor_bytes, load, main, step_times
+from benchmarks.timing import Clock
 from tests.tiny import tiny_policy
 
 
@@ -19,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_of_all_batches(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode_steps, "BATCHES", (1, 3))
-    monkeypatch.setattr(decode_steps, "copy_bandwidth", lambda clock: 10.0)
+    monkeypatch.setattr(Clock, "copy_bandwidth", lambda clock: 1e10)
     path = tmp_path / "steps.json"
     assert main(["--policy", str(folder), "--num-prompt", "20", "--num-steps", "5", "--json", str(path)]) == 0
     report = json.loads(path.read_text())
@@ -50,4 +51,4 @@ def test_the_floor_counts_weights_and_unique_kv_once(folder):
 
 def test_a_device_that_is_not_there(capsys):
     assert main(["--device", "cuda"]) == 2
-    assert "device 'cuda' was asked for, but torch" in capsys.readouterr().out
+    assert "device 'cuda' was asked for, but torch" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_search import MAX_GAP, compare
-from benchmarks.gpu_stages import ROOT, Stage, run, stages
+from benchmarks.gpu.search import MAX_GAP, compare
+from benchmarks.gpu.stages import ROOT, Stage, run, stages
 from engine import Engine
 from engine.tasks import take_problems
 from tests.tiny import tiny_policy, tiny_prm
@@ -46,7 +46,7 @@ def test_every_stage_says_how_it_went(tmp_path: Path, capsys):
 def test_all_stages_fit_their_time_and_write_different_files(tmp_path: Path):
     chosen = stages(tmp_path)
     assert [stage.name for stage in chosen] == [
-        *("build", "tests", "engine", "search", "sanitizer", "decode_steps", "kernels", "flops_matched")
+        *("build", "tests", "engine", "search", "sanitizer", "decode_steps", "kernels", "equal_flops")
     ]
     results = [stage.result for stage in chosen if stage.result]
     assert len(set(results)) == len(results) == 4

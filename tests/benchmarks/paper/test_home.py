@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.home import reviser_figures
+from benchmarks.paper.home import reviser_figures
 from engine.accounting import Ledger
 from engine.types import Candidate, Problem, SearchResult, SearchTree
 

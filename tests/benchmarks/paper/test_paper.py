@@ -15,12 +15,12 @@ from benchmarks.paper.cells import LEADING, Cell, Piloted, chains_at, distinct, 
 from benchmarks.paper.measured import ORMS, POOL_SERIES, adaptive_run, pool_series, windows
 from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row
-from benchmarks.paper.runs import read_rows, run_rows
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import Study, run_cells, score_pool
+from benchmarks.resumable import run_rows
 from engine import Engine
 from engine.commands import run_app
-from engine.results import Journal
+from engine.results import Journal, read_journal
 from engine.scheduler import Predictor
 from engine.search import Adaptive, BeamSearch, BestOfN, Majority
 from engine.tasks import take_problems
@@ -201,7 +201,7 @@ def test_a_torn_run_goes_on_where_it_stopped(tmp_path):
     run_rows(path, config, 3, make_rows, "cell")
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])  # killed within the last line
-    rows, seconds = read_rows(path, config, 3)
+    rows, seconds = read_journal(path, config, 3)
     assert sorted(rows) == [0, 1]
     assert seconds >= 0
     assert path.read_bytes() == whole[:-5]  # reading changes nothing
@@ -209,10 +209,10 @@ def test_a_torn_run_goes_on_where_it_stopped(tmp_path):
     run_rows(path, config, 3, make_rows, "cell")
     run_rows(path, config, 5, make_rows, "cell")  # more problems
     assert asked == [[0, 1, 2], [2], [3, 4]]
-    assert sorted(read_rows(path, config, 4)[0]) == [0, 1, 2, 3]
+    assert sorted(read_journal(path, config, 4)[0]) == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="another configuration"):
-        read_rows(path, {"cell": "dvts"}, 3)
-    assert read_rows(tmp_path / "none", config, 3) == ({}, 0.0)
+        read_journal(path, {"cell": "dvts"}, 3)
+    assert read_journal(tmp_path / "none", config, 3) == ({}, 0.0)
 
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path, capsys):
@@ -227,7 +227,7 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path, capsys):
         lambda todo: [(index, {"id": str(index), "seed": 0, "strategy": "x"}) for index in todo],
         "cell:",
     )
-    assert len(read_rows(path, config, 2)[0]) == 2
+    assert len(read_journal(path, config, 2)[0]) == 2
 
 
 def test_a_killed_cell_is_searched_for_the_missing_problems_alone(engine, problems, tmp_path):
@@ -235,12 +235,12 @@ def test_a_killed_cell_is_searched_for_the_missing_problems_alone(engine, proble
     cell = Cell("beam M=4", BeamSearch(4), 4, 0)
     run_cells(study, [cell])
     path, config = study.cell_run(cell)
-    first, _ = read_rows(path, config, 3)
+    first, _ = read_journal(path, config, 3)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:2]) + lines[2][:20])
-    assert len(read_rows(path, config, 3)[0]) == 1
+    assert len(read_journal(path, config, 3)[0]) == 1
     run_cells(study, [cell])
-    again, _ = read_rows(path, config, 3)
+    again, _ = read_journal(path, config, 3)
     verdicts = [(each[index]["correct"], each[index]["chosen"]) for each in (first, again) for index in range(3)]
     assert verdicts[:3] == verdicts[3:]
 
@@ -257,10 +257,10 @@ def test_an_orm_scores_the_kept_answers_as_a_search_does(problems, tmp_path):
     results = loaded.search(problems[:3], BestOfN(), 4, verifier="prm")
     run_rows(path, config, 3, lambda todo: ((index, pool_row(results[index])) for index in todo), "pool")
     score_pool(study, 0)
-    scored, _ = read_rows(*study.orm_run(0), 3)
+    scored, _ = read_journal(*study.orm_run(0), 3)
     direct = loaded.search(problems[:3], BestOfN(), 4, verifier="orm")
     for index, result in enumerate(direct):
-        pool = Pool.from_row(read_rows(path, config, 3)[0][index], {"orm": scored[index]})
+        pool = Pool.from_row(read_journal(path, config, 3)[0][index], {"orm": scored[index]})
         assert [each.agg_score for each in pool.candidates("orm")] == [each.agg_score for each in result.candidates]
         bills = Bills.of(loaded, problems[index], "orm")
         assert bills.of_answers(pool.candidates("orm"))[1] > 0

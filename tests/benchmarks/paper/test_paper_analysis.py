@@ -11,7 +11,6 @@ from benchmarks.paper.chains import Attempts, by_majority, ratio_label
 from benchmarks.paper.claims import findings
 from benchmarks.paper.difficulty import Binning, binnings, pilot_binning
 from benchmarks.paper.evidence import Evidence, Large
-from benchmarks.paper.exchange import difficulty_groups, trades
 from benchmarks.paper.exploits import is_idle, is_short
 from benchmarks.paper.measured import Measured, difference, estimate
 from benchmarks.paper.optimal import charged, compute_optimal, one_after_another, seed_means
@@ -34,6 +33,7 @@ from benchmarks.paper.rules import (
     members,
     versus,
 )
+from benchmarks.paper.trades import difficulty_groups, trades
 from engine.scheduler import Bins
 from engine.types import Candidate
 
