@@ -123,7 +123,7 @@ class CountedSearch(PlainBeamSearch):
     def complete_batch(
         self, prompts: list[list[int]], num_new: int, stops: list[int], *, is_greedy: bool
     ) -> list[list[int]]:
-        """As `complete`, by continuous batching over a paged cache. Raises UserError where requests are lost."""
+        """The same as `complete`, by continuous batching over a paged cache. Raises UserError for lost requests."""
         config = GenerationConfig(
             do_sample=not is_greedy,
             temperature=1.0,

@@ -25,7 +25,7 @@ class Point:
 
     @classmethod
     def of(cls, budget: int, runs: Sequence[Sequence[SearchResult]]) -> Point:
-        """From the results of every seed."""
+        """The point that the results of every seed make."""
         return cls(
             budget,
             np.mean([[bool(result.correct) for result in run] for run in runs], axis=0),
@@ -69,7 +69,7 @@ def compared(allocated: Point, uniform: Sequence[Point]) -> dict[str, object]:
 
 
 def at_flops(points: Sequence[Point], flops: float) -> np.ndarray:
-    """Each problem's share of right answers under the uniform split of so many FLOPs; flat beyond the grid's ends."""
+    """Each problem's share of right answers under the uniform split that costs `flops`; flat beyond the grid's ends."""
     spent = [float(point.flops.mean()) for point in points]
     right = int(np.clip(np.searchsorted(spent, flops), 1, len(points) - 1))
     weight = np.clip((flops - spent[right - 1]) / (spent[right] - spent[right - 1]), 0.0, 1.0)

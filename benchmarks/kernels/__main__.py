@@ -39,7 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None, ops: Mapping[str, Op]) -> a
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--op", choices=tuple(ops), help="this op alone")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
-    parser.add_argument("--minutes", type=float, default=11.0, help="start no case after so many")
+    parser.add_argument("--minutes", type=float, default=11.0, help="start no case after these")
     return parser.parse_args(arguments)
 
 

@@ -53,7 +53,7 @@ class Paths:
         return [len(slots) for slots in self.slots]
 
     def claim(self, num_keys: int) -> None:
-        """Raises Missing if a dense KV of so many tokens is over the device's limit."""
+        """Raises Missing if a dense KV of `num_keys` tokens is over the device's limit."""
         num_bytes = 2 * num_keys * self.case.num_kv_heads * self.case.head_dim * self.case.dtype.itemsize
         limit = MAX_BYTES[self.device]
         if num_bytes > limit:

@@ -120,7 +120,7 @@ class Sample(Op):
         return inputs["logits"].double()
 
     def tolerance(self, case) -> float:
-        """Of a logit over the temperature, and of a log-probability."""
+        """How far a logit over the temperature, or a log-probability, may be off."""
         return 1e-5
 
     def check(self, case, impl: str, inputs: dict) -> None:

@@ -73,7 +73,7 @@ class Tree(Case):
 
 
 def regular(name: str, widths: tuple[int, ...], tokens: tuple[int, ...]) -> Tree:
-    """A tree of so many nodes a level, of so many tokens each; heads and type are put in later."""
+    """A tree with `widths` nodes in its levels, of `tokens` tokens each; heads and type are put in later."""
     nodes: list[tuple[int, int]] = []
     above = [-1]
     for width, num_tokens in zip(widths, tokens, strict=True):

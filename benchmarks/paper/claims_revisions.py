@@ -178,7 +178,7 @@ def trade_claims() -> list[Claim]:
 
 
 def gain_of(side: str, group: str, regime: str, evidence: Evidence) -> Figures:
-    """By the first version's formula."""
+    """The small model's accuracy less the large one's, by the formula of the paper's first version."""
     if evidence.large is None:
         raise Unmeasured("greedy answers of a larger policy")
     for trade in trades(evidence):

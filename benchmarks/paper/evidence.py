@@ -128,7 +128,7 @@ def gather(study: Study) -> Evidence:
 
 
 def _optimal(tables: Tables, binning: Binning, budgets: Sequence[int]) -> dict[int, Optimal]:
-    """From the budget on at which there is something to choose."""
+    """The compute-optimal figures at every budget at which there is more than one series to choose from."""
     made = {}
     for budget in budgets:
         series = {name: tables[name][budget] for name in CHOICES if budget in tables.get(name, {})}
@@ -138,7 +138,7 @@ def _optimal(tables: Tables, binning: Binning, budgets: Sequence[int]) -> dict[i
 
 
 def _piloted(pools: Mapping[int, Sequence[Pool]], bills: Mapping, reader: _Reader) -> dict[str, dict[int, Optimal]]:
-    """By pilots of each seed's own first samples, which are part of the budget and of every vote.
+    """Compute-optimal figures by pilots: each seed's own first samples, which are part of the budget and of every vote.
 
     Bins and choices are made once, over the seeds that have most of the series; a problem is in the same fold for
     all of them. Every search pays for scoring the pilot, as the scheduler does where one of the bins needs scores.

@@ -146,7 +146,7 @@ def _vote(name: str) -> str:
 
 
 def _ratio(text: str) -> float:
-    """Of `4:1`."""
+    """4.0 for `4:1`."""
     sequential, parallel = map(int, text.split(":"))
     return sequential / parallel
 

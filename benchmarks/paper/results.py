@@ -31,7 +31,7 @@ TUNED = (
 
 
 def results(evidence: Evidence) -> dict[str, object]:
-    """As JSON values."""
+    """The whole report as JSON values."""
     settings = evidence.study.settings
     made = {
         "num_problems": evidence.num_problems,

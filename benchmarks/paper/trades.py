@@ -33,7 +33,7 @@ class Trade:
 
     @property
     def relative_gain(self) -> float | None:
-        """As the paper states it, over the larger policy's accuracy; None where that is never right."""
+        """The gain over the larger policy's accuracy, as the paper states it; None where that policy is never right."""
         return (self.small - self.large) / self.large if self.large else None
 
 

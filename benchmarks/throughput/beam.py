@@ -79,7 +79,7 @@ def plain_search(
         plain.load(prm, torch.float32, attention, is_verifier=True),
         newline=newline,
         eos=eos,
-        pad=eos,  # masked wherever it stands
+        pad=eos,  # masked wherever it is
         budget=args.budget,
         width=args.width,
         max_tokens=engine.task.max_tokens,

@@ -88,7 +88,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_sides(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[int], int]]:
-    """By name, what is timed: from a seed to tokens. `folder` is for the yardstick's checkpoint."""
+    """The calls that are timed, by name: each takes a seed and returns how many tokens it has made.
+
+    `folder` is for the yardstick's checkpoint.
+    """
     from benchmarks.throughput.sampling import (  # not in workers: transformers
         sample_answers,
         take_prompts,

@@ -1,7 +1,7 @@
 """Loading a checkpoint of a gigabyte against reading its file: `python -m benchmarks.throughput.load [--json X]`.
 
-A random Llama of Llama-3.2-1B's layers is written in each stored type, cut to so many layers that its file is about
-`--gigabytes`. Every turn reads the file into memory that was never touched before (what any loader must do), and
+A random Llama with layers of Llama-3.2-1B's size is written in each stored type, with as many layers as make a file of
+about `--gigabytes`. Every turn reads the file into memory that was never touched before (what any loader must do), and
 loads an engine from it, each in a process of its own that has imported everything first; both find the file in the
 page cache. `ratio` is the median of the load over the median of the read.
 """
@@ -64,7 +64,7 @@ def measure(folder: Path, stored: str, loaded: str, num_repeats: int, progress: 
 
 
 def save(folder: Path, stored: str, gigabytes: float) -> Path:
-    """A random checkpoint whose file takes about so much."""
+    """A random checkpoint whose file takes about `gigabytes`."""
     config = SHAPES[MODEL][1]
     size = config.hidden_size
     per_layer = size * (2 * size + 2 * config.num_key_value_heads * config.head_dim + 3 * config.intermediate_size)

@@ -10,13 +10,13 @@ from engine.types import Problem
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:
-    """Of ids, prompts and gold answers, in order."""
+    """The digest of ids, prompts and gold answers, in order."""
     stated = [[problem.id, problem.prompt, problem.answer] for problem in problems]
     return hashlib.blake2b(json.dumps(stated).encode(), digest_size=12).hexdigest()
 
 
 def prompts_digest(prompts: Iterable[Sequence[int]]) -> str:
-    """Of the token ids that the policy is given, in order."""
+    """The digest of the token ids that the policy is given, in order."""
     digest = hashlib.blake2b(digest_size=12)
     for ids in prompts:
         digest.update(f"{list(ids)}\n".encode())
