@@ -58,7 +58,7 @@ models: setup
 		--strategies best-of-n,rebase --out out/calibration.json
 	cp out/calibration.json engine/home/calibration.json
 
-# The larger policy that `python -m benchmarks.paper` and `python -m benchmarks.flops_matched --exchange` compare the
+# The larger policy that `python -m benchmarks.paper` and `python -m benchmarks.equal_flops --exchange` compare the
 # home one with: the same data and as many tokens, in some 85 minutes on 2 cores.
 large: setup
 	$(BIN)/ttc train policy --hidden-size 256 --num-layers 12 --num-heads 8 --num-kv-heads 2 --bf16 \

@@ -7,7 +7,6 @@ that one sample is the first, and its tokens, FLOPs and seconds are those of the
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,15 +16,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from engine.cli.env import machine_facts
-from engine.cli.errors import run_app
-from engine.cli.numbers import parse_numbers
-from engine.cli.progress import RunProgress
+from benchmarks.options import parse_seeds
+from benchmarks.timing import clear_caches
+from engine.commands import run_app
 from engine.engine import Engine
-from engine.errors import UserError
-from engine.reports import compare, result_row, row_line, summarize, terminal_table, write_report
-from engine.reports.pools import sample_accuracy
+from engine.reports import compare, summarize, terminal_table, write_report
+from engine.reports.progress import RunProgress
+from engine.results import result_row, row_line
 from engine.results.files import write_atomically
+from engine.results.pools import sample_accuracy
+from engine.results.provenance import commit, machine_facts
 from engine.results.rows import Row
 from engine.search import BeamSearch, BestOfN, Lookahead, Majority, Strategy
 from engine.tasks import take_problems
@@ -54,20 +54,12 @@ def demo(
     rows, seconds = run(engine, problems, numbers, budget)
     results, page = Path(out) / "results.jsonl", Path(out) / "report.html"
     write_atomically(results, b"".join(map(row_line, rows)))
-    facts = {**machine_facts(), "commit": commit(), "single": "mean over the samples of the majority run"}
+    facts = {**machine_facts(), "commit": commit() or "unknown", "single": "mean over the samples of the majority run"}
     title = f"{len(problems)} problems, budget {budget}"
     write_report(rows, page, title=title, seconds=seconds, facts=facts)
     Console().print(terminal_table(summarize(rows, seconds=seconds), compare(rows)))
     typer.echo(results)
     typer.echo(page)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Distinct integers from `0,1,2`. Raises UserError for anything else."""
-    seeds = parse_numbers("seeds", text, int)
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds must be distinct, got {text!r}")
-    return seeds
 
 
 def run(
@@ -107,8 +99,7 @@ def search(
     num_trees: int,
 ) -> list[Row]:
     """One row per problem, in order; the prompts are not in the KV cache when it starts."""
-    for llm in (engine.policy, engine.prm):
-        llm.clear_cache()  # a strategy must not live on what the one before it has paid for
+    clear_caches(engine)
     rows: dict[int, Row] = {}
     with RunProgress(label, len(problems)) as progress:
         for index, result in engine.search_iter(problems, strategy, budget, seed=seed):
@@ -121,15 +112,6 @@ def single_row(row: Row, pool: Row) -> Row:
     """The row of one sample, with the mean accuracy of all samples of `pool`, of which it is the first."""
     assert row["completions"] == pool["completions"][:1], "the first sample does not depend on the budget"
     return {**row, "strategy": "single", "accuracy": sample_accuracy(pool)}
-
-
-def commit() -> str:
-    """The commit of this checkout, marked where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

@@ -16,4 +16,4 @@ fi
 # Not one connection to the device, as some ask for: a verifier's stream would then wait for the policy's.
 unset CUDA_DEVICE_MAX_CONNECTIONS
 export PYTHONUNBUFFERED=1 PATH="$PATH:/usr/local/cuda/bin"
-exec "$python" benchmarks/gpu_stages.py --out "${OUT:-benchmarks/results/gpu}"
+exec "$python" -m benchmarks.gpu.stages --out "${OUT:-benchmarks/results/gpu}"

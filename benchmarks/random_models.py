@@ -17,7 +17,7 @@ from transformers import (
 
 from engine.tasks.tokenizer import EOS, PAD, UNKNOWN, build_tokenizer
 
-STEP_TOKENS = 32  # every so many tokens of the vocabulary hold a newline: the mean length of a random step
+STEP_TOKENS = 32  # one in 32 tokens of the vocabulary holds a newline: the mean length of a random step
 CONTEXT = 4096
 
 _LLAMA = {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "vocab_size": 128_256, "head_dim": None}

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from engine.reports.progress import Progress
+
 COMMON = ("--task", "chain", "--split", "test", "--limit", "20", "--seed", "0", "--with-tree")
 BUDGET = ("--budget", "8")
 SEARCHES = {
@@ -48,12 +50,12 @@ def digest(rows: list[dict]) -> str:
 def main() -> None:
     """Prints a hash per search, and the hash of all of them."""
     digests = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Progress("searches:", len(SEARCHES)) as progress:
         for number, (name, arguments) in enumerate(SEARCHES.items(), start=1):
-            print(f"[{number}/{len(SEARCHES)}] {name:<20}", end="", flush=True)
             rows = search_rows(arguments, Path(folder, f"{number}.jsonl"))
             digests.append(digest(rows))
-            print(f"{digests[-1]}  {len(rows)} rows", flush=True)
+            print(f"{name:<20} {digests[-1]}  {len(rows)} rows", flush=True)
+            progress.advance()
     print(f"all: {hashlib.blake2b(''.join(digests).encode(), digest_size=8).hexdigest()}")
 
 

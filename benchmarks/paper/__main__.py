@@ -1,7 +1,7 @@
 """`python -m benchmarks.paper`: Snell et al. 2024 in miniature, from samples to tables.
 
-The shipped models on the first problems of the home task's test split. Nothing is tuned on them. Every sample and
-search goes into a run ledger under `--work`, so that a killed run goes on at the problem where it stopped, with the
+It runs the shipped models on the first problems of the home task's test split. Nothing is tuned on them. Every sample
+and search goes into a run ledger under `--work`, so that a killed run goes on at the problem where it stopped, with the
 same command; what is worth most comes first, and `--only tables` makes tables of what is there.
 
     python -m benchmarks.paper                            # all of it, some hours on 2 cores
@@ -21,16 +21,15 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.demo import parse_seeds
-from benchmarks.exchange import LARGE
+from benchmarks.equal_flops.larger_policy import LARGE
+from benchmarks.options import parse_seeds
 from benchmarks.paper.evidence import gather
 from benchmarks.paper.models import load_models
 from benchmarks.paper.page import write_page
 from benchmarks.paper.results import results
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import STAGES, Study, sample
-from engine.cli.errors import run_app
-from engine.cli.numbers import parse_numbers
+from engine.commands import parse_numbers, run_app
 from engine.errors import UserError
 from engine.results.files import write_atomically
 

@@ -22,7 +22,7 @@ class Bills:
 
     @classmethod
     def of(cls, engine: Engine, problem: Problem, verifier: str | None) -> Bills:
-        """With the "prm", the "orm", or no verifier."""
+        """The bills of a problem; `verifier` is "prm", "orm" or None."""
         judge = None if verifier is None else getattr(engine, verifier).config.shape(has_lm_head=False)
         num_prompt = len(engine.prompt_ids(problem.prompt))
         return cls(engine.policy.config.shape(), judge, num_prompt, engine.step_delimiter, verifier == "orm")
@@ -45,7 +45,7 @@ class Bills:
         return policy, forward_flops(self.verifier, self.num_prompt, num_judged, num_scores)
 
     def of_answers(self, answers: Iterable[Candidate], num_rounds: int = 1) -> tuple[int, int]:
-        """(policy, verifier) of a search that samples these and no others, so many rounds one after the other.
+        """(policy, verifier) of a search that samples these and no others, in `num_rounds` rounds one after the other.
 
         Each later round runs the last token of the prompt again, for its logits.
         """

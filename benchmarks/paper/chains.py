@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from benchmarks.paper.measured import Measured, cell_measured, estimate
-from engine.reports.statistics import bootstrap_interval
 from engine.results.rows import Row
+from engine.results.statistics import bootstrap_interval
 from engine.search import vote
 from engine.types import Candidate
 
@@ -25,7 +25,7 @@ class Attempts:
 
     @classmethod
     def of(cls, cells: Iterable[dict[int, Row]], golds: Sequence[str]) -> Attempts:
-        """From the rows of cells by position. A chain that several cells have in common is taken once, the longest."""
+        """The attempts in the rows of cells. A chain that several cells have in common is taken once, the longest."""
         found: dict[int, dict[tuple, list[bool]]] = {}
         for rows in cells:
             for index, row in rows.items():
@@ -96,6 +96,6 @@ def by_majority(rows: Sequence[dict[int, Row]], golds: Sequence[str]) -> Measure
 
 
 def _majority(row: Row) -> str | None:
-    """In order of attempts: the first attempts of all chains come before the second ones, so that ties go to them."""
+    """The majority over a row's answers, which are in order of attempts: ties go to the earlier ones."""
     pairs = zip(row["answers"], row["finishes"], strict=True)
     return vote([Candidate("", answer, finish, (), 0.0, 0, ()) for answer, finish in pairs], "majority")[0]

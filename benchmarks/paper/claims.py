@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.paper.claims_revisions import exchange_claims, revision_claims
+from benchmarks.paper.claims_revisions import REVISION_CLAIMS, trade_claims
 from benchmarks.paper.evidence import Evidence
 from benchmarks.paper.exploits import is_idle, is_short
 from benchmarks.paper.measured import difference
@@ -29,149 +29,26 @@ EQUAL_ORM = "best-of-n, ORM of as many answers"
 ORACLE, PREDICTED, PILOT = "compute-optimal, oracle", "compute-optimal, predicted", "compute-optimal, agreement pilot"
 
 
-def verifier_claims() -> list[Claim]:
-    claims = [
-        Claim(
-            "1.1",
-            1,
-            "the last step's score aggregates better than the least",
-            "37 against 35 at 256",
-            ABOVE,
-            versus((BEST, 256), ("best-of-n, min", 256)),
-        ),
-        Claim(
-            "1.2",
-            1,
-            "the last step's score aggregates better than the product",
-            "37 against 27 at 256",
-            ABOVE,
-            versus((BEST, 256), ("best-of-n, prod", 256)),
-        ),
-        Claim(
-            "1.3",
-            1,
-            "summing the scores of equal answers beats the best single one",
-            "used throughout, no figure",
-            ABOVE,
-            versus((BEST, 256), ("best-of-n, naive", 256)),
-        ),
-    ]
-    for number, budget, figures in (
-        ("1.4", 64, "PRM 32, majority 25.5 at 64"),
-        ("1.5", 256, "PRM 35, majority 28.8 at 256; comparing verifiers, PRM 37, ORM 34"),
-    ):
-        for letter, claim, one, other in (
-            ("a", "the PRM is over the majority", BEST, "majority"),
-            ("b", "the PRM is over the shipped ORM, which saw 19,000 questions", BEST, ORM),
-            ("c", "the shipped ORM is over the majority", ORM, "majority"),
-            ("d", "the PRM is over an ORM of as many answers to the same 3,000 questions", BEST, EQUAL_ORM),
-            ("e", "that ORM is over the majority", EQUAL_ORM, "majority"),
-        ):
-            sides = versus((one, budget), (other, budget))
-            claims.append(Claim(number + letter, 1, f"{claim} at {budget}", figures, ABOVE, sides, is_must_show=True))
+def verifiers_compared(number: str, budget: int, figures: str) -> list[Claim]:
+    """What the paper finds of majority, ORM and PRM at one budget."""
+    sides = (
+        ("a", "the PRM is over the majority", BEST, "majority"),
+        ("b", "the PRM is over the shipped ORM, which saw 19,000 questions", BEST, ORM),
+        ("c", "the shipped ORM is over the majority", ORM, "majority"),
+        ("d", "the PRM is over an ORM of as many answers to the same 3,000 questions", BEST, EQUAL_ORM),
+        ("e", "that ORM is over the majority", EQUAL_ORM, "majority"),
+    )
     return [
-        *claims,
         Claim(
-            "1.6a",
+            number + letter,
             1,
-            "the gap between PRM and majority grows with N",
-            "0 at 1, 4.8 at 4, 6.5 at 64, 9 at 512",
+            f"{claim} at {budget}",
+            figures,
             ABOVE,
-            gap_growth(BEST, "majority", 256, 4),
-        ),
-        Claim(
-            "1.6b",
-            1,
-            "the gap between PRM and ORM (of as many answers) grows with N",
-            "drawn, no figure",
-            ABOVE,
-            gap_growth(BEST, EQUAL_ORM, 256, 4),
-        ),
-        Claim(
-            "1.7",
-            1,
-            "human step labels (PRM800K) make a PRM that is largely ineffective",
-            "no figure",
-            why="no human labels exist for the home task: every label here is a rollout's",
-        ),
-        Claim(
-            "1.8",
-            1,
-            "binary search for the first wrong step labels with fewer rollouts (OmegaPRM)",
-            "O(k log M) for O(k M)",
-            why="about making labels, which `ttc rollouts` does: this benchmark uses the shipped PRM",
-        ),
-    ]
-
-
-def search_claims() -> list[Claim]:
-    fall = "bins 1 and 2 at 256: beam 77 and 32, best-of-N 88 and 60"
-    rise = "bins 3 and 4 at 256: beam 34 and 17, best-of-N 23 and 10"
-    claims = [
-        Claim(
-            f"2.1{letter}",
-            2,
-            f"beam search is over best-of-N at {budget} generations",
-            "drawn: beam is far ahead at small budgets",
-            ABOVE,
-            versus((BEAM, budget), (BEST, budget)),
+            versus((one, budget), (other, budget)),
             is_must_show=True,
         )
-        for letter, budget in (("a", 4), ("b", 16))
-    ]
-    return [
-        *claims,
-        Claim(
-            "2.2",
-            2,
-            "at large budgets beam search falls below best-of-N",
-            "drawn: from about 128 on",
-            BELOW,
-            versus((BEAM, 256), (BEST, 256)),
-        ),
-        Claim(
-            "2.3",
-            2,
-            "on easy problems best-of-N wins at 256 (over-optimisation)",
-            fall,
-            BELOW,
-            versus((BEAM, 256), (BEST, 256), (0, 1)),
-        ),
-        Claim(
-            "2.4", 2, "on hard problems beam search wins at 256", rise, ABOVE, versus((BEAM, 256), (BEST, 256), (2, 3))
-        ),
-        Claim(
-            "2.5",
-            2,
-            "on the hardest bin no search makes progress",
-            "1 to 3 % at 256",
-            FAILING,
-            accuracy_in(BEAM, 256, (4,)),
-        ),
-        Claim(
-            "2.6a",
-            2,
-            "lookahead (k=1) loses to beam search at equal budget",
-            "drawn, at every budget",
-            BELOW,
-            versus(("lookahead k=1", 64), (BEAM, 64)),
-        ),
-        Claim(
-            "2.6b",
-            2,
-            "lookahead (k=3) loses to beam search at equal budget",
-            "drawn, at every budget",
-            BELOW,
-            versus(("lookahead k=3", 64), (BEAM, 64)),
-        ),
-        Claim(
-            "2.7",
-            2,
-            "search finds idle or over-short answers that a verifier likes",
-            "examples in its appendix",
-            ABOVE,
-            exploits,
-        ),
+        for letter, claim, one, other in sides
     ]
 
 
@@ -189,76 +66,206 @@ def _is_exploit(text: str) -> bool:
     return is_idle(text) or is_short(text)
 
 
-def optimal_claims() -> list[Claim]:
-    return [
+VERIFIER_CLAIMS = (
+    Claim(
+        "1.1",
+        1,
+        "the last step's score aggregates better than the least",
+        "37 against 35 at 256",
+        ABOVE,
+        versus((BEST, 256), ("best-of-n, min", 256)),
+    ),
+    Claim(
+        "1.2",
+        1,
+        "the last step's score aggregates better than the product",
+        "37 against 27 at 256",
+        ABOVE,
+        versus((BEST, 256), ("best-of-n, prod", 256)),
+    ),
+    Claim(
+        "1.3",
+        1,
+        "summing the scores of equal answers beats the best single one",
+        "used throughout, no figure",
+        ABOVE,
+        versus((BEST, 256), ("best-of-n, naive", 256)),
+    ),
+    *verifiers_compared("1.4", 64, "PRM 32, majority 25.5 at 64"),
+    *verifiers_compared("1.5", 256, "PRM 35, majority 28.8 at 256; comparing verifiers, PRM 37, ORM 34"),
+    Claim(
+        "1.6a",
+        1,
+        "the gap between PRM and majority grows with N",
+        "0 at 1, 4.8 at 4, 6.5 at 64, 9 at 512",
+        ABOVE,
+        gap_growth(BEST, "majority", 256, 4),
+    ),
+    Claim(
+        "1.6b",
+        1,
+        "the gap between PRM and ORM (of as many answers) grows with N",
+        "drawn, no figure",
+        ABOVE,
+        gap_growth(BEST, EQUAL_ORM, 256, 4),
+    ),
+    Claim(
+        "1.7",
+        1,
+        "human step labels (PRM800K) make a PRM that is largely ineffective",
+        "no figure",
+        why="no human labels exist for the home task: every label here is a rollout's",
+    ),
+    Claim(
+        "1.8",
+        1,
+        "binary search for the first wrong step labels with fewer rollouts (OmegaPRM)",
+        "O(k log M) for O(k M)",
+        why="about making labels, which `ttc rollouts` does: this benchmark uses the shipped PRM",
+    ),
+)
+
+SEARCH_CLAIMS = (
+    *(
         Claim(
-            "3.1a",
-            3,
-            "compute-optimal with oracle bins is over best-of-N at 16",
-            "33.2 against 25.5",
+            f"2.1{letter}",
+            2,
+            f"beam search is over best-of-N at {budget} generations",
+            "drawn: beam is far ahead at small budgets",
             ABOVE,
-            versus((ORACLE, 16), (BEST, 16)),
-        ),
-        Claim(
-            "3.1b",
-            3,
-            "compute-optimal with oracle bins is over best-of-N at 64",
-            "34.5 against 32",
-            ABOVE,
-            versus((ORACLE, 64), (BEST, 64)),
-        ),
-        Claim(
-            "3.2",
-            3,
-            "so it is with predicted bins, at 16",
-            "33 against 25.5",
-            ABOVE,
-            versus((PREDICTED, 16), (BEST, 16)),
-        ),
-        Claim(
-            "3.3a",
-            3,
-            "a quarter of the generations are enough: 16 for best-of-64 (oracle bins)",
-            "up to 4x fewer",
-            REACHES,
-            versus((ORACLE, 16), (BEST, 64)),
-        ),
-        Claim(
-            "3.3b",
-            3,
-            "a quarter of the generations are enough: 64 for best-of-256 (oracle bins)",
-            "up to 4x fewer",
-            REACHES,
-            versus((ORACLE, 64), (BEST, 256)),
-        ),
-        Claim(
-            "3.4",
-            3,
-            "predicted bins lose next to nothing against oracle bins",
-            "33.5 against 34.5 at 64",
-            CLOSE,
-            versus((PREDICTED, 64), (ORACLE, 64)),
-        ),
-        Claim(
-            "3.5",
-            3,
-            "with a pilot's bins, estimation charged, 64 generations reach best-of-256",
-            "not charged in the paper: 33.5 against 35",
-            REACHES,
-            versus((PILOT, 64), (BEST, 256)),
+            versus((BEAM, budget), (BEST, budget)),
             is_must_show=True,
-        ),
-        Claim(
-            "3.6",
-            3,
-            "the same where a bin must lead by a standard error to depart from the one strategy for all",
-            "no such rule: added by us when 3.5 had not come out with one seed",
-            REACHES,
-            versus((f"{PILOT}, cautious", 64), (BEST, 256)),
-        ),
-    ]
+        )
+        for letter, budget in (("a", 4), ("b", 16))
+    ),
+    Claim(
+        "2.2",
+        2,
+        "at large budgets beam search falls below best-of-N",
+        "drawn: from about 128 on",
+        BELOW,
+        versus((BEAM, 256), (BEST, 256)),
+    ),
+    Claim(
+        "2.3",
+        2,
+        "on easy problems best-of-N wins at 256 (over-optimisation)",
+        "bins 1 and 2 at 256: beam 77 and 32, best-of-N 88 and 60",
+        BELOW,
+        versus((BEAM, 256), (BEST, 256), (0, 1)),
+    ),
+    Claim(
+        "2.4",
+        2,
+        "on hard problems beam search wins at 256",
+        "bins 3 and 4 at 256: beam 34 and 17, best-of-N 23 and 10",
+        ABOVE,
+        versus((BEAM, 256), (BEST, 256), (2, 3)),
+    ),
+    Claim(
+        "2.5",
+        2,
+        "on the hardest bin no search makes progress",
+        "1 to 3 % at 256",
+        FAILING,
+        accuracy_in(BEAM, 256, (4,)),
+    ),
+    Claim(
+        "2.6a",
+        2,
+        "lookahead (k=1) loses to beam search at equal budget",
+        "drawn, at every budget",
+        BELOW,
+        versus(("lookahead k=1", 64), (BEAM, 64)),
+    ),
+    Claim(
+        "2.6b",
+        2,
+        "lookahead (k=3) loses to beam search at equal budget",
+        "drawn, at every budget",
+        BELOW,
+        versus(("lookahead k=3", 64), (BEAM, 64)),
+    ),
+    Claim(
+        "2.7",
+        2,
+        "search finds idle or over-short answers that a verifier likes",
+        "examples in its appendix",
+        ABOVE,
+        exploits,
+    ),
+)
+
+OPTIMAL_CLAIMS = (
+    Claim(
+        "3.1a",
+        3,
+        "compute-optimal with oracle bins is over best-of-N at 16",
+        "33.2 against 25.5",
+        ABOVE,
+        versus((ORACLE, 16), (BEST, 16)),
+    ),
+    Claim(
+        "3.1b",
+        3,
+        "compute-optimal with oracle bins is over best-of-N at 64",
+        "34.5 against 32",
+        ABOVE,
+        versus((ORACLE, 64), (BEST, 64)),
+    ),
+    Claim(
+        "3.2",
+        3,
+        "so it is with predicted bins, at 16",
+        "33 against 25.5",
+        ABOVE,
+        versus((PREDICTED, 16), (BEST, 16)),
+    ),
+    Claim(
+        "3.3a",
+        3,
+        "a quarter of the generations are enough: 16 for best-of-64 (oracle bins)",
+        "up to 4x fewer",
+        REACHES,
+        versus((ORACLE, 16), (BEST, 64)),
+    ),
+    Claim(
+        "3.3b",
+        3,
+        "a quarter of the generations are enough: 64 for best-of-256 (oracle bins)",
+        "up to 4x fewer",
+        REACHES,
+        versus((ORACLE, 64), (BEST, 256)),
+    ),
+    Claim(
+        "3.4",
+        3,
+        "predicted bins lose next to nothing against oracle bins",
+        "33.5 against 34.5 at 64",
+        CLOSE,
+        versus((PREDICTED, 64), (ORACLE, 64)),
+    ),
+    Claim(
+        "3.5",
+        3,
+        "with a pilot's bins, estimation charged, 64 generations reach best-of-256",
+        "not charged in the paper: 33.5 against 35",
+        REACHES,
+        versus((PILOT, 64), (BEST, 256)),
+        is_must_show=True,
+    ),
+    Claim(
+        "3.6",
+        3,
+        "the same where a bin must lead by a standard error to depart from the one strategy for all",
+        "no such rule: added by us when 3.5 had not come out with one seed",
+        REACHES,
+        versus((f"{PILOT}, cautious", 64), (BEST, 256)),
+    ),
+)
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-    claims = [*verifier_claims(), *search_claims(), *optimal_claims(), *revision_claims(), *exchange_claims()]
+    """Every claim with its verdict."""
+    claims = (*VERIFIER_CLAIMS, *SEARCH_CLAIMS, *OPTIMAL_CLAIMS, *REVISION_CLAIMS, *trade_claims())
     return [judge(claim, evidence) for claim in claims]

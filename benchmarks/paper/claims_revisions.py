@@ -7,7 +7,6 @@ from functools import partial
 
 from benchmarks.paper.chains import Attempts
 from benchmarks.paper.evidence import Evidence
-from benchmarks.paper.exchange import GROUPS, REGIMES, trades
 from benchmarks.paper.measured import difference
 from benchmarks.paper.rules import (
     ABOVE,
@@ -22,100 +21,12 @@ from benchmarks.paper.rules import (
     at,
     versus,
 )
+from benchmarks.paper.trades import GROUPS, REGIMES, trades
 
 BEST, BY_BIN = "best-of-n", "revisions, best ratio by bin"
 SAME_JUDGE = "best-of-n, ORM"  # the policy's own samples, judged as the revisions are
-
-
-def revision_claims() -> list[Claim]:
-    chain, parallel = ("revisions 64:1", 64), ("revisions 1:64", 64)
-    in_majority = [(f"{name}, majority", budget) for name, budget in (chain, parallel)]
-    mixed = ("revisions 4:1", 64)
-    return [
-        Claim(
-            "4.1", 4, "pass@1 rises along a chain of revisions", "18 to 24-25 after 15 to 20", ABOVE, rise("attempts")
-        ),
-        Claim("4.2", 4, "many right answers are revised to wrong ones", "about 38 %", SHARE, turned),
-        Claim("4.3", 4, "so a selector is needed: the chain's vote is over its last attempt", "drawn", ABOVE, selector),
-        Claim(
-            "4.4a",
-            4,
-            "at 64 one chain is over parallel answers, chosen by the verifier",
-            "41.5 against 39",
-            ABOVE,
-            versus(chain, parallel),
-        ),
-        Claim(
-            "4.4b",
-            4,
-            "at 64 one chain is over parallel answers, chosen by majority",
-            "38 against 35",
-            ABOVE,
-            versus(*in_majority),
-        ),
-        Claim("4.5a", 4, "a mix (4:1) is over all parallel", "43-44 against 40 at 256", ABOVE, versus(mixed, parallel)),
-        Claim("4.5b", 4, "a mix (4:1) is over all sequential", "43-44 against 42 at 256", ABOVE, versus(mixed, chain)),
-        Claim(
-            "4.6a",
-            4,
-            "easy problems prefer sequential revisions",
-            "bins 1 and 2, drawn",
-            ABOVE,
-            versus(chain, parallel, (0, 1)),
-        ),
-        Claim("4.6b", 4, "hard problems prefer a mix", "bins 4 and 5, drawn", ABOVE, versus(mixed, chain, (3, 4))),
-        Claim(
-            "4.7a",
-            4,
-            "compute-optimal over the ratio at 64 reaches the policy's best-of-256, by the PRM",
-            "4x fewer generations",
-            REACHES,
-            versus((BY_BIN, 64), (BEST, 256)),
-        ),
-        Claim(
-            "4.7b",
-            4,
-            "compute-optimal over the ratio at 64 reaches the policy's best-of-256, by the ORM of the revisions",
-            "4x fewer generations",
-            REACHES,
-            versus((BY_BIN, 64), (SAME_JUDGE, 256)),
-        ),
-        Claim(
-            "4.8a",
-            4,
-            "the best ratio is over the reviser's parallel answers at 64",
-            "drawn",
-            ABOVE,
-            versus((BY_BIN, 64), parallel),
-            is_must_show=True,
-        ),
-        Claim(
-            "4.8b",
-            4,
-            "the best ratio is over the policy's own best-of-N at 64, by the PRM",
-            "drawn",
-            ABOVE,
-            versus((BY_BIN, 64), (BEST, 64)),
-            is_must_show=True,
-        ),
-        Claim(
-            "4.8c",
-            4,
-            "the best ratio is over the policy's own best-of-N at 64, by the ORM of the revisions",
-            "drawn",
-            ABOVE,
-            versus((BY_BIN, 64), (SAME_JUDGE, 64)),
-            is_must_show=True,
-        ),
-        Claim(
-            "4.9",
-            4,
-            "a policy that is only shown its attempts does not revise",
-            "prompting alone fails",
-            NOT_ABOVE,
-            rise("baseline"),
-        ),
-    ]
+CHAIN, PARALLEL, MIXED = ("revisions 64:1", 64), ("revisions 1:64", 64), ("revisions 4:1", 64)
+CHAIN_BY_MAJORITY, PARALLEL_BY_MAJORITY = ("revisions 64:1, majority", 64), ("revisions 1:64, majority", 64)
 
 
 def rise(which: str) -> Callable[[Evidence], Figures]:
@@ -154,6 +65,90 @@ def _attempts(evidence: Evidence, which: str) -> Attempts:
     return attempts
 
 
+REVISION_CLAIMS = (
+    Claim("4.1", 4, "pass@1 rises along a chain of revisions", "18 to 24-25 after 15 to 20", ABOVE, rise("attempts")),
+    Claim("4.2", 4, "many right answers are revised to wrong ones", "about 38 %", SHARE, turned),
+    Claim("4.3", 4, "so a selector is needed: the chain's vote is over its last attempt", "drawn", ABOVE, selector),
+    Claim(
+        "4.4a",
+        4,
+        "at 64 one chain is over parallel answers, chosen by the verifier",
+        "41.5 against 39",
+        ABOVE,
+        versus(CHAIN, PARALLEL),
+    ),
+    Claim(
+        "4.4b",
+        4,
+        "at 64 one chain is over parallel answers, chosen by majority",
+        "38 against 35",
+        ABOVE,
+        versus(CHAIN_BY_MAJORITY, PARALLEL_BY_MAJORITY),
+    ),
+    Claim("4.5a", 4, "a mix (4:1) is over all parallel", "43-44 against 40 at 256", ABOVE, versus(MIXED, PARALLEL)),
+    Claim("4.5b", 4, "a mix (4:1) is over all sequential", "43-44 against 42 at 256", ABOVE, versus(MIXED, CHAIN)),
+    Claim(
+        "4.6a",
+        4,
+        "easy problems prefer sequential revisions",
+        "bins 1 and 2, drawn",
+        ABOVE,
+        versus(CHAIN, PARALLEL, (0, 1)),
+    ),
+    Claim("4.6b", 4, "hard problems prefer a mix", "bins 4 and 5, drawn", ABOVE, versus(MIXED, CHAIN, (3, 4))),
+    Claim(
+        "4.7a",
+        4,
+        "compute-optimal over the ratio at 64 reaches the policy's best-of-256, by the PRM",
+        "4x fewer generations",
+        REACHES,
+        versus((BY_BIN, 64), (BEST, 256)),
+    ),
+    Claim(
+        "4.7b",
+        4,
+        "compute-optimal over the ratio at 64 reaches the policy's best-of-256, by the ORM of the revisions",
+        "4x fewer generations",
+        REACHES,
+        versus((BY_BIN, 64), (SAME_JUDGE, 256)),
+    ),
+    Claim(
+        "4.8a",
+        4,
+        "the best ratio is over the reviser's parallel answers at 64",
+        "drawn",
+        ABOVE,
+        versus((BY_BIN, 64), PARALLEL),
+        is_must_show=True,
+    ),
+    Claim(
+        "4.8b",
+        4,
+        "the best ratio is over the policy's own best-of-N at 64, by the PRM",
+        "drawn",
+        ABOVE,
+        versus((BY_BIN, 64), (BEST, 64)),
+        is_must_show=True,
+    ),
+    Claim(
+        "4.8c",
+        4,
+        "the best ratio is over the policy's own best-of-N at 64, by the ORM of the revisions",
+        "drawn",
+        ABOVE,
+        versus((BY_BIN, 64), (SAME_JUDGE, 64)),
+        is_must_show=True,
+    ),
+    Claim(
+        "4.9",
+        4,
+        "a policy that is only shown its attempts does not revise",
+        "prompting alone fails",
+        NOT_ABOVE,
+        rise("baseline"),
+    ),
+)
+
 # Relative gains over the 14x model, percent: at R << 1, R ~ 1, R >> 1.
 PAPER_GAINS = {
     "revisions": {"easy": (21.6, 16.7, 5.4), "medium": (27.8, 3.5, -24.3), "hard": (11.8, -11.9, -37.2)},
@@ -161,7 +156,7 @@ PAPER_GAINS = {
 }
 
 
-def exchange_claims() -> list[Claim]:
+def trade_claims() -> list[Claim]:
     """One per side, group and regime; a gain of nothing has no direction to replicate."""
     claims = []
     for side, groups in PAPER_GAINS.items():
@@ -183,7 +178,7 @@ def exchange_claims() -> list[Claim]:
 
 
 def gain_of(side: str, group: str, regime: str, evidence: Evidence) -> Figures:
-    """By the first version's formula."""
+    """The small model's accuracy less the large one's, by the formula of the paper's first version."""
     if evidence.large is None:
         raise Unmeasured("greedy answers of a larger policy")
     for trade in trades(evidence):

@@ -32,7 +32,7 @@ class Binning:
 
 
 def binnings(pools: Sequence[Pool]) -> dict[str, Binning]:
-    """By the pools drawn for the bins: quintiles of pass@1, of the mean final PRM score, and absolute bins.
+    """Three ways to sort problems by the pools of the bins: quintiles of pass@1 or of the PRM's score, absolute bins.
 
     Equal values share a bin, so that a small study may have fewer than five.
     """

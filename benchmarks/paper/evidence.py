@@ -15,11 +15,11 @@ from benchmarks.paper.measured import ORMS, Measured, cell_measured, pool_series
 from benchmarks.paper.models import num_params
 from benchmarks.paper.optimal import Optimal, charged, compute_optimal, one_after_another, seed_means
 from benchmarks.paper.pools import Pool
-from benchmarks.paper.runs import read_rows
 from benchmarks.paper.settings import BINS_STREAM, PILOT
 from benchmarks.paper.stages import Study
 from engine.accounting import Ledger
 from engine.errors import UserError
+from engine.results import read_journal
 from engine.results.rows import Row
 
 Tables = dict[str, dict[int, Measured]]
@@ -128,7 +128,7 @@ def gather(study: Study) -> Evidence:
 
 
 def _optimal(tables: Tables, binning: Binning, budgets: Sequence[int]) -> dict[int, Optimal]:
-    """From the budget on at which there is something to choose."""
+    """The compute-optimal figures at every budget at which there is more than one series to choose from."""
     made = {}
     for budget in budgets:
         series = {name: tables[name][budget] for name in CHOICES if budget in tables.get(name, {})}
@@ -138,7 +138,7 @@ def _optimal(tables: Tables, binning: Binning, budgets: Sequence[int]) -> dict[i
 
 
 def _piloted(pools: Mapping[int, Sequence[Pool]], bills: Mapping, reader: _Reader) -> dict[str, dict[int, Optimal]]:
-    """By pilots of each seed's own first samples, which are part of the budget and of every vote.
+    """Compute-optimal figures by pilots: each seed's own first samples, which are part of the budget and of every vote.
 
     Bins and choices are made once, over the seeds that have most of the series; a problem is in the same fold for
     all of them. Every search pays for scoring the pilot, as the scheduler does where one of the bins needs scores.
@@ -197,7 +197,7 @@ class _Reader:
 
     def _read(self, what: str, stage: str, path, config: dict) -> dict[int, Row]:
         """All rows of a ledger, or nothing where some are missing."""
-        rows, seconds = read_rows(path, config, self.num_problems)
+        rows, seconds = read_journal(path, config, self.num_problems)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         if len(rows) < self.num_problems:
             self.missing.append({"what": what, "reason": f"{len(rows)} of {self.num_problems} problems have been run"})

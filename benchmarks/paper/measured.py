@@ -1,4 +1,4 @@
-"""From run ledgers to figures per problem: one array for every series and budget."""
+"""Figures per problem from run ledgers: one array for every series and budget."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.paper.bills import Bills
 from benchmarks.paper.pools import Pool
 from engine.accounting import Ledger
-from engine.reports.statistics import bootstrap_interval, mean_interval
 from engine.results.rows import Row
+from engine.results.statistics import bootstrap_interval, mean_interval
 from engine.search import Adaptive, vote
 from engine.types import Candidate
 
@@ -104,7 +104,7 @@ def pool_series(pools: Sequence[Sequence[Pool]], bills: dict[str | None, Sequenc
 
 
 def _measured(cells: list, budgets: Sequence[int]) -> dict[int, Measured]:
-    """From (right, generations, policy FLOPs, verifier FLOPs, chosen) by seed, problem and budget."""
+    """Means over seeds of (right, generations, policy FLOPs, verifier FLOPs, chosen) by seed, problem and budget."""
     made = {}
     for number, budget in enumerate(budgets):
         figures = np.array([[problem[number][:4] for problem in seed] for seed in cells], dtype=float).mean(axis=0)
@@ -128,7 +128,7 @@ def _votes(pool: Pool, bills: Bills, scored_by: str, rule: str, budgets: Sequenc
 
 
 def _adaptive(pool: Pool, bills: Bills, strategy: Adaptive, budgets: Sequence[int]) -> list[tuple]:
-    """As `_votes`, but for the chosen texts."""
+    """The same as `_votes`, without the chosen texts."""
     candidates = pool.candidates()
     made = []
     for budget in budgets:
@@ -142,7 +142,7 @@ def _adaptive(pool: Pool, bills: Bills, strategy: Adaptive, budgets: Sequence[in
 
 
 def cell_measured(rows: Sequence[dict[int, Row]]) -> Measured:
-    """Of one cell, from its rows by position, one dictionary per seed."""
+    """The figures of one cell; `rows` has its rows by position, one dictionary per seed."""
     figures = [[_figures(seed[index]) for index in sorted(seed)] for seed in rows]
     right, generations, flops, verified = np.array(figures, dtype=float).mean(axis=0).T
     chosen = tuple(tuple(seed[index]["chosen"] for seed in rows) for index in sorted(rows[0]))

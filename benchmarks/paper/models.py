@@ -42,7 +42,7 @@ class Models:
         return "prm" if "orm" in self.missing else "orm"
 
     def digests(self, *parts: str) -> dict[str, str]:
-        """Of the contents of the named checkpoints."""
+        """Digests of the contents of the named checkpoints."""
         return {part: checkpoint_digest(getattr(self.engine, part).folder) for part in parts}
 
     def reviser_digest(self, is_baseline: bool) -> str:
@@ -90,5 +90,5 @@ def reviser_of(loaded: Engine) -> LLM | None:
 
 
 def num_params(loaded: Engine) -> int:
-    """Of the policy: weights that multiply every token."""
+    """The policy's weights that multiply every token."""
     return loaded.policy.config.shape().num_matmul_params

@@ -78,12 +78,12 @@ def one_after_another(parts: Sequence[Measured]) -> Measured:
 
 
 def seed_means(measured: Measured, num_seeds: int) -> Measured:
-    """Of figures that stand one seed after another: (num_problems,) again."""
+    """The means over seeds of figures that `one_after_another` has put end to end: (num_problems,) again."""
     columns = [getattr(measured, name).reshape(num_seeds, -1).mean(axis=0) for name in _COLUMNS]
     return Measured(*columns, num_seeds)
 
 
 def charged(measured: Measured, generations: float, flops: np.ndarray, verified: np.ndarray) -> Measured:
-    """With what estimating difficulty took added to every problem's bill."""
+    """The figures with the cost of estimating difficulty added to every problem's bill."""
     bill = (measured.generations + generations, measured.flops + flops, measured.verified + verified)
     return Measured(measured.right, *bill, measured.num_seeds)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.paper.plots import bin_plots, chain_plot, exchange_plots, line_plot, ratio_plots
+from benchmarks.paper.plots import bin_plots, chain_plot, line_plot, ratio_plots, trade_plots
 from engine.reports.html import page_environment
 from engine.reports.tables import quantity
 from engine.results.files import write_atomically
@@ -60,7 +60,7 @@ def page_html(results: dict) -> str:
         optimal=_optimal(results),
         ratios=ratio_plots(results),
         chain=chain_plot(results),
-        exchange=exchange_plots(results),
+        trades=trade_plots(results),
         missing=results["missing"],
         tuned=results["tuned"],
         windows=results["windows"],

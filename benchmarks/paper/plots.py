@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from benchmarks.paper.exchange import GROUPS, REGIMES
+from benchmarks.paper.trades import GROUPS, REGIMES
 from engine.reports.bars import Bar, BarGroup, bar_chart
 from engine.reports.charts import Point, accuracy_chart
 
@@ -146,7 +146,7 @@ def _vote(name: str) -> str:
 
 
 def _ratio(text: str) -> float:
-    """Of `4:1`."""
+    """4.0 for `4:1`."""
     sequential, parallel = map(int, text.split(":"))
     return sequential / parallel
 
@@ -178,7 +178,7 @@ def _at(points: Sequence[dict], attempt: int) -> Sequence[float] | None:
     return next((each["accuracy"] for each in points if each["attempt"] == attempt), None)
 
 
-def exchange_plots(results: dict) -> list[Plot]:
+def trade_plots(results: dict) -> list[Plot]:
     """The larger policy's greedy answer against the small one's test-time compute, by difficulty and regime."""
     plots = []
     for version, title in (("arxiv", "First version of the paper"), ("iclr", "ICLR version, verifier counted")):

@@ -100,5 +100,5 @@ class Pool:
 
 
 def merged(candidates: Sequence[Candidate], task: Task) -> list[Candidate]:
-    """As the loop hands them to a vote: equal answers written alike."""
+    """The candidates as the search loop hands them to a vote: equal answers written alike."""
     return list(candidates) if task.classify is None else merge_equal(candidates, task.classify)

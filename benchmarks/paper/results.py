@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.hardware import commit, hardware
 from benchmarks.paper.chains import ratio_label
 from benchmarks.paper.claims import findings
 from benchmarks.paper.evidence import Evidence
-from benchmarks.paper.exchange import trades
 from benchmarks.paper.measured import Measured, difference, estimate, flat
 from benchmarks.paper.settings import CONTEXT, PILOT
+from benchmarks.paper.trades import trades
+from engine.results.provenance import commit, hardware
 
 GLOBAL_BUDGET = Path(__file__).parent.parent / "results" / "global_budget.json"
 BY_BIN = ("majority", "best-of-n", "best-of-n, ORM", "beam M=4", "beam M=sqrt(N)", "lookahead k=1", "rebase", "dvts")
@@ -31,7 +31,7 @@ TUNED = (
 
 
 def results(evidence: Evidence) -> dict[str, object]:
-    """As JSON values."""
+    """The whole report as JSON values."""
     settings = evidence.study.settings
     made = {
         "num_problems": evidence.num_problems,

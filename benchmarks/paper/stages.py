@@ -9,11 +9,13 @@ from pathlib import Path
 from benchmarks.paper.cells import Cell, distinct, revision_cells, search_cells, tier
 from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row, short_scores
-from benchmarks.paper.runs import read_rows, run_rows
 from benchmarks.paper.settings import BINS_STREAM, Settings
+from benchmarks.resumable import run_rows
+from benchmarks.timing import clear_caches
 from engine import Engine
 from engine.accounting import Ledger
 from engine.model.digest import checkpoint_digest
+from engine.results import read_journal
 from engine.results.rows import Row
 from engine.runtime import Batcher
 from engine.search import BestOfN, Majority
@@ -96,7 +98,7 @@ def score_pool(study: Study, seed: int, name: str = "orm") -> None:
     """An ORM's scores of a pool of answers, one per distinct answer."""
     path, config = study.orm_run(seed, name)
     engine = study.models.judges[name]
-    pools, _ = read_rows(*study.pool_run(seed), len(study.problems))
+    pools, _ = read_journal(*study.pool_run(seed), len(study.problems))
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         there = [index for index in todo if index in pools]
@@ -144,8 +146,7 @@ def run_cells(study: Study, cells: Sequence[Cell]) -> None:
         engine = study.models.baseline if cell.is_baseline else study.models.engine
 
         def make_rows(todo: list[int], cell=cell, engine=engine) -> Iterator[tuple[int, Row]]:
-            for llm in filter(None, (engine.policy, engine.prm, engine.orm)):
-                llm.clear_cache()  # a strategy must not live on what the one before it has paid for
+            clear_caches(engine)
             problems = [study.problems[index] for index in todo]
             options = {"seed": cell.seed, "verifier": cell.verifier}
             for position, result in engine.search_iter(problems, cell.strategy, cell.budget, **options):

@@ -16,6 +16,9 @@ from engine.errors import UserError
 PRETRAIN_FLOPS = 6  # per parameter and token
 INFERENCE_FLOPS = {"arxiv": 2, "iclr": 4}  # per parameter and token, by version of the paper
 
+# R = D_inf / D_pre of the paper's comparisons, by its version.
+PAPER_TOKEN_RATIOS = {"arxiv": (0.16, 0.79, 22.0), "iclr": (0.08, 0.40, 11.0)}
+
 
 @dataclass(frozen=True)
 class Exchange:

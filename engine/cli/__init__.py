@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from engine.cli import calibrate, env, exchange, grade, report, search, train, verify
-from engine.cli.errors import run_app
+from engine.commands import run_app
 
 app = typer.Typer(
     add_completion=False,

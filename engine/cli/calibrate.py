@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.cli.inputs import check_prompts, find_limits, find_problems, load_engine
-from engine.cli.numbers import parse_numbers
 from engine.cli.options import option
+from engine.commands import parse_numbers
 from engine.errors import UserError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
-    from engine.reports import Journal
+    from engine.results import Journal
     from engine.results.rows import Row
     from engine.scheduler import Bins, Outcome, Predictor
     from engine.search import Strategy
@@ -283,7 +283,7 @@ def _config(options: SimpleNamespace, grid: Grid, problems: list[Problem], condi
     """All that the rows depend on; bins only sort them."""
     from dataclasses import asdict
 
-    from engine.cli.digests import problems_digest
+    from engine.results.digests import problems_digest
     from engine.scheduler import strategy_label
 
     return {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 import typer
 
@@ -15,26 +13,12 @@ _HOME_PARTS = ("policy", "prm", "trunk_head")
 
 def env() -> None:
     """Prints versions, the CPU, the native module and the shipped models."""
+    from engine.results.provenance import machine_facts
+
     facts = {"python": platform.python_version(), **_versions(), **machine_facts(), **_home_models()}
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name:{width}}  {value}")
-
-
-def machine_facts() -> dict[str, str]:
-    """The machine as far as speed depends on it."""
-    import torch
-
-    from ttc_kernels import _native
-
-    return {
-        "system": platform.platform(),
-        "cpu": _cpu_name(),
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores"
-        + "".join(f", {name}={os.environ[name]}" for name in ("OMP_NUM_THREADS",) if name in os.environ),
-        "instruction sets": ", ".join(_native.supported_isas()),
-        "native module": str(_native.__file__),
-    }
 
 
 def _versions() -> dict[str, str]:
@@ -45,16 +29,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
-
-
-def _cpu_name() -> str:
-    """The model name that Linux gives, or what the platform knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _home_models() -> dict[str, str]:

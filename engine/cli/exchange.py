@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli.numbers import parse_numbers
+from engine.commands import parse_numbers
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def exchange(
 ) -> None:
     """Says whether total FLOPs are better spent on a larger model or on searching with the small one."""
     from engine.accounting import Exchange
-    from engine.cli.strategies import calibration_file
-    from engine.scheduler import read_calibration
+    from engine.scheduler import calibration_file, read_calibration
 
     trade = Exchange(params_small, params_large, tokens_pretrain, tokens_inference, version)
     measured = read_calibration(calibration_file(calibration))

@@ -157,8 +157,8 @@ def accuracies(pools: Sequence[Pool]) -> dict[str, dict[str, object]]:
     Accuracies are within 0..1, null where no row has a verdict (or scores are missing); `intervals` has the same
     measures as [low, high]. A row with fewer than n completions counts with those that it has.
     """
-    from engine.reports.pools import sub_budgets
-    from engine.reports.statistics import bootstrap_interval
+    from engine.results.pools import sub_budgets
+    from engine.results.statistics import bootstrap_interval
 
     most = max(len(pool.answers) for pool in pools)
     is_scored = all(pool.scores is not None for pool in pools)

@@ -13,12 +13,12 @@ import transformers
 import typer
 from typer.core import TyperCommand
 
-from engine.cli.digests import problems_digest
 from engine.cli.runs import run_rows
 from engine.errors import UserError
 from engine.model import HOME, resolve_device, resolve_folder
 from engine.model.digest import checkpoint_digest
-from engine.reports import Journal, row_line
+from engine.results import Journal, row_line
+from engine.results.digests import problems_digest
 from engine.results.files import write_atomically
 from engine.results.rows import Row
 from engine.runtime import LLM

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -19,34 +17,13 @@ def report(
     """Shows accuracy and cost per strategy, and writes a page with charts and search trees."""
     from rich.console import Console
 
-    from engine.reports import compare, read_rows, summarize, terminal_table, write_report
+    from engine.reports import compare, summarize, terminal_table, write_report
+    from engine.results import read_rows, seconds_by_strategy
 
     rows = read_rows(*results)
     if not rows:
         raise UserError(f"no result row in {', '.join(results)}")
-    seconds = seconds_of(results)
+    seconds = seconds_by_strategy(results)
     write_report(rows, out, title=title, seconds=seconds)
     Console(width=None).print(terminal_table(summarize(rows, seconds=seconds), compare(rows)))
     typer.echo(f"{len(rows)} rows: {out}")
-
-
-def seconds_of(results: Sequence[str]) -> dict[str, float]:
-    """Wall-clock seconds by strategy, from the run ledgers beside the results.
-
-    A strategy of a file without a ledger is left out: its time is not known.
-    """
-    from engine.reports import journal_path, read_rows
-
-    totals: dict[str, float] = {}
-    unknown: set[str] = set()
-    for path in results:
-        try:
-            lines = journal_path(path).read_bytes().split(b"\n")[1:-1]
-        except OSError:
-            unknown.update(row["strategy"] for row in read_rows(path))
-            continue
-        for line in lines:
-            entry = json.loads(line)
-            strategy = entry["row"]["strategy"]
-            totals[strategy] = totals.get(strategy, 0.0) + entry["seconds"]
-    return {strategy: total for strategy, total in totals.items() if strategy not in unknown}

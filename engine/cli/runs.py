@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine.cli.progress import RunProgress
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
-from engine.reports import Journal, open_run
+from engine.reports.progress import RunProgress
+from engine.results import Journal, open_run
 from engine.results.rows import Row
 
 # From the positions that are still to be done, to (position, row) in any order.

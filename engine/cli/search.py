@@ -144,7 +144,7 @@ def run_search(options: SimpleNamespace, given: Collection[str]) -> str:
     strategy = _checked(strategy, engine, settings)
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
-        from engine.reports import result_row
+        from engine.results import result_row
 
         if options.total_budget is not None and isinstance(strategy, ComputeOptimal):
             # All of them, whatever is done: what one problem is given depends on all others.
@@ -206,8 +206,8 @@ def _config(
     """All that the rows depend on; what changes no row, such as the batch limit, is left out."""
     from dataclasses import asdict
 
-    from engine.cli.digests import problems_digest, prompts_digest
     from engine.model.digest import checkpoint_digest
+    from engine.results.digests import problems_digest, prompts_digest
 
     return {
         "task": options.task,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from types import SimpleNamespace
 
 from engine.errors import UserError
-from engine.scheduler import ComputeOptimal, Planner
+from engine.scheduler import ComputeOptimal, Planner, calibration_file
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
 
 _BEAMS = ("beam", "lookahead", "dvts")
@@ -99,16 +98,6 @@ def check_verifier_used(verifier: str, given: Collection[str]) -> None:
     """Raises UserError for an unknown verifier, and for an option that was typed for another one."""
     _check_choice("verifier", verifier, VERIFIERS)
     _check_used(given, _USED_BY_VERIFIER, "verifier", verifier)
-
-
-def calibration_file(name: str) -> Path:
-    """The file of a calibration; "home" is the shipped one. Raises UserError where that is missing."""
-    from engine.model import HOME
-
-    path = HOME / "calibration.json" if name == "home" else Path(name)
-    if not path.is_file():
-        raise UserError(f"no calibration file at {name!r}: `ttc calibrate --out FILE` measures one")
-    return path
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Reports on the result rows of runs: tables, and one HTML page."""
+"""What is shown of result rows: tables, one HTML page, and the progress of a run."""
 
 from engine.reports.html import report_html, write_report
 from engine.reports.tables import (
@@ -9,23 +9,13 @@ from engine.reports.tables import (
     summarize,
     terminal_table,
 )
-from engine.results.journal import Journal, JournalInUse, journal_path, open_run
-from engine.results.rows import FIELDS, read_rows, result_row, row_line
 
 __all__ = [
-    "FIELDS",
     "Comparison",
-    "Journal",
-    "JournalInUse",
     "StrategySummary",
     "compare",
-    "journal_path",
     "markdown_table",
-    "open_run",
-    "read_rows",
     "report_html",
-    "result_row",
-    "row_line",
     "summarize",
     "terminal_table",
     "write_report",

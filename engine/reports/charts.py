@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from engine.accounting import PURPOSES
 from engine.reports import svg
-from engine.reports.pools import accuracy_at, pool_vote, sub_budgets
-from engine.reports.statistics import mean_interval
 from engine.reports.tables import STRATEGY_ORDER, StrategySummary, accuracy_of, group_rows, quantity
+from engine.results.pools import accuracy_at, pool_vote, sub_budgets
 from engine.results.rows import Row
+from engine.results.statistics import mean_interval
 
 NUM_COLOURS = 8  # strategy classes s0 .. s7 of the style sheet
 

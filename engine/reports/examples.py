@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.reports.pools import sample_accuracy
 from engine.reports.tables import accuracy_of, strategy_key
 from engine.reports.tree import best_path
+from engine.results.pools import sample_accuracy
 from engine.results.rows import Row
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.accounting import PURPOSES
-from engine.reports.statistics import bootstrap_interval, mean_interval
 from engine.results.rows import Row
+from engine.results.statistics import bootstrap_interval, mean_interval
 
 STRATEGY_ORDER = (
     "single",

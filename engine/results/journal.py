@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import UserError
 from engine.results.files import sync_folder, write_atomically
-from engine.results.rows import Row, row_line
+from engine.results.rows import Row, read_rows, row_line
 
 _FORMAT = "ttc run ledger 1"
 _MARK = json.dumps({"format": _FORMAT})[:-1].encode()  # every journal starts with these bytes
@@ -39,6 +40,39 @@ def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = Fal
             "choose another file or overwrite it"
         )
     return Journal(path, config, overwrite=overwrite)
+
+
+def read_journal(path: str | os.PathLike[str], config: dict, num_total: int) -> tuple[dict[int, Row], float]:
+    """The rows of the first `num_total` problems by position, and the seconds they took; none where there is no file.
+
+    A run may be writing: its torn last line is left out. Raises UserError as Journal does.
+    """
+    if not os.path.isfile(path):
+        return {}, 0.0
+    journal = Journal(path, config, is_read_only=True)
+    rows = {index: row for index, row in journal.done.items() if index < num_total}
+    seconds = journal.seconds
+    return rows, sum(seconds[index] for index in rows)
+
+
+def seconds_by_strategy(results: Sequence[str]) -> dict[str, float]:
+    """Wall-clock seconds by strategy, from the run ledgers beside files of results.
+
+    A strategy of a file without a ledger is left out: its time is not known.
+    """
+    totals: dict[str, float] = {}
+    unknown: set[str] = set()
+    for path in results:
+        try:
+            lines = journal_path(path).read_bytes().split(b"\n")[1:-1]
+        except OSError:
+            unknown.update(row["strategy"] for row in read_rows(path))
+            continue
+        for line in lines:
+            entry = json.loads(line)
+            strategy = entry["row"]["strategy"]
+            totals[strategy] = totals.get(strategy, 0.0) + entry["seconds"]
+    return {strategy: total for strategy, total in totals.items() if strategy not in unknown}
 
 
 class JournalInUse(UserError):

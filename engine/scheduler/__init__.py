@@ -2,7 +2,7 @@
 
 from engine.scheduler.allocation import Curve, allocate, concave_envelope, value_at
 from engine.scheduler.batch import search_batch
-from engine.scheduler.calibration import Calibration, Cell, Verdict, read_calibration
+from engine.scheduler.calibration import Calibration, Cell, Verdict, calibration_file, read_calibration
 from engine.scheduler.compute_optimal import CalibrationWarning, ComputeOptimal
 from engine.scheduler.difficulty import ABSOLUTE_EDGES, PREDICTORS, Bins, Predictor
 from engine.scheduler.measure import Outcome, cross_validate, measure, members_of
@@ -26,6 +26,7 @@ __all__ = [
     "Predictor",
     "Verdict",
     "allocate",
+    "calibration_file",
     "can_spend",
     "concave_envelope",
     "cross_validate",

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from engine.errors import UserError
 from engine.scheduler.allocation import Curve, concave_envelope
@@ -147,6 +148,16 @@ class Calibration:
 
 _CELL_FIELDS = [field.name for field in fields(Cell)]
 _FIELDS = ("format", "conditions", "problems", "predictor", "edges", "num_per_bin", "budgets", "verdicts", "cells")
+
+
+def calibration_file(name: str) -> Path:
+    """The file of a calibration; "home" is the shipped one. Raises UserError where that is missing."""
+    from engine.model import HOME
+
+    path = HOME / "calibration.json" if name == "home" else Path(name)
+    if not path.is_file():
+        raise UserError(f"no calibration file at {name!r}: `ttc calibrate --out FILE` measures one")
+    return path
 
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:

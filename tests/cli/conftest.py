@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.cli import main
-from engine.reports import read_rows
+from engine.results import read_rows
 from engine.results.rows import Row
 from tests.tiny import tiny_policy, tiny_prm, tiny_trunk_head
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.reports import journal_path, read_rows
+from engine.results import journal_path, read_rows
 from engine.scheduler import Bins, Predictor, parse_strategy, read_calibration
 from engine.search import BeamSearch, BestOfN, Majority
 from tests.cli.conftest import assert_refused, comparable, small_search

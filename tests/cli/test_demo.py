@@ -7,9 +7,9 @@ import itertools
 import pytest
 
 from benchmarks.demo import app
-from engine.cli.errors import run_app
-from engine.reports import read_rows
-from engine.reports.pools import sample_accuracy
+from engine.commands import run_app
+from engine.results import read_rows
+from engine.results.pools import sample_accuracy
 
 STRATEGIES = ("single", "majority", "best-of-n", "beam", "lookahead")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.reports import read_rows
+from engine.results import read_rows
 from tests.cli.conftest import assert_refused, small_search
 
 # As search-and-learn writes them: scores per step, answers in boxes.

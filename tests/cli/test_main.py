@@ -8,8 +8,9 @@ import sys
 import pytest
 import typer
 
-from engine.cli.errors import run_app
-from engine.cli.progress import RunProgress
+from engine.commands import run_app
+from engine.errors import UserError
+from engine.reports.progress import RunProgress
 from tests.reports.builders import make_row
 
 COMMANDS = ("search", "calibrate", "exchange", "report", "env", "train", "rollouts")
@@ -39,7 +40,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (ValueError("budget must be\n   at least 1, got  0"), 2, "error: budget must be at least 1, got  0\n"),
+        (UserError("budget must be\n   at least 1, got  0"), 2, "error: budget must be at least 1, got  0\n"),
         (
             FileNotFoundError(2, "No such file or directory", "x.jsonl"),
             2,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.accounting import PURPOSES
 from engine.engine import Engine
-from engine.reports import read_rows
+from engine.results import read_rows
 from engine.results.rows import FIELDS, Row
 from engine.runtime import LLM
 from engine.search import BeamSearch

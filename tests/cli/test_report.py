@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.cli.report import seconds_of
-from engine.reports import journal_path, read_rows
+from engine.results import journal_path, read_rows, seconds_by_strategy
 from tests.cli.conftest import assert_refused
 
 
@@ -27,13 +26,13 @@ def test_seconds_come_from_the_ledgers(search, tmp_path):
     search("--strategy", "beam", out="beam.jsonl")
     search("--strategy", "best-of-n", out="best.jsonl")
     files = [str(tmp_path / "beam.jsonl"), str(tmp_path / "best.jsonl")]
-    seconds = seconds_of(files)
+    seconds = seconds_by_strategy(files)
     assert set(seconds) == {"beam", "best-of-n"}
     assert all(value > 0 for value in seconds.values())
-    twice = seconds_of([*files, files[0]])
+    twice = seconds_by_strategy([*files, files[0]])
     assert twice["beam"] == pytest.approx(2 * seconds["beam"])
     journal_path(files[0]).unlink()
-    assert set(seconds_of(files)) == {"best-of-n"}
+    assert set(seconds_by_strategy(files)) == {"best-of-n"}
 
 
 def test_bad_results(ttc, tmp_path, search):

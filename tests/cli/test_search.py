@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.reports import journal_path, read_rows
+from engine.results import journal_path, read_rows
 from engine.results.rows import FIELDS, Row
 from engine.tasks import get_task, take_problems
 from tests.cli.conftest import assert_refused, comparable, small_search

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import typer
 
-from engine.cli.errors import run_app
 from engine.cli.recipes import with_recipe
-from engine.reports import journal_path
+from engine.commands import run_app
+from engine.results import journal_path
 from engine.training.discriminator import DiscriminatorRecipe
 from engine.training.orm import ORMRecipe
 from engine.training.policy import PolicyRecipe

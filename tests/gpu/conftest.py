@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from benchmarks.clock import check_device
+from engine.model import resolve_device
 
 DEVICE = os.environ.get("TTC_DEVICE", "cpu")
 collect_ignore_glob = [] if DEVICE == "cuda" else ["test_*.py"]
@@ -12,6 +12,6 @@ collect_ignore_glob = [] if DEVICE == "cuda" else ["test_*.py"]
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        check_device(DEVICE)
+        resolve_device(DEVICE)
     except ValueError as error:
         raise pytest.UsageError(f"TTC_DEVICE: {error}") from None

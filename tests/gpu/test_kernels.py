@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.kernels import describe
-from benchmarks.ops import OPS
+from benchmarks.kernels.measure import describe
+from benchmarks.kernels.ops import OPS
 from ttc_kernels.tree_attention import cases, prefill
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from engine.accounting import Ledger
-from engine.reports import result_row
+from engine.results import result_row
 from engine.results.rows import Row
 from engine.types import Candidate, Problem, SearchResult, SearchTree, TreeNode
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from engine.reports import report_html, result_row, row_line
-from engine.reports.pools import pool_vote
+from engine.reports import report_html
+from engine.results import result_row, row_line
+from engine.results.pools import pool_vote
 from engine.results.rows import parse_row
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
 from tests.search.fakes import search

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from engine.reports import compare, markdown_table, summarize, terminal_table
-from engine.reports.statistics import bootstrap_interval, mean_interval, wilson_interval
 from engine.reports.tables import quantity
+from engine.results.statistics import bootstrap_interval, mean_interval, wilson_interval
 from tests.reports.builders import make_row
 
 

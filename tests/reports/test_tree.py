@@ -3,8 +3,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from engine.reports import result_row
 from engine.reports import tree as drawing
+from engine.results import result_row
 from tests.reports.builders import beam_result, beam_row
 
 

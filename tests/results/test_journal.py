@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engine.reports import Journal, journal_path, open_run, read_rows, row_line
+from engine.results import Journal, journal_path, open_run, read_rows, row_line
 from tests.reports.builders import make_row
 
 CONFIG = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.accounting import PURPOSES
-from engine.reports import FIELDS, read_rows, result_row, row_line
+from engine.results import FIELDS, read_rows, result_row, row_line
 from engine.results.rows import parse_row
 from engine.types import Candidate
 from tests.reports.builders import beam_result, make_row

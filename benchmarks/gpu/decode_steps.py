@@ -1,0 +1,149 @@
+"""How long a decode step takes, against its floor: the weights and the unique KV read once at the copy bandwidth.
+
+    python -m benchmarks.gpu.decode_steps --device cuda --json out/decode_steps.json
+
+A prompt is forked into a batch of branches, which then decode side by side; nothing stops them. Random weights in the
+shape of Qwen2.5-1.5B in bfloat16 on a GPU, the home policy in float32 on a CPU. Rows: `batch, is_scored` (a trunk head
+is read in every step), `has_graphs, seconds` (median of a step, host and device, of steps started four at a time, as
+where nobody waits for a branch), `floor_seconds, times_floor, tokens_per_second`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.options import make_parser
+from benchmarks.random_models import save_random
+from benchmarks.timing import Clock
+from engine.commands import run_command
+from engine.model import HOME, ScoreHead
+from engine.reports.progress import Progress
+from engine.results.provenance import Bystanders, provenance, write_json
+from engine.runtime import LLM
+from engine.runtime.executors.gpu import GPUExecutor
+from engine.runtime.executors.gpu_step import MAX_AHEAD
+from engine.types import Sampling
+
+BATCHES = (1, 16, 64, 256)
+WARMUP = 8  # steps: the prompt, what is compiled, and what is captured
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a step of one batch takes."""
+
+    batch: int
+    is_scored: bool
+    has_graphs: bool
+    seconds: float
+    floor_seconds: float
+    times_floor: float
+    tokens_per_second: float
+
+
+def load(folder: Path, device: str, dtype: str, *, is_scored: bool, num_blocks: int) -> LLM:
+    """A policy, with a random trunk head where it `is_scored`."""
+    llm = LLM.load(folder, device=device, dtype=dtype, max_batch=max(BATCHES), num_blocks=num_blocks)
+    runner = llm.runner
+    runner.stops.is_eos[:-1] = False  # before any rule is made: a branch ends at its limit alone
+    if is_scored:
+        weight = torch.zeros_like(runner.parts.decoder.embedding[:1])
+        runner.parts.score_head = ScoreHead(weight, None, 0)
+        llm.read_trunk_head_at(llm.vocabulary.token_mask(["\n"]))
+    return llm
+
+
+def step_times(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> list[float]:
+    """Seconds of each step of a batch, after the warm-up: a tick of the runner, up to the tokens on the host, over
+    its forwards."""
+    runner = llm.runner
+    root = llm.open([5 + i % 7 for i in range(num_prompt)])
+    branches = root.fork(batch)
+    request = llm.queue_generate(
+        branches, range(batch), sampling=Sampling(temperature=1.0), max_tokens=num_steps + WARMUP
+    )
+    times: list[float] = []
+    while not request.is_done:
+        start, before = time.perf_counter(), runner.num_ticks
+        runner.tick(MAX_AHEAD)
+        num = runner.num_ticks - before
+        times += [(time.perf_counter() - start) / num] * num
+    if request.error is not None:
+        raise request.error
+    for branch in (*branches, root):
+        branch.close()
+    return times[WARMUP:]
+
+
+def floor_bytes(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> float:
+    """Weights that multiply, and the unique KV of a step in the middle of the run."""
+    shape = llm.config.shape()
+    size = llm.runner.parts.decoder.dtype.itemsize
+    pool = llm.runner.pool
+    num_tokens = num_prompt + batch * (WARMUP + num_steps // 2)
+    return shape.num_matmul_params * size + num_tokens * pool.bytes_per_block / pool.tree.block_size
+
+
+def measure(llm: LLM, batch: int, is_scored: bool, rate: float, num_prompt: int, num_steps: int) -> Row:
+    """The row of one batch; `rate` is in bytes a second."""
+    times = step_times(llm, batch, num_prompt, num_steps)
+    seconds = statistics.median(times)
+    floor = floor_bytes(llm, batch, num_prompt, num_steps) / rate
+    executor = llm.runner.executor
+    has_graphs = isinstance(executor, GPUExecutor) and any(step.graph is not None for step in executor._steps.values())
+    return Row(batch, is_scored, has_graphs, seconds, floor, seconds / floor, batch / seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = make_parser("gpu.decode_steps", __doc__)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--policy", type=Path, help="a folder in the place of random weights, or of the home policy")
+    parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 on a GPU by default")
+    parser.add_argument("--num-prompt", type=int, default=512, help="tokens that all branches share")
+    parser.add_argument("--num-steps", type=int, default=64)
+    args = parser.parse_args(arguments)
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    return run_command(partial(run, args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Times every batch, plain and scored, prints the rows and writes the report."""
+    report, bystanders = provenance(args.device), Bystanders()
+    rate = Clock(args.device).copy_bandwidth()
+    report |= {"dtype": args.dtype, "copy_gbps": rate / 1e9, "rows": []}
+    with tempfile.TemporaryDirectory() as folder, Progress("decode steps:", 2 * len(BATCHES)) as progress:
+        policy = args.policy or (HOME / "policy" if args.device == "cpu" else save_random("qwen2.5-1.5b", Path(folder)))
+        per_branch = 2 + (WARMUP + args.num_steps) // 16
+        num_blocks = 8 + args.num_prompt // 16 + max(BATCHES) * per_branch
+        for is_scored in (False, True):
+            llm = load(policy, args.device, args.dtype, is_scored=is_scored, num_blocks=num_blocks)
+            for batch in BATCHES:
+                row = measure(llm, batch, is_scored, rate, args.num_prompt, args.num_steps)
+                report["rows"].append(asdict(row))
+                print(line(row), flush=True)
+                progress.advance()
+    report["hardware"]["others_share"] = bystanders.share()
+    write_json(args.json, report)
+
+
+def line(row: Row) -> str:
+    return (
+        f"batch {row.batch:4}, {'scored' if row.is_scored else 'plain':6}: {row.seconds * 1e3:8.3f} ms a step, "
+        f"{row.times_floor:5.2f} times the floor, {row.tokens_per_second:9,.0f} tokens/s"
+        f"{', graphs' if row.has_graphs else ''}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

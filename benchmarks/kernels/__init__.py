@@ -1,0 +1,1 @@
+"""Every op of ttc_kernels against its peers: `python -m benchmarks.kernels`."""

@@ -1,0 +1,1 @@
+"""Our engine against transformers on a CPU: `python -m benchmarks.throughput`."""
