@@ -1,6 +1,10 @@
 """One thread in each process that runs tests, no deadlines, and no way out to a model hub."""
 
+import fcntl
 import os
+import sys
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ["TRITON_INTERPRET"] = "1"  # before torch._dynamo, which brings triton, is imported
@@ -13,3 +17,26 @@ from hypothesis import settings
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For the next test too, where a benchmark that ran in this process has set another number."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory):
+    """The CUDA kernels compiled for the CPU, by the first of the processes that run the tests; the others wait."""
+    from tests.ttc_kernels.cuda_library import compile_for_cpu  # brings torch
+    from ttc_kernels.cuda import Library
+
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulated.so"
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            compile_for_cpu(path)
+    return Library(path, device_type="cpu")
