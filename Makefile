@@ -33,7 +33,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist 
 test: setup
 	$(PYTEST)
 
-# Before a commit, in under a minute on two processors: all but what is marked slow.
+# Before a commit, in under a minute on two processors: all but the folders and files in SLOW of tests/conftest.py.
 quick: setup
 	$(PYTEST) -m "not slow"
 

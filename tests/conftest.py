@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,25 @@ from hypothesis import settings
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+# Folders and files that `make quick` leaves out: each takes over two seconds of a processor.
+SLOW = [
+    *("benchmarks", "docs", "training", "test_home.py", "test_package.py", "test_revisions.py"),
+    *(f"cli/test_{name}.py" for name in ("calibrate", "demo", "real_rows", "search")),
+    *("model/test_memory.py", "runtime/executors", "tasks/test_grading.py"),
+    *(f"runtime/test_{name}.py" for name in ("abort", "independence", "preemption", "shared_steps")),
+    *(f"ttc_kernels/test_{name}.py" for name in ("choice", "cuda_build", "cuda_kernels", "kv_tree", "sample_head")),
+    *(f"ttc_kernels/test_triton_{name}.py" for name in ("compiles", "kv", "rows", "sample", "step_score")),
+    "ttc_kernels/test_triton_tree_attention.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {Path(__file__).with_name(name) for name in SLOW}
+    assert all(path.exists() for path in slow), "SLOW names files that are no more"
+    for item in items:
+        if not slow.isdisjoint((item.path, *item.path.parents)):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
