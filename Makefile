@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # From pyproject.toml, so that they are written once.
 BUILD_REQUIRES = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: setup build test lint demo models large equal-orm wheel clean
+.PHONY: setup build test quick lint demo models large equal-orm wheel clean
 
 # pip runs again only when pyproject.toml or setup.py changed; the module is brought up to date by ninja each time.
 setup: $(VENV)/.installed build
@@ -27,8 +27,15 @@ $(VENV)/.installed: pyproject.toml setup.py
 build: $(VENV)/.installed
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
+# A process per processor, each with the tests beside one another in a file, until one has none left and takes another's.
+PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Before a commit, in under a minute on two processors: all but the folders and files in SLOW of tests/conftest.py.
+quick: setup
+	$(PYTEST) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,13 +1,62 @@
-"""Two threads as on the smallest machine we test on, no deadlines, and no way out to a model hub."""
+"""One thread in each process that runs tests, no deadlines, and no way out to a model hub."""
 
+import fcntl
 import os
+import sys
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ["TRITON_INTERPRET"] = "1"  # before torch._dynamo, which brings triton, is imported
+# Before torch brings OpenMP. As many processes run tests as there are processors: a thread that spins while it waits
+# for another that is not running costs thirty times what it computes.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
-import torch
 from hypothesis import settings
 
-torch.set_num_threads(2)
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+# Folders and files that `make quick` leaves out: each takes over two seconds of a processor.
+SLOW = [
+    *("benchmarks", "docs", "training", "test_home.py", "test_package.py", "test_revisions.py"),
+    *(f"cli/test_{name}.py" for name in ("calibrate", "demo", "real_rows", "search")),
+    *("model/test_memory.py", "runtime/executors", "tasks/test_grading.py"),
+    *(f"runtime/test_{name}.py" for name in ("abort", "independence", "preemption", "shared_steps")),
+    *(f"ttc_kernels/test_{name}.py" for name in ("choice", "cuda_build", "cuda_kernels", "kv_tree", "sample_head")),
+    *(f"ttc_kernels/test_triton_{name}.py" for name in ("compiles", "kv", "rows", "sample", "step_score")),
+    "ttc_kernels/test_triton_tree_attention.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {Path(__file__).with_name(name) for name in SLOW}
+    assert all(path.exists() for path in slow), "SLOW names files that are no more"
+    for item in items:
+        if not slow.isdisjoint((item.path, *item.path.parents)):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For the next test too, where a benchmark that ran in this process has set another number."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory):
+    """The CUDA kernels compiled for the CPU, by the first of the processes that run the tests; the others wait."""
+    from tests.ttc_kernels.cuda_library import compile_for_cpu  # brings torch
+    from ttc_kernels.cuda import Library
+
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulated.so"
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            compile_for_cpu(path)
+    return Library(path, device_type="cpu")

@@ -7,11 +7,36 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForTokenClassification
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from engine.tasks.tokenizer import build_tokenizer
 
 HIDDEN_SIZE = 32
+
+
+def tiny_config(config_class: type, tokenizer: PreTrainedTokenizerBase, context: int, **fields) -> PreTrainedConfig:
+    """Two layers of 32 with two query heads and a KV head, over a tokenizer's vocabulary; `fields` win."""
+    defaults = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": context,
+        "initializer_range": 0.2,  # scores and probabilities that differ visibly
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return config_class(**defaults | fields)
 
 
 def tiny_policy(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
@@ -67,21 +92,8 @@ def tiny_family(folder: Path, model_class: str, *, seed: int = 0, dtype: torch.d
 
 def _save(model_class: type, folder: Path, seed: int, context: int, **fields: object) -> Path:
     tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        initializer_range=0.2,  # scores and probabilities that differ visibly
-        tie_word_embeddings=model_class is LlamaForCausalLM,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **fields,
-    )
+    is_tied = model_class is LlamaForCausalLM
+    config = tiny_config(LlamaConfig, tokenizer, context, tie_word_embeddings=is_tied, **fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model_class(config).save_pretrained(folder)

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from tests.tiny import tiny_config
 from tests.verifiers.builders import make
 from tests.verifiers.tokenizers import CHATML
 
@@ -38,7 +39,6 @@ FORMULAS = (
     {"problem": "What is half of $\\frac{2}{3}$?", "answer": "\\frac{1}{3}"},
     {"problem": "Solve $2x = 9$.", "answer": "4.5"},
 )
-_SIZE = 32  # hidden
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -59,20 +59,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def word_policy(folder: Path, *, seed: int = 0, context: int = 2048) -> Path:
     """A random Qwen2 of two layers."""
     tokenizer = word_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=_SIZE,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = tiny_config(Qwen2Config, tokenizer, context, intermediate_size=48)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)

@@ -8,6 +8,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.tiny import tiny_config
+
 _TOKENS = ["<pad>", "<eos>", "<unk>", "\\boxed{", "}", "{", "\n", "1", "2", "+"]
 
 
@@ -18,20 +20,7 @@ def boxing_policy(folder: Path, seed: int = 0) -> Path:
     core.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
-    config = LlamaConfig(
-        vocab_size=len(_TOKENS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=4096,
-        initializer_range=0.05,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+    config = tiny_config(LlamaConfig, tokenizer, 4096, initializer_range=0.05, tie_word_embeddings=True)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)

@@ -6,11 +6,7 @@ import os
 import re
 import shlex
 import subprocess
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
-
-from ttc_kernels.cuda import Library
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATION = Path(__file__).with_name("cuda_emulation")
@@ -18,15 +14,12 @@ EMULATION = Path(__file__).with_name("cuda_emulation")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
 
 
-@cache
-def emulated() -> Library:
-    """Compiled once per run of the tests; takes tensors on the CPU."""
-    path = Path(mkdtemp(prefix="cuda_emulation_")) / "emulated.so"
+def compile_for_cpu(path: Path) -> None:
+    """Writes a shared library with the functions that the CUDA library has."""
     sources = [*sorted(ROOT.glob("csrc/*/*.cu")), EMULATION / "self_test.cu"]
     cxx = shlex.split(os.environ.get("CXX", "c++"))
     includes = [f"-I{ROOT / 'csrc'}", f"-I{EMULATION}"]
     subprocess.run([*cxx, *FLAGS, *includes, "-x", "c++", *map(str, sources), "-o", str(path)], check=True)
-    return Library(path, device_type="cpu")
 
 
 def struct_fields(source: str, name: str) -> list[tuple[str, str]]:

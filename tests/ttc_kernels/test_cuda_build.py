@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ttc_kernels.cuda_library import ROOT, emulated, struct_fields
+from tests.ttc_kernels.cuda_library import ROOT, struct_fields
 from ttc_kernels import cuda
 from ttc_kernels.copy_blocks.cuda import CopyBlocksArgs, copy_blocks
 from ttc_kernels.sample.cuda import SampleHeadArgs
@@ -141,9 +141,9 @@ class Failing(cuda.Library):
         return torch.device("cpu", 99)
 
 
-def test_a_failed_launch_names_the_op_and_its_shapes():
+def test_a_failed_launch_names_the_op_and_its_shapes(emulated):
     caches, pairs = [torch.zeros(2, 3, 16)], torch.tensor([[0, 1]], dtype=torch.int32)
-    lib = Failing(emulated().path, "cpu")
+    lib = Failing(emulated.path, "cpu")
     with pytest.raises(RuntimeError, match=r"copy_blocks: cudaErrorInvalidDevice from CUDA for 1 pairs .*\(2, 3, 16\)"):
         copy_blocks(caches, pairs, lib=lib)
     if LIBRARY.exists():
@@ -151,8 +151,8 @@ def test_a_failed_launch_names_the_op_and_its_shapes():
             cuda.library().call("copy_blocks", torch.device("cpu", 99), "one block", CopyBlocksArgs(num_pairs=1))
 
 
-def test_tensors_must_lie_on_one_device_of_the_right_kind():
-    lib, x = emulated(), torch.zeros(1)
+def test_tensors_must_lie_on_one_device_of_the_right_kind(emulated):
+    lib, x = emulated, torch.zeros(1)
     assert lib.check_device("op", x=x, bias=None) == x.device
     with pytest.raises(
         ValueError, match="op: the CUDA kernel takes tensors on one cpu device, got x on cpu, y on meta"

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ttc_kernels.cuda_library import emulated
 from ttc_kernels import kv_cache
 from ttc_kernels.copy_blocks import cases as copy_cases
 from ttc_kernels.copy_blocks import reference as copy_reference
@@ -27,8 +26,8 @@ HALF, BF16 = torch.float16, torch.bfloat16
 
 
 @pytest.fixture(scope="module")
-def lib():
-    return emulated()
+def lib(emulated):
+    return emulated
 
 
 @pytest.mark.parametrize(("kind", "is_caught"), [(0, False), (1, True), (2, True), (3, True)])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.ttc_kernels.cuda_library import emulated
 from tests.ttc_kernels.test_cuda_kernels import head_inputs
 from ttc_kernels.sample import RowSampling, cuda, head, sample, sample_head
 from ttc_kernels.sample.cases import FILTERS
@@ -30,9 +29,9 @@ def test_it_is_sample_of_the_product(impl, filters):
     torch.testing.assert_close(logprobs, expected[1], atol=1e-4, rtol=0)
 
 
-def test_cuda_has_no_filters_and_auto_goes_around_it(monkeypatch):
+def test_cuda_has_no_filters_and_auto_goes_around_it(emulated, monkeypatch):
     """With filters "auto" draws by logits and `sample`; a request for CUDA raises."""
-    monkeypatch.setattr(cuda, "library", emulated)
+    monkeypatch.setattr(cuda, "library", lambda: emulated)
     monkeypatch.setattr(head, "choose", lambda impl, x: "cuda")
     inputs = inputs_of(5, 40, torch.float16)
     calls = []
@@ -48,8 +47,8 @@ def test_cuda_has_no_filters_and_auto_goes_around_it(monkeypatch):
 
 
 @pytest.mark.parametrize("impl", ["native", "reference", "triton", "cuda"])
-def test_marks_of_the_drawn_tokens(impl, monkeypatch):
-    monkeypatch.setattr(cuda, "library", emulated)
+def test_marks_of_the_drawn_tokens(impl, emulated, monkeypatch):
+    monkeypatch.setattr(cuda, "library", lambda: emulated)
     inputs = inputs_of(20, 40, torch.float16 if impl == "cuda" else torch.float32)
     inputs["hidden"][3] = float("nan")
     marks = torch.rand(41, generator=torch.Generator().manual_seed(1)) < 0.5

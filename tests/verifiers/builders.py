@@ -22,9 +22,9 @@ from engine.verifiers.detect import find_spec
 from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.spec_verifier import SpecVerifier
 from tests.runtime.builders import NAN
+from tests.tiny import HIDDEN_SIZE, tiny_config
 from tests.verifiers.tokenizers import CHATML, LLAMA_CHAT, WORDS, byte_level, sentence_piece
 
-HIDDEN_SIZE = 32
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -63,22 +63,8 @@ MUST_BE_NAMED = ("math-shepherd", "rlhflow", "versaprm", "versaprm-qwen", "trl",
 def make(folder: Path, name: str, seed: int = 0, family: str = "Llama", context: int = 1024, **fields) -> Path:
     """A random checkpoint of a format over a trunk of a family, norms and biases included; `fields` of its config."""
     tokenizer = _TOKENIZERS[name]()
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        num_labels=1 if name == "sequence" else 2,
-        **fields,
-    )
+    fields = {"num_labels": 1 if name == "sequence" else 2, **fields}
+    config = tiny_config(getattr(transformers, f"{family}Config"), tokenizer, context, **fields)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, family + _CLASSES.get(name, "ForCausalLM"))(config)

@@ -32,7 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def report(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("benchmark") / "out" / "report.json"
-    small = f"--num-problems 1 --num-answers 16 --repeats 1 --max-seconds 60 --max-tokens {MAX_TOKENS}"
+    small = f"--threads 1 --num-problems 1 --num-answers 16 --repeats 1 --max-seconds 60 --max-tokens {MAX_TOKENS}"
     models = ["--policy", str(folders[0]), "--prm", str(folders[1])]
     assert main([*models, *small.split(), "--json", str(path)]) == 0
     return json.loads(path.read_text())

@@ -39,7 +39,7 @@ def with_cases(name: str, *cases) -> dict:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     ops = with_cases("rms_norm", *rms_norm_cases.tiny()[8:10]) | with_cases("tree_attention", SMALL)
     path = tmp_path_factory.mktemp("benchmark") / "out" / "kernels.json"
-    assert main(["--json", str(path)], ops) == 0
+    assert main(["--threads", "1", "--json", str(path)], ops) == 0
     return json.loads(path.read_text())
 
 

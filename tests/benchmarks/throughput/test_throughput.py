@@ -19,7 +19,7 @@ from tests.tiny import tiny_policy, tiny_prm
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("benchmark")
     models = ["--policy", str(tiny_policy(folder / "policy")), "--prm", str(tiny_prm(folder / "prm"))]
-    small = "--repeats 2 --num-prompts 2 --num-answers 4 --num-new 5 --num-problems 1 --budget 4 --width 2"
+    small = "--threads 1 --repeats 2 --num-prompts 2 --num-answers 4 --num-new 5 --num-problems 1 --budget 4 --width 2"
     status = main([*models, *small.split(), "--cost", "2,4", "--json", str(folder / "out" / "report.json")])
     assert status == 0
     return json.loads((folder / "out" / "report.json").read_text())

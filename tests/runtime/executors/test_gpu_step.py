@@ -15,8 +15,6 @@ from engine.runtime.executors import gpu_step
 from engine.runtime.executors.gpu import GPUExecutor
 from engine.types import Sampling
 from tests.tiny import tiny_family
-from tests.ttc_kernels.cuda_library import emulated
-from ttc_kernels.choice import load_triton
 from ttc_kernels.sample import cuda as sample_cuda
 from ttc_kernels.sample import head as sample_head_module
 from ttc_kernels.tree_attention import api as attention_api
@@ -39,22 +37,21 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def with_triton(monkeypatch) -> str:
+def with_triton(few_programs, monkeypatch) -> str:
     """Attention by Triton, all other ops by the CPU's; the type that its interpreter computes rightly."""
     monkeypatch.setattr(attention_api, "choose", lambda impl, x: "triton")
     monkeypatch.setattr(gpu_step, "implementation", lambda impl, x: "triton")
-    monkeypatch.setattr(load_triton("tree_attention", torch.empty(0)), "NUM_WANTED", 4)  # programs, each interpreted
     return "fp32"
 
 
 @pytest.fixture
-def with_cuda(monkeypatch) -> str:
+def with_cuda(emulated, monkeypatch) -> str:
     """Attention and the LM head's draw by the CUDA kernels, in their emulation; all other ops by the CPU's."""
     for module in (attention_api, sample_head_module):
         monkeypatch.setattr(module, "choose", lambda impl, x: "cuda")
     monkeypatch.setattr(gpu_step, "implementation", lambda impl, x: "cuda")
     for module in (attention_cuda, sample_cuda):
-        monkeypatch.setattr(module, "library", emulated)
+        monkeypatch.setattr(module, "library", lambda: emulated)
     return "bf16"
 
 
