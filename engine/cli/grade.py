@@ -35,8 +35,8 @@ def grade(
     from rich.console import Console
 
     from engine.results.files import write_atomically
+    from engine.search.aggregate import check_agg_strategy
     from engine.tasks import get_task
-    from engine.verifiers import check_agg_strategy
 
     check_agg_strategy(agg_strategy)
     pools, num_without_gold = read_pools(results, get_task(task), agg_strategy, answer_column)

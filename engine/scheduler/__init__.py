@@ -7,7 +7,7 @@ from engine.scheduler.compute_optimal import CalibrationWarning, ComputeOptimal
 from engine.scheduler.difficulty import ABSOLUTE_EDGES, PREDICTORS, Bins, Predictor
 from engine.scheduler.measure import Outcome, cross_validate, measure, members_of
 from engine.scheduler.planner import Assigned, Plan, Planner, Sampled
-from engine.search.registry import can_spend, parse_strategy, strategy_from_spec, strategy_label, strategy_spec
+from engine.search.registry import can_spend, parse_strategy, strategy_as_dict, strategy_from_dict, strategy_label
 
 __all__ = [
     "ABSOLUTE_EDGES",
@@ -34,8 +34,8 @@ __all__ = [
     "parse_strategy",
     "read_calibration",
     "search_batch",
-    "strategy_from_spec",
+    "strategy_as_dict",
+    "strategy_from_dict",
     "strategy_label",
-    "strategy_spec",
     "value_at",
 ]

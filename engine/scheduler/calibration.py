@@ -11,7 +11,7 @@ from engine.errors import UserError
 from engine.scheduler.allocation import Curve, concave_envelope
 from engine.scheduler.difficulty import Bins, Predictor
 from engine.search import Strategy
-from engine.search.registry import can_spend, strategy_from_spec, strategy_label, strategy_spec
+from engine.search.registry import can_spend, strategy_as_dict, strategy_from_dict, strategy_label
 
 _FORMAT = "ttc calibration 1"
 
@@ -132,7 +132,7 @@ class Calibration:
             "budgets": list(self.budgets),
         }
         cells = [
-            {**{name: getattr(cell, name) for name in _CELL_FIELDS}, "strategy": strategy_spec(cell.strategy)}
+            {**{name: getattr(cell, name) for name in _CELL_FIELDS}, "strategy": strategy_as_dict(cell.strategy)}
             for cell in self.cells
         ]
         parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
@@ -185,4 +185,4 @@ def parse_calibration(text: str | bytes) -> Calibration:
 
 
 def _cells(rows: Sequence[Mapping[str, object]]) -> list[Cell]:
-    return [Cell(**{**row, "strategy": strategy_from_spec(row["strategy"])}) for row in rows]
+    return [Cell(**{**row, "strategy": strategy_from_dict(row["strategy"])}) for row in rows]

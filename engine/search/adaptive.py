@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from engine.errors import UserError
@@ -27,9 +27,14 @@ class Adaptive(WholeAnswers):
     Raises UserError for a value out of range.
     """
 
-    vote: str = "weighted"  # or "majority", which scores nothing
-    batch: int = 4  # answers per round
+    vote: str = "weighted"
+    """weighted; or majority, which scores nothing."""
+
+    batch: int = field(default=4, metadata={"option": "adaptive_batch"})
+    """Answers before the vote is looked at again."""
+
     confidence: float = 1.0
+    """At which adaptive stops; 1: no answer can overtake the leader."""
 
     name: ClassVar[str] = "adaptive"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from engine.errors import UserError
@@ -16,17 +16,25 @@ class BeamSearch(AllAtOnce):
     """Keeps the best of all live steps and samples `width` continuations of each.
 
     With budget N, N first steps are sampled. An answer that ends keeps its slot; the R slots left
-    go on from the best ceil(R / width) steps. `max_duplicates` is a floor under their diversity: of
-    the steps kept, at most so many say the same text as a better one. Raises UserError for a value
+    go on from the best ceil(R / width) steps. `max_duplicates` is a floor under their diversity: at
+    most this many of the steps kept have the same text as a better one. Raises UserError for a value
     out of range.
     """
 
-    width: int = 4  # M: children of a kept step
-    max_rounds: int = 40  # steps of an answer; what is live after them ends as "length"
-    vote: str = "weighted"  # or "naive", "majority"
-    max_duplicates: int | None = None  # of the steps kept in a round; None keeps any
+    width: int = field(default=4, metadata={"option": "beam_width"})
+    """Children of a kept step."""
+
+    max_rounds: int = field(default=40, metadata={"option": "num_iterations"})
+    """Steps of an answer, at most."""  # what is live after them ends as "length"
+
+    vote: str = "weighted"
+    """weighted, naive, majority."""
+
+    max_duplicates: int | None = None
+    """Kept steps that may say the same as a better one; by default all."""
 
     name: ClassVar[str] = "beam"
+    scores: ClassVar[str] = "steps"
     is_scored: ClassVar[bool] = True
     stop_at_step: ClassVar[bool] = True
     lookahead: ClassVar[int] = 0

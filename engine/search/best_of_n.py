@@ -14,6 +14,7 @@ from engine.search.vote import check_vote
 class WholeAnswers(AllAtOnce):
     """What the parallel strategies share: one round, in which every slot samples a whole answer."""
 
+    scores: ClassVar[str] = "answers"
     stop_at_step: ClassVar[bool] = False
     max_rounds: ClassVar[int] = 1
     lookahead: ClassVar[int] = 0
@@ -35,6 +36,7 @@ class Majority(WholeAnswers):
 
     name: ClassVar[str] = "majority"
     vote: ClassVar[str] = "majority"
+    scores: ClassVar[str] = "nothing"
     is_scored: ClassVar[bool] = False
 
 
@@ -42,7 +44,8 @@ class Majority(WholeAnswers):
 class BestOfN(WholeAnswers):
     """Full answers, scored once at their end. Raises UserError for an unknown vote."""
 
-    vote: str = "weighted"  # or "naive", "majority"
+    vote: str = "weighted"
+    """weighted, naive, majority."""
 
     name: ClassVar[str] = "best-of-n"
     is_scored: ClassVar[bool] = True

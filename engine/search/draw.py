@@ -14,6 +14,7 @@ class AllAtOnce:
     """What most strategies share: the first round takes the whole budget, and nothing is revised."""
 
     revises: ClassVar[bool] = False
+    unused_fields: ClassVar[tuple[str, ...]] = ()
 
     def rows(self, budget: int) -> int:
         """Branches that are sampled at once, at most."""

@@ -14,6 +14,7 @@ class DVTS(BeamSearch):
     """budget / width independent beam searches of `width` slots each, and one vote over all of them."""
 
     name: ClassVar[str] = "dvts"
+    unused_fields: ClassVar[tuple[str, ...]] = ("max_duplicates",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,8 @@ class Lookahead(BeamSearch):
     rollouts this is beam search.
     """
 
-    lookahead: int = 1  # k: further steps of a rollout
+    lookahead: int = 1
+    """Greedy steps beyond a step before it is scored."""
 
     name: ClassVar[str] = "lookahead"
 

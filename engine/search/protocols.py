@@ -95,11 +95,13 @@ class Strategy(Protocol):
 
     name: str  # as on the command line
     vote: str  # one of engine.search.vote.REVISION_VOTES
-    is_scored: bool  # else no verifier is needed
+    scores: str  # what a verifier is asked to score at most: "steps", "answers" or "nothing"
+    is_scored: bool  # whether it does so with these options; else no verifier is needed
     stop_at_step: bool  # else a round samples whole answers
     lookahead: int  # greedy steps beyond a step, at whose end it is scored
     max_rounds: int
     revises: bool  # every answer after a group's first is sampled with those before it in the context
+    unused_fields: tuple[str, ...]  # of the dataclass: inherited options that have no effect
 
     def rows(self, budget: int) -> int:
         """How many branches it samples at once, at most."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from engine.errors import UserError
@@ -20,11 +20,17 @@ class Rebase(AllAtOnce):
     share rounds to nothing is pruned. Raises UserError for a value out of range.
     """
 
-    temperature: float = 0.2  # of the softmax over scores in [0, 1]; not that of sampling
-    max_rounds: int = 40  # steps of an answer; what is live after them ends as "length"
-    vote: str = "weighted"  # or "naive", "majority"
+    temperature: float = field(default=0.2, metadata={"option": "rebase_temperature"})
+    """Of the softmax that allots children."""  # over scores in [0, 1]; not that of sampling
+
+    max_rounds: int = field(default=40, metadata={"option": "num_iterations"})
+    """Steps of an answer, at most."""  # what is live after them ends as "length"
+
+    vote: str = "weighted"
+    """weighted, naive, majority."""
 
     name: ClassVar[str] = "rebase"
+    scores: ClassVar[str] = "steps"
     is_scored: ClassVar[bool] = True
     stop_at_step: ClassVar[bool] = True
     lookahead: ClassVar[int] = 0

@@ -1,50 +1,69 @@
-"""Strategies as data: what a file holds of one, and the short text that a user types for it."""
+"""The one list of strategies and verifiers by name; strategies as JSON values and as the short text a user types."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 
 from engine.errors import UserError
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
 
-_STRATEGIES = (Majority, BestOfN, BeamSearch, Lookahead, DVTS, Rebase, Adaptive, Revisions)
+STRATEGIES: dict[str, type[Strategy]] = {
+    each.name: each for each in (Majority, BestOfN, BeamSearch, Lookahead, DVTS, Rebase, Adaptive, Revisions)
+}
+"""By the name that a user types, in the order in which they are shown."""
+
+VERIFIERS = {"prm": "steps", "trunk": "steps", "orm": "answers", "oracle": "steps"}
+"""What each verifier that has a name judges: every step, or whole answers only."""
+
 _WORDS = {"none": None, "true": True, "false": False}
-_CLASSES = {each.name: each for each in _STRATEGIES}
 
 
-def strategy_spec(strategy: Strategy) -> dict[str, object]:
+def option_fields(strategy_class: type[Strategy]) -> dict[str, Field]:
+    """The fields that a strategy uses, by the name of their option on the command line."""
+    used = [each for each in fields(strategy_class) if each.name not in strategy_class.unused_fields]
+    return {each.metadata.get("option", each.name): each for each in used}
+
+
+def is_judged_by(strategy_class: type[Strategy], verifier: str) -> bool:
+    """Whether a verifier can score what the strategy has scored: one of answers cannot score steps."""
+    if strategy_class.scores == "nothing":
+        return False
+    return strategy_class.scores == "answers" or VERIFIERS[verifier] == "steps"
+
+
+def strategy_as_dict(strategy: Strategy) -> dict[str, object]:
     """Name and options, as JSON values."""
     return {"strategy": strategy.name, **asdict(strategy)}
 
 
-def strategy_from_spec(spec: Mapping[str, object]) -> Strategy:
-    """The strategy of `strategy_spec`. Raises UserError for an unknown name, option or value."""
-    options = dict(spec)
+def strategy_from_dict(named: Mapping[str, object]) -> Strategy:
+    """The strategy of `strategy_as_dict`. Raises UserError for an unknown name, option or value."""
+    options = dict(named)
     name = options.pop("strategy", None)
-    if name not in _CLASSES:
-        raise UserError(f"strategy must be one of {', '.join(_CLASSES)}, got {name!r}")
-    known = [field.name for field in fields(_CLASSES[name])]
+    if name not in STRATEGIES:
+        raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
+    known = [field.name for field in fields(STRATEGIES[name])]
     for option in options:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(f"strategy {name} has no option {option!r}; {has}")
     try:
-        return _CLASSES[name](**options)
+        return STRATEGIES[name](**options)
     except TypeError:  # a text where a number belongs
         raise UserError(f"strategy {name} cannot have the options {options}") from None
 
 
 def parse_strategy(text: str) -> Strategy:
-    """From a text as `strategy_label` gives it: `beam:width=2:vote=naive`; ValueError as above."""
+    """From a text as `strategy_label` gives it: `beam:width=2:vote=naive`. Raises UserError as `strategy_from_dict`."""
     name, *parts = text.strip().split(":")
-    spec: dict[str, object] = {"strategy": name}
+    named: dict[str, object] = {"strategy": name}
     for part in parts:
         option, has_value, value = part.partition("=")
         if not has_value:
             raise UserError(f"options of a strategy are written as in 'beam:width=2', got {text!r}")
-        spec[option] = _value(value)
-    return strategy_from_spec(spec)
+        named[option] = _value(value)
+    return strategy_from_dict(named)
 
 
 def strategy_label(strategy: Strategy) -> str:
@@ -58,7 +77,7 @@ def strategy_label(strategy: Strategy) -> str:
 
 
 def can_spend(strategy: Strategy, num_generations: int) -> bool:
-    """Whether the strategy can spend so many generations; with none left, only what votes can."""
+    """Whether the strategy can spend exactly this many generations. With none, one of whole answers can still vote."""
     if num_generations <= 0:
         return num_generations == 0 and not strategy.stop_at_step
     try:

@@ -21,10 +21,17 @@ class Revisions(WholeAnswers):
     search found votes along: this one starts chains of its own. Raises UserError for a value out of range.
     """
 
-    parallel: int = 4  # chains
-    context: int = 4  # earlier attempts in the context, at most
-    vote: str = "hierarchical"  # inside each chain, then across chains; or "weighted", "naive", "majority"
-    judge_alone: bool = False  # a verifier that reads earlier attempts is not shown them
+    parallel: int = 4
+    """Chains of revisions; each gets its share of the budget."""
+
+    context: int = 4
+    """Earlier attempts that a revision is shown, at most."""
+
+    vote: str = "hierarchical"
+    """hierarchical (inside each chain, then over the chains), weighted, naive, majority."""
+
+    judge_alone: bool = False
+    """Show the ORM no attempts before the one it judges."""
 
     name: ClassVar[str] = "revisions"
     revises: ClassVar[bool] = True

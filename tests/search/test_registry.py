@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.scheduler import can_spend, parse_strategy, strategy_from_spec, strategy_label, strategy_spec
+from engine.scheduler import can_spend, parse_strategy, strategy_as_dict, strategy_from_dict, strategy_label
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions
 
 STRATEGIES = [
@@ -19,7 +19,7 @@ STRATEGIES = [
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=strategy_label)
 def test_there_and_back(strategy):
-    assert strategy_from_spec(strategy_spec(strategy)) == strategy
+    assert strategy_from_dict(strategy_as_dict(strategy)) == strategy
     assert parse_strategy(strategy_label(strategy)) == strategy
 
 
