@@ -24,9 +24,16 @@ class Sampling:
     """How tokens are drawn. Filters apply after the temperature; temperature 0 is greedy."""
 
     temperature: float = 1.0
-    top_k: int = 0  # 0 keeps all
+    """0 is greedy; by default the engine's."""
+
+    top_k: int = 0
+    """Most likely tokens; 0 keeps all."""
+
     top_p: float = 1.0
+    """Smallest set of tokens that holds this share."""
+
     min_p: float = 0.0
+    """Least share of the likeliest token's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):

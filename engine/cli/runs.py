@@ -1,4 +1,4 @@
-"""Runs that can be killed: rows go through the run ledger, and the results file is written at the end."""
+"""Runs that can be killed: rows go through the journal, and the results file is written at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.cli.progress import RunProgress
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
-from engine.reports import Journal, open_run
+from engine.results.journal import Journal, open_run
 from engine.results.rows import Row
 
 # From the positions that are still to be done, to (position, row) in any order.
@@ -32,35 +32,35 @@ def run_rows(
     Raises UserError where `out` holds another run.
     """
     check_out(out)
-    with _open(out, config, overwrite) as ledger:
-        done = ledger.done
+    with _open(out, config, overwrite) as journal:
+        done = journal.done
         try:
             with RunProgress(label, num_total, done.values()) as progress:
                 todo = [index for index in range(num_total) if index not in done]
                 for index, row in make_rows(todo) if todo else ():
                     with Uninterrupted():
-                        ledger.append(index, row)
+                        journal.append(index, row)
                         progress.add(row)
             if write is None:
-                ledger.write_rows(out, num_expected=num_total)
-            note = "" if write is None else write(ledger)
+                journal.write_rows(out, num_expected=num_total)
+            note = "" if write is None else write(journal)
         except KeyboardInterrupt:
-            goes_on = "; the same command goes on from there" if ledger.done else ""
-            print(f"interrupted: {len(ledger.done)} of {num_total} {label} are done{goes_on}", file=sys.stderr)
+            goes_on = "; the same command goes on from there" if journal.done else ""
+            print(f"interrupted: {len(journal.done)} of {num_total} {label} are done{goes_on}", file=sys.stderr)
             raise
         finally:
-            if not ledger.done:  # nothing to resume, and no configuration worth holding anyone to
-                ledger.path.unlink(missing_ok=True)
-        num_errors = sum(row.get("num_errors", 0) for row in ledger.done.values())
+            if not journal.done:  # nothing to resume, and no configuration worth holding anyone to
+                journal.path.unlink(missing_ok=True)
+        num_errors = sum(row.get("num_errors", 0) for row in journal.done.values())
         parts = [
             f"{num_total} {label}",
             progress.accuracy,
             note,
             f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",
-            f"{sum(ledger.seconds_by_strategy().values()):.1f} s",
+            f"{sum(journal.seconds_by_strategy().values()):.1f} s",
         ]
-        if ledger.num_resumed:
-            parts.append(f"resumed {ledger.num_resumed}")
+        if journal.num_resumed:
+            parts.append(f"resumed {journal.num_resumed}")
         return ", ".join(filter(None, parts)) + f": {out}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import typer
 
 from engine.cli.errors import run_app
 from engine.cli.progress import RunProgress
+from engine.errors import UserError
 from tests.reports.builders import make_row
 
 COMMANDS = ("search", "calibrate", "exchange", "report", "env", "train", "rollouts")
@@ -39,7 +41,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (ValueError("budget must be\n   at least 1, got  0"), 2, "error: budget must be at least 1, got  0\n"),
+        (UserError("budget must be\n   at least 1, got  0"), 2, "error: budget must be at least 1, got  0\n"),
         (
             FileNotFoundError(2, "No such file or directory", "x.jsonl"),
             2,
@@ -56,9 +58,10 @@ def test_errors(capsys, error, status, line):
     assert (captured.out, captured.err) == ("", line)
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_app(app_that_raises(RuntimeError("a bug")), [], "ttc")
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("zip() argument 2 is shorter")], ids=repr)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        run_app(app_that_raises(error), [], "ttc")
 
 
 def app_that_raises(error: BaseException) -> typer.Typer:
