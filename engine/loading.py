@@ -14,6 +14,7 @@ from engine.runtime import LLM, shared_blocks
 from engine.search.protocols import Verifier
 from engine.search.registry import VERIFIERS
 from engine.tasks import Task, get_task
+from engine.tasks.data import check_encodable
 from engine.verifiers import CallableVerifier, OracleVerifier, TrunkVerifier
 from engine.verifiers.detect import find_spec, trunk_architecture
 from engine.verifiers.loading import build_verifier, load_verifier_model
@@ -127,10 +128,11 @@ def _folders(config: EngineConfig) -> dict[str, Path]:
 
 
 def _prompt(config: EngineConfig, policy: Path) -> PromptFormat | None:
+    system = None if config.system_prompt is None else check_encodable(read_system_prompt(config.system_prompt))
     return build_prompt(
         policy,
         config.prompt_style,
-        system=None if config.system_prompt is None else read_system_prompt(config.system_prompt),
+        system=system,
         few_shot=config.few_shot,
         delimiter=config.step_delimiter,
         as_prompt=get_task(config.task).prompt,

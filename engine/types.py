@@ -19,6 +19,9 @@ class Problem:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
+_LEAST, _MOST, _MOST_TOKENS = 1e-37, 1e37, 2**31 - 1  # what kernels hold in a float and an int of 32 bits
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. Filters apply after the temperature; temperature 0 is greedy."""
@@ -38,9 +41,13 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature must be >= 0, got {self.temperature}")
+        if self.temperature > _MOST:
+            raise UserError(f"temperature must be at most {_MOST:g}, got {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k must be >= 0, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
+        if self.top_k > _MOST_TOKENS:
+            raise UserError(f"top_k must be at most {_MOST_TOKENS}, got {self.top_k}")
+        if not _LEAST < self.top_p <= 1:
             raise UserError(f"top_p must be within (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p must be within [0, 1], got {self.min_p}")

@@ -65,6 +65,9 @@ def verify(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}")
     found = read_stepwise(Path(rows))[:limit]
+    for row in found:
+        if not row["completions"]:
+            raise UserError(f"{rows}: an answer without a step cannot be scored, got {row['prompt'][:60]!r}")
     engine = Engine.from_config(models)
     judge = engine.resolve_verifier(verifier)
     answers = score_answers(engine, judge, found)

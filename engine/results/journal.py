@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.results.files import sync_folder, write_atomically
+from engine.results.files import naming, sync_folder, write_atomically
 from engine.results.rows import Row, row_line
 
 _FORMAT = "ttc run ledger 1"
@@ -100,14 +100,14 @@ class Journal:
         """Puts a finished row on the disk. `index` is its position in the input, from 0.
 
         `seconds` is the time spent on it, by default the time since the row before it, which over a
-        run adds up to the run's wall-clock time. Raises UserError for an index that is negative or
+        run adds up to the run's wall-clock time. Raises ValueError for an index that is negative or
         already done, OSError if the disk is full: the file is then as it was before.
         """
         assert self._descriptor >= 0, "the ledger is open for writing"
         if index < 0:
-            raise UserError(f"a row's position counts from 0, got {index}")
+            raise ValueError(f"a row's position counts from 0, got {index}")
         if index in self._done:
-            raise UserError(f"row {index} of {self.path} is already done")
+            raise ValueError(f"row {index} of {self.path} is already done")
         now = time.monotonic()
         seconds = now - self._last_time if seconds is None else seconds
         key = _row_key(self._hash, index, row)
@@ -125,10 +125,10 @@ class Journal:
     def write_rows(self, out: str | os.PathLike[str], *, num_expected: int | None = None) -> int:
         """Writes the finished rows to `out` in input order, atomically; returns how many.
 
-        Raises UserError, leaving `out` alone, where `num_expected` is given and rows are missing.
+        Raises ValueError, leaving `out` alone, where `num_expected` is given and rows are missing.
         """
         if num_expected is not None and (missing := sorted(set(range(num_expected)) - self._done.keys())):
-            raise UserError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
+            raise ValueError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
         write_atomically(out, b"".join(row_line(self._done[index]) for index in sorted(self._done)))
         return len(self._done)
 
@@ -196,10 +196,11 @@ class Journal:
     def _write(self, line: bytes) -> None:
         """Appends a line and syncs it, or leaves the file as it was."""
         try:
-            written = 0
-            while written < len(line):
-                written += os.pwrite(self._descriptor, line[written:], self._size + written)
-            os.fsync(self._descriptor)
+            with naming(self.path):
+                written = 0
+                while written < len(line):
+                    written += os.pwrite(self._descriptor, line[written:], self._size + written)
+                os.fsync(self._descriptor)
         except BaseException:
             os.ftruncate(self._descriptor, self._size)
             raise

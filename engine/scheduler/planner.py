@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from engine.errors import UserError
 from engine.scheduler.difficulty import Predictor
 from engine.search import Policy, Strategy, Verifier, run_search
 from engine.types import Problem, SearchResult
@@ -69,10 +68,10 @@ class Assigned(Planner):
         return max((plan.strategy.rows(plan.budget) for plan in self.plans.values()), default=budget)
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """Raises UserError for a plan over the budget, which is what the engine makes room for."""
+        """Raises ValueError for a plan over the budget, which is what the engine makes room for."""
         most = max((plan.budget for plan in self.plans.values()), default=1)
         if most > budget:
-            raise UserError(f"a plan spends {most} generations, over the budget of {budget}")
+            raise ValueError(f"a plan spends {most} generations, over the budget of {budget}")
         return 1, budget
 
     async def search(self, problem, *, policy, verifier, budget, **options) -> SearchResult:
