@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from engine.config import EngineConfig, SearchConfig
     from engine.engine import Engine
+    from engine.errors import UserError
     from engine.runtime import LLM, Branch, PoolTooSmall
     from engine.scheduler import ComputeOptimal
     from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions
@@ -25,6 +27,7 @@ __all__ = [
     "Candidate",
     "ComputeOptimal",
     "Engine",
+    "EngineConfig",
     "Lookahead",
     "Majority",
     "PoolTooSmall",
@@ -32,13 +35,17 @@ __all__ = [
     "Rebase",
     "Revisions",
     "Sampling",
+    "SearchConfig",
     "SearchResult",
     "SearchTree",
     "Step",
+    "UserError",
 ]
 
 _HOMES = {
+    "engine.config": ("EngineConfig", "SearchConfig"),
     "engine.engine": ("Engine",),
+    "engine.errors": ("UserError",),
     "engine.runtime": ("LLM", "Branch", "PoolTooSmall"),
     "engine.scheduler": ("ComputeOptimal",),
     "engine.search": ("DVTS", "Adaptive", "BeamSearch", "BestOfN", "Lookahead", "Majority", "Rebase", "Revisions"),

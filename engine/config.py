@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from engine.errors import UserError
 from engine.types import Sampling
+
+DEFAULT_SAMPLING = Sampling()
+Fields = ParamSpec("Fields")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -16,6 +23,8 @@ class EngineConfig:
 
     policy: str | Path = "home"
     """Hugging Face folder, or the shipped policy."""
+
+    _: KW_ONLY
 
     prm: str | Path | None = None
     """Hugging Face folder; with the shipped policy `home`."""
@@ -73,10 +82,12 @@ class SearchConfig:
     budget: int = 16
     """Sampled answers per problem."""
 
+    _: KW_ONLY
+
     seed: int = 0
     """Of every draw."""
 
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = DEFAULT_SAMPLING
     """How tokens are drawn."""
 
     max_tokens: int | None = None
@@ -86,4 +97,35 @@ class SearchConfig:
     """last, min, prod, mean of an answer's step scores."""
 
     verifier: str | Callable[[str, list[str]], float] | Any = "prm"
-    """prm, trunk, orm (of whole answers), oracle; in Python also a function or an object with the Verifier protocol."""
+    """prm, trunk, orm (of whole answers), oracle."""  # in Python also a function, or an object with the protocol
+
+    def unless(self, config: SearchConfig | None) -> SearchConfig:
+        """The config that was given, or else this one, of options given one by one. Raises UserError for both."""
+        if config is not None and self != SearchConfig():
+            raise UserError(f"options are given in a config or one by one, not both, got {config} and {self}")
+        return self if config is None else config
+
+
+def takes_fields_of(
+    config: Callable[Fields, object],
+) -> Callable[[Callable[..., Made]], Callable[Concatenate[Any, Fields], Made]]:
+    """Lets a method with `**fields` show the names, types and defaults of a config's fields in their place.
+
+    Type checkers and notebooks see them. A name that is no field is a TypeError that lists those there are.
+    """
+    names = [field.name for field in fields(config)]
+
+    def decorate(method: Callable[..., Made]) -> Callable[Concatenate[Any, Fields], Made]:
+        @wraps(method)
+        def call(owner: object, *args: Fields.args, **named: Fields.kwargs) -> Made:
+            for name in named:
+                if name not in names:
+                    raise TypeError(f"{method.__qualname__} has no option {name!r}; it has {', '.join(names)}")
+            return method(owner, *args, **named)
+
+        own = next(iter(inspect.signature(method).parameters.values()))
+        taken = inspect.signature(config).parameters.values()
+        call.__signature__ = inspect.Signature([own, *taken])
+        return call
+
+    return decorate

@@ -19,21 +19,35 @@ class Problem:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
+_LEAST, _MOST, _MOST_TOKENS = 1e-37, 1e37, 2**31 - 1  # what kernels hold in a float and an int of 32 bits
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are sampled. Filters apply after the temperature; temperature 0 is greedy."""
 
     temperature: float = 1.0
-    top_k: int = 0  # 0 keeps all
+    """0 is greedy; by default the engine's."""
+
+    top_k: int = 0
+    """Most likely tokens; 0 keeps all."""
+
     top_p: float = 1.0
+    """Smallest set of tokens that holds this share."""
+
     min_p: float = 0.0
+    """Least share of the likeliest token's."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature must be >= 0, got {self.temperature}")
+        if self.temperature > _MOST:
+            raise UserError(f"temperature must be at most {_MOST:g}, got {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k must be >= 0, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
+        if self.top_k > _MOST_TOKENS:
+            raise UserError(f"top_k must be at most {_MOST_TOKENS}, got {self.top_k}")
+        if not _LEAST < self.top_p <= 1:
             raise UserError(f"top_p must be within (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p must be within [0, 1], got {self.min_p}")

@@ -1,5 +1,7 @@
 """The engine as a user meets it."""
 
+import dataclasses
+import inspect
 import shutil
 
 import pytest
@@ -12,12 +14,15 @@ from engine import (
     BestOfN,
     ComputeOptimal,
     Engine,
+    EngineConfig,
     Lookahead,
     Majority,
     PoolTooSmall,
     Problem,
     Rebase,
     Sampling,
+    SearchConfig,
+    UserError,
 )
 from engine.runtime import LLM
 from engine.scheduler import Assigned, Assignment, Bins, Calibration, CalibrationWarning, Cell, PilotSamples, Predictor
@@ -100,6 +105,31 @@ def test_arguments_out_of_range(engine, strategy, options, words):
     with pytest.raises(ValueError, match=words):
         engine.search(PROBLEMS, strategy, **{"budget": 4, **options})
     assert engine.policy.runner.num_ticks == 0, "refused before anything runs"
+
+
+def test_options_may_be_given_as_a_config(folders, engine):
+    config = SearchConfig(4, **OPTIONS)
+    one_by_one = engine.search(PROBLEMS[:2], BestOfN(), 4, **OPTIONS)
+    loaded = Engine.from_config(EngineConfig(folders.policy, prm=folders.prm, num_blocks=256))
+    for each in (engine, loaded):
+        found = each.search(PROBLEMS[:2], BestOfN(), config=config)
+        assert [fingerprint(result) for result in found] == [fingerprint(result) for result in one_by_one]
+    assert engine.conditions(BestOfN(), config) == engine.conditions(BestOfN(), **OPTIONS)
+    with pytest.raises(UserError, match="not both"):
+        engine.search(PROBLEMS[:2], BestOfN(), 4, config=config)
+
+
+def test_load_takes_the_fields_of_a_config():
+    shown = inspect.signature(Engine.load).parameters
+    assert list(shown) == [field.name for field in dataclasses.fields(EngineConfig)]
+    with pytest.raises(TypeError, match="no option 'polcy'; it has policy, prm, "):
+        Engine.load(polcy="home")
+
+
+@pytest.mark.parametrize("problem", ["\ud800", {"problem": "\ud800"}, Problem("x", "\ud800")])
+def test_a_problem_that_is_no_unicode(engine, problem):
+    with pytest.raises(UserError, match="not valid Unicode"):
+        engine.search([problem], BestOfN(), 2)
 
 
 def test_a_prompt_over_the_context(engine):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from engine import BestOfN, ComputeOptimal, Engine, Majority, Problem, Revisions
 from engine.accounting import Ledger
-from engine.engine import home_part
+from engine.loading import home_part
 from engine.runtime import Batcher
 from engine.scheduler import Bins, Calibration, Cell, Predictor
 from engine.types import GREEDY, Step

@@ -7,22 +7,26 @@ from collections.abc import Sequence
 
 import typer
 
-from engine.cli import calibrate, env, exchange, grade, report, search, train, verify
+from engine.cli.options import lazy
+from engine.cli.train import train_app
 from engine.commands import run_app
 
 app = typer.Typer(
     add_completion=False,
     help="Searches over the answers of a language model, against a verifier, within a compute budget.",
 )
-app.command("search")(search.search)
-app.command("calibrate")(calibrate.calibrate)
-app.command("exchange")(exchange.exchange)
-app.command("report")(report.report)
-app.command("verify")(verify.verify)
-app.command("grade")(grade.grade)
-app.command("env")(env.env)
-app.add_typer(train.train_app, name="train")
-train.add_recipe(app, "rollouts", "Labels the steps of sampled answers by rollouts, to train verifiers on.")
+for _name, _text in {
+    "search": "Searches for the answers of problems, within a budget each.",
+    "calibrate": "Measures strategies and budgets by difficulty, for `ttc search --strategy compute-optimal`.",
+    "exchange": "Says whether total FLOPs are better spent on a larger model or on searching with the small one.",
+    "report": "Shows accuracy and cost per strategy, and writes a page with charts and search trees.",
+    "verify": "Shows how well a verifier's scores fit the labels of held-out answers.",
+    "grade": "Grades the answers of a result file again, ours or another tool's.",
+    "env": "Prints versions, the CPU, the native module and the shipped models.",
+    "rollouts": "Labels the steps of sampled answers by rollouts, to train verifiers on.",
+}.items():
+    lazy(app, _name, f"engine.cli.{_name}:{_name}", _text)
+app.add_typer(train_app, name="train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

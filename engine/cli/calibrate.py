@@ -2,95 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import typer
 
-from engine.cli.inputs import check_prompts, find_limits, find_problems, load_engine
-from engine.cli.options import option
+from engine.cli.inputs import MODELS, PROMPTS, check_prompts, checked_config, load_engine
+from engine.cli.options import Given, command
+from engine.cli.problems import ProblemOptions, find_problems
+from engine.cli.strategies import check_verifier_used
+from engine.cli.tables import calibration_table
 from engine.commands import parse_numbers
+from engine.config import EngineConfig, SearchConfig
 from engine.errors import UserError
+from engine.results.digests import problems_digest
+from engine.results.files import write_atomically
+from engine.scheduler import (
+    ABSOLUTE_EDGES,
+    Assigned,
+    Assignment,
+    Bins,
+    Outcome,
+    PilotSamples,
+    Predictor,
+    can_spend,
+    measure,
+    members_of,
+    parse_strategy,
+    read_calibration,
+    strategy_label,
+)
+from engine.search import Strategy
 
 if TYPE_CHECKING:
     from engine.engine import Engine
-    from engine.results import Journal
+    from engine.results.journal import Journal
     from engine.results.rows import Row
-    from engine.scheduler import Bins, Outcome, Predictor
-    from engine.search import Strategy
     from engine.types import Problem, SearchResult
 
 _STRATEGIES = "majority,best-of-n,beam:width=2,beam:width=4,rebase,adaptive:vote=majority"
 _OF_ANSWERS = "majority,best-of-n,adaptive:vote=majority"  # of them what an ORM can judge, or nobody judges
 
 
+@dataclass(frozen=True)
+class CalibrationProblems(ProblemOptions):
+    """Which problems are measured on: each needs an answer."""
+
+    problems: str | None = field(default=None, metadata={"argument": True})
+    """JSONL file with `problem` and `answer`."""
+
+    split: str = "validation"
+    """Of the task, without a file: train, validation, test."""
+
+    limit: int | None = None
+    """The first so many problems; of a task 100."""
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """What is measured, and how problems are sorted by difficulty."""
+
+    strategies: str = _STRATEGIES
+    """With commas between; options after colons, as in beam:width=2:vote=naive."""
+
+    budgets: str = "4,8,16"
+    """Generations per problem, e.g. 4,8,16."""
+
+    predictor: str = "agreement"
+    """agreement of samples, their verifier score, or oracle (pass@1)."""
+
+    pilot: int = 4
+    """Samples that difficulty is predicted from."""
+
+    reuse: bool | None = None
+    """Whether they count in the budget and vote; by default yes, but for the oracle's."""
+
+    bins: str = "quintiles"
+    """quintiles, quantiles:8, absolute (0.1,0.5), one, or rising edges of one's own."""
+
+    min_per_bin: int = 10
+    """Problems that a bin must hold; smaller quantiles are joined."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the calibration goes."""
+
+    out: str = "calibration.json"
+    """The calibration, one readable JSON file."""
+
+    overwrite: bool = field(default=False, metadata={"flags": "--overwrite"})
+    """Drop what --out holds."""
+
+
+@command(
+    {
+        "Problems": "task split limit problem_column answer_column",
+        "Prompts": PROMPTS,
+        "Grid": "strategies budgets",
+        "Difficulty": "predictor pilot reuse bins min_per_bin",
+        "Search": "agg_strategy verifier temperature top_p top_k min_p max_tokens seed",
+        "Models": MODELS,
+        "Output": "out overwrite",
+    }
+)
 def calibrate(
-    ctx: typer.Context,
-    problems: Annotated[str | None, typer.Argument(help="JSONL file with `problem` and `answer`.")] = None,
-    task: Annotated[str, option("How prompts are written and answers graded.", "Problems")] = "chain",
-    split: Annotated[str, option("Of the task, without a file: train, validation, test.", "Problems")] = "validation",
-    limit: Annotated[int | None, option("The first so many problems; of a task 100.", "Problems")] = None,
-    problem_column: Annotated[
-        str | None, option("Of the rows that are read; by default the task's.", "Problems")
-    ] = None,
-    answer_column: Annotated[
-        str | None, option("Of the rows that are read; by default the task's.", "Problems")
-    ] = None,
-    prompt_style: Annotated[str, option("plain, chat, steps, boxed: see `ttc search`.", "Prompts")] = "plain",
-    system_prompt: Annotated[str | None, option("File or text, in the place of the style's own.", "Prompts")] = None,
-    few_shot: Annotated[str | None, option("Worked examples, as for `ttc search`.", "Prompts")] = None,
-    step_delimiter: Annotated[str | None, option("Ends a step; by default the style's or task's.", "Prompts")] = None,
-    strategies: Annotated[
-        str, option("With commas between; options after colons, as in beam:width=2:vote=naive.", "Grid")
-    ] = _STRATEGIES,
-    budgets: Annotated[str, option("Generations per problem, e.g. 4,8,16.", "Grid")] = "4,8,16",
-    predictor: Annotated[
-        str, option("agreement of samples, their verifier score, or oracle (pass@1).", "Difficulty")
-    ] = "agreement",
-    pilot: Annotated[int, option("Samples that difficulty is predicted from.", "Difficulty")] = 4,
-    reuse: Annotated[
-        bool | None,
-        option("Whether they count in the budget and vote; by default yes, but for the oracle's.", "Difficulty"),
-    ] = None,
-    bins: Annotated[
-        str, option("quintiles, quantiles:8, absolute (0.1,0.5), one, or rising edges of one's own.", "Difficulty")
-    ] = "quintiles",
-    min_per_bin: Annotated[
-        int, option("Problems that a bin must hold; smaller quantiles are joined.", "Difficulty")
-    ] = 10,
-    agg_strategy: Annotated[str, option("last, min, prod, mean of an answer's step scores.", "Search")] = "last",
-    verifier: Annotated[str, option("prm, trunk, orm (of whole answers), oracle.", "Search")] = "prm",
-    temperature: Annotated[float | None, option("0 is greedy; by default the engine's.", "Search")] = None,
-    top_p: Annotated[float | None, option("Smallest set of tokens that holds this share.", "Search")] = None,
-    top_k: Annotated[int | None, option("Most likely tokens; 0 keeps all.", "Search")] = None,
-    min_p: Annotated[float | None, option("Least share of the likeliest token's.", "Search")] = None,
-    max_tokens: Annotated[int | None, option("Tokens of a completion; by default the task's.", "Search")] = None,
-    seed: Annotated[int, option("Of every draw.", "Search")] = 0,
-    policy: Annotated[str, option("Hugging Face folder, or the shipped policy.", "Models")] = "home",
-    prm: Annotated[str | None, option("Hugging Face folder; with the shipped policy `home`.", "Models")] = None,
-    prm_spec: Annotated[str | None, option("The PRM's format: a built-in name or a YAML file.", "Models")] = None,
-    orm: Annotated[str | None, option("Hugging Face folder of a verifier of answers.", "Models")] = None,
-    orm_spec: Annotated[str | None, option("The ORM's format, as --prm-spec.", "Models")] = None,
-    trunk_head: Annotated[str | None, option("Folder; with the shipped policy `home`.", "Models")] = None,
-    reviser: Annotated[
-        str | None, option("Folder of the model that revises, for revisions among the strategies.", "Models")
-    ] = None,
-    device: Annotated[str, option("cpu, cuda.", "Models")] = "cpu",
-    dtype: Annotated[str, option("float32, bfloat16; with cuda float16.", "Models")] = "float32",
-    max_batch: Annotated[int | None, option("Branches of one forward; changes no result.", "Models")] = None,
-    num_blocks: Annotated[int | None, option("KV pool of each model, in blocks of 16 tokens.", "Models")] = None,
-    out: Annotated[str, option("The calibration, one readable JSON file.", "Output")] = "calibration.json",
-    overwrite: Annotated[bool, option("Drop what --out holds.", "Output", "--overwrite")] = False,
+    given: Given,
+    source: CalibrationProblems,
+    models: EngineConfig,
+    config: SearchConfig,
+    options: GridOptions,
+    output: Output,
 ) -> None:
     """Measures strategies and budgets by difficulty, for `ttc search --strategy compute-optimal`.
 
     Every problem is searched by every strategy at every budget. A killed run goes on where it
     stopped; another --bins or --min-per-bin uses what has been measured again.
     """
-    given = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
-    typer.echo(run_calibrate(SimpleNamespace(**ctx.params), given))
+    from engine.cli.runs import check_out, run_rows
+
+    check_out(output.out)
+    check_verifier_used(config.verifier, given)
+    if config.verifier == "orm" and "strategies" not in given:
+        options = replace(options, strategies=_OF_ANSWERS)
+    grid = build_grid(options, config.verifier)
+    sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
+    problems, origins = find_problems(source, models.task, given)
+    config = replace(config, budget=max(budget for _, budget in grid.cells))
+    config = checked_config(config, models.task, sampled)
+    engine, _ = load_engine(models, sampled, config.verifier, "--strategies")
+    _check_answers(problems, origins)
+    check_prompts(engine, problems, origins)
+    conditions = engine.conditions(sampled, config)
+
+    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        yield from measure_rows(engine, problems, grid, todo, config)
+
+    def write(journal: Journal) -> None:
+        outcomes = [_outcome(grid, index, row, len(problems)) for index, row in sorted(journal.done.items())]
+        eases = {outcome.problem: outcome.ease for outcome in outcomes}
+        calibration = measure(
+            outcomes,
+            conditions=conditions,
+            problems=f"{source.problems or f'{models.task}/{source.split}'}, {len(problems)} problems",
+            predictor=grid.predictor,
+            bins=make_bins(grid, list(eases.values())),
+            min_per_bin=grid.min_per_bin,
+        )
+        write_atomically(output.out, calibration.to_json().encode())
+
+    depends_on = _depends_on(models, grid, problems, conditions, config.seed)
+    closing_line = run_rows(
+        output.out,
+        depends_on,
+        make_rows,
+        num_total=len(problems) * len(grid.cells),
+        label="searches",
+        overwrite=output.overwrite,
+        write=write,
+    )
+    typer.echo(f"{calibration_table(read_calibration(output.out))}\n{closing_line}")
 
 
 @dataclass(frozen=True)
@@ -111,72 +183,13 @@ class Grid:
         return any(strategy.revises for strategy, _ in self.cells)
 
 
-def run_calibrate(options: SimpleNamespace, given: Collection[str]) -> str:
-    """Checks everything that can be checked, searches, writes the file; returns a table and the closing line."""
-    from engine.cli.runs import check_out, run_rows
-    from engine.cli.strategies import check_verifier_used
-    from engine.cli.tables import calibration_table
-    from engine.results.files import write_atomically
-    from engine.scheduler import PilotSamples, measure, read_calibration
-
-    check_out(options.out)
-    check_verifier_used(options.verifier, given)
-    if options.verifier == "orm" and "strategies" not in given:
-        options.strategies = _OF_ANSWERS
-    grid = build_grid(options)
-    sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
-    problems, origins = find_problems(options, given)
-    options.budget = max(budget for _, budget in grid.cells)
-    sampling, max_tokens = find_limits(options, sampled)
-    engine, _ = load_engine(options, sampled)
-    problems = [engine.as_problem(problem, index) for index, problem in enumerate(problems)]
-    _check_answers(problems, origins)
-    check_prompts(engine, problems, origins)
-    settings = {
-        "sampling": sampling,
-        "max_tokens": max_tokens,
-        "agg_strategy": options.agg_strategy,
-        "verifier": options.verifier,
-    }
-    conditions = engine.conditions(sampled, **settings)
-
-    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
-        yield from measure_rows(engine, problems, grid, todo, {**settings, "seed": options.seed})
-
-    def write(ledger: Journal) -> None:
-        outcomes = [_outcome(grid, index, row, len(problems)) for index, row in sorted(ledger.done.items())]
-        eases = {outcome.problem: outcome.ease for outcome in outcomes}
-        calibration = measure(
-            outcomes,
-            conditions=conditions,
-            problems=f"{options.problems or f'{options.task}/{options.split}'}, {len(problems)} problems",
-            predictor=grid.predictor,
-            bins=make_bins(grid, list(eases.values())),
-            min_per_bin=grid.min_per_bin,
-        )
-        write_atomically(options.out, calibration.to_json().encode())
-
-    line = run_rows(
-        options.out,
-        _config(options, grid, problems, conditions),
-        make_rows,
-        num_total=len(problems) * len(grid.cells),
-        label="searches",
-        overwrite=options.overwrite,
-        write=write,
-    )
-    return f"{calibration_table(read_calibration(options.out))}\n{line}"
-
-
-def build_grid(options: SimpleNamespace) -> Grid:
+def build_grid(options: GridOptions, verifier: str) -> Grid:
     """The cells that can be spent. Raises UserError for a strategy that none of the budgets suits."""
-    from engine.scheduler import Predictor, can_spend, parse_strategy, strategy_label
-
     is_reused = options.predictor != "oracle" if options.reuse is None else options.reuse
     predictor = Predictor(options.predictor, options.pilot, is_reused)
     strategies = dict.fromkeys(map(parse_strategy, options.strategies.split(",")))
     for strategy in strategies:
-        if options.verifier == "orm" and strategy.is_scored and strategy.stop_at_step:
+        if verifier == "orm" and strategy.is_scored and strategy.stop_at_step:
             raise UserError(f"--verifier orm judges whole answers, and {strategy_label(strategy)} scores steps")
     budgets = parse_numbers("budgets", options.budgets, int)
     if min(budgets) < max(1, predictor.num_spent):
@@ -201,8 +214,6 @@ def build_grid(options: SimpleNamespace) -> Grid:
 
 def make_bins(grid: Grid, eases: list[float]) -> Bins:
     """The bins that the grid names. Raises UserError for edges that do not rise, or no number of quantiles."""
-    from engine.scheduler import ABSOLUTE_EDGES, Bins
-
     name, is_counted, count = grid.bins.partition(":")
     if name == "quantiles" and is_counted:
         if not count.isdecimal():
@@ -215,16 +226,15 @@ def make_bins(grid: Grid, eases: list[float]) -> Bins:
 
 
 def measure_rows(
-    engine: Engine, problems: list[Problem], grid: Grid, todo: list[int], settings: dict
+    engine: Engine, problems: list[Problem], grid: Grid, todo: list[int], config: SearchConfig
 ) -> Iterator[tuple[int, Row]]:
     """(position, row) of the searches that are still to be done, cell by cell.
 
     All samples are drawn first, so that bins with too few problems are refused before the long part.
     """
-    from engine.scheduler import Assigned, Assignment, PilotSamples, members_of
-
     predictor = grid.predictor
-    samples = engine.search(problems, PilotSamples(predictor, grid.is_scored), predictor.num_samples, **settings)
+    pilot = replace(config, budget=predictor.num_samples)
+    samples = engine.search(problems, PilotSamples(predictor, grid.is_scored), config=pilot)
     eases = [predictor.value(each) for each in samples]
     members_of(make_bins(grid, eases), dict(enumerate(eases)), grid.min_per_bin)
     for number, (strategy, budget) in enumerate(grid.cells):
@@ -233,7 +243,8 @@ def measure_rows(
         plans = {problems[index].id: Assignment(strategy, budget, starts[index]) for index in chosen}
         for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
             llm.clear_cache()  # a strategy must not live on what the one before it has paid for
-        found = engine.search_iter([problems[index] for index in chosen], Assigned(plans), budget, **settings)
+        each = replace(config, budget=budget)
+        found = engine.search_iter([problems[index] for index in chosen], Assigned(plans), config=each)
         for position, result in found:
             index = chosen[position]
             row = _row(result, strategy, eases[index])
@@ -244,8 +255,6 @@ def measure_rows(
 
 
 def _row(result: SearchResult, strategy: Strategy, ease: float) -> Row:
-    from engine.scheduler import strategy_label
-
     return {
         "id": result.problem.id,
         "seed": result.seed,
@@ -265,8 +274,6 @@ def _num_tokens(result: SearchResult) -> int:
 
 
 def _outcome(grid: Grid, index: int, row: Row, num_problems: int) -> Outcome:
-    from engine.scheduler import Outcome
-
     number, problem = divmod(index, num_problems)
     strategy, budget = grid.cells[number]
     counts = {name: row[name] for name in ("generations", "tokens", "flops")}
@@ -279,20 +286,17 @@ def _check_answers(problems: list[Problem], origins: list[str]) -> None:
             raise UserError(f"{origin}: a calibration needs the answer of every problem, got None")
 
 
-def _config(options: SimpleNamespace, grid: Grid, problems: list[Problem], conditions: dict) -> dict:
+def _depends_on(
+    models: EngineConfig, grid: Grid, problems: Sequence[Problem], conditions: dict[str, object], seed: int
+) -> dict[str, object]:
     """All that the rows depend on; bins only sort them."""
-    from dataclasses import asdict
-
-    from engine.results.digests import problems_digest
-    from engine.scheduler import strategy_label
-
     return {
         "problems": problems_digest(problems),
         "num_problems": len(problems),
         "conditions": conditions,
         "predictor": asdict(grid.predictor),
         "cells": [f"{strategy_label(strategy)}@{budget}" for strategy, budget in grid.cells],
-        "seed": options.seed,
-        "dtype": options.dtype,
-        "device": options.device,
+        "seed": seed,
+        "dtype": models.dtype,
+        "device": models.device,
     }

@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from types import SimpleNamespace
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import Field, dataclass, field, make_dataclass
 
+from engine.cli.options import Given, field_docs
 from engine.errors import UserError
 from engine.scheduler import ComputeOptimal, Planner, calibration_file
-from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
+from engine.search import Strategy
+from engine.search.registry import STRATEGIES, VERIFIERS, is_judged_by, option_fields
 
-_BEAMS = ("beam", "lookahead", "dvts")
-_VOTED = ("best-of-n", *_BEAMS, "rebase", "adaptive", "revisions")
-_OF_ANSWERS = ("best-of-n", "adaptive", "revisions", "compute-optimal")  # what an ORM can judge
-_SCORED = (*_VOTED, "compute-optimal")
-STRATEGIES = ("majority", *_SCORED)
-VERIFIERS = ("prm", "trunk", "orm", "oracle")
+_PLANNED = (ComputeOptimal.name,)
+_SCORED = (*(name for name, each in STRATEGIES.items() if each.scores != "nothing"), *_PLANNED)
+_OF_ANSWERS = (*(name for name, each in STRATEGIES.items() if is_judged_by(each, "orm")), *_PLANNED)
+_NAMES = (*STRATEGIES, *_PLANNED)
+_TEXTS = {"vote": "weighted, naive, majority; of revisions also hierarchical, its default."}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a strategy is named by; its own options follow."""
+
+    strategy: str = field(default="beam", metadata={"help": f"{', '.join(_NAMES)}."})
+
+    calibration: str = "home"
+    """File of `ttc calibrate`, for compute-optimal."""
+
+    total_budget: int | None = None
+    """Divided over all problems, in the place of --budget for each."""
+
+
+def _strategy_options() -> Iterator[tuple[str, object, Field]]:
+    """(name, type, field) of every strategy's options; those of one name have one meaning."""
+    names: set[str] = set()
+    for strategy in STRATEGIES.values():
+        hints, docs = typing.get_type_hints(strategy), field_docs(strategy)
+        for name, each in option_fields(strategy).items():
+            if name in names:
+                continue
+            names.add(name)
+            metadata = {"help": _TEXTS.get(name) or docs[each.name]}
+            if hints[each.name] is bool:
+                metadata["flags"] = "--" + name.replace("_", "-")
+            yield name, hints[each.name], field(default=each.default, metadata=metadata)
+
+
+StrategyOptions = make_dataclass("StrategyOptions", _strategy_options(), bases=(_Choice,), frozen=True)
+StrategyOptions.__doc__ = "The strategy of a search, and the options of all strategies."
 
 # Which values of --strategy, or of --verifier, an option is for.
 _USED_BY_STRATEGY = {
-    "beam_width": _BEAMS,
-    "num_iterations": (*_BEAMS, "rebase"),
-    "lookahead": ("lookahead",),
-    "max_duplicates": ("beam", "lookahead"),
-    "rebase_temperature": ("rebase",),
-    "adaptive_batch": ("adaptive",),
-    "confidence": ("adaptive",),
-    "parallel": ("revisions",),
-    "context": ("revisions",),
-    "judge_alone": ("revisions",),
-    "reviser": ("revisions", "compute-optimal"),
-    "calibration": ("compute-optimal",),
-    "total_budget": ("compute-optimal",),
-    "vote": _VOTED,
+    **{
+        name: tuple(strategy for strategy, each in STRATEGIES.items() if name in option_fields(each))
+        for name, _, _ in _strategy_options()
+    },
+    "reviser": (*(name for name, each in STRATEGIES.items() if each.revises), *_PLANNED),
+    "calibration": _PLANNED,
+    "total_budget": _PLANNED,
     "agg_strategy": _SCORED,
     "verifier": _SCORED,
     "prm": _SCORED,
@@ -51,50 +78,32 @@ _USED_BY_VERIFIER = {
 _ONLY_SCORED = ("verifier", "agg_strategy", *_USED_BY_VERIFIER)
 
 
-def build_strategy(options: SimpleNamespace, given: Collection[str]) -> Strategy | Planner:
-    """The strategy that the options describe; `given` are the names of those that the user typed.
+def build_strategy(options: StrategyOptions, verifier: str, given: Given) -> Strategy | Planner:
+    """The strategy that the options describe; what was not typed is the strategy's own default.
 
     Raises UserError for an unknown name, a value out of range, or an option without effect.
     """
-    _check_choice("strategy", options.strategy, STRATEGIES)
-    _check_used(given, _USED_BY_STRATEGY, "strategy", options.strategy)
-    if options.strategy == "majority":
-        return Majority()
-    check_verifier_used(options.verifier, given)
-    if options.verifier == "orm" and options.strategy not in _OF_ANSWERS:
-        wanted = " or ".join(_OF_ANSWERS)
-        raise UserError(f"--verifier orm judges whole answers, with --strategy {wanted}, got {options.strategy!r}")
-    strategy = _build(options, given)
+    name = options.strategy
+    _check_choice("strategy", name, _NAMES)
+    _check_used(given, _USED_BY_STRATEGY, "strategy", name)
+    if name in _SCORED:
+        check_verifier_used(verifier, given)
+    if name in _SCORED and verifier == "orm" and name not in _OF_ANSWERS:
+        raise UserError(
+            f"--verifier orm judges whole answers, with --strategy {' or '.join(_OF_ANSWERS)}, got {name!r}"
+        )
+    if name == ComputeOptimal.name:
+        strategy = ComputeOptimal(calibration_file(options.calibration))
+    else:
+        named = option_fields(STRATEGIES[name])
+        typed = {each.name: getattr(options, option) for option, each in named.items() if option in given}
+        strategy = STRATEGIES[name](**typed)
     if not strategy.is_scored:  # by its vote or its calibration, where the name alone does not say so
-        for option in _ONLY_SCORED:
-            if option in given:
-                flag = "--" + option.replace("_", "-")
-                raise UserError(f"{flag} has no effect with this {options.strategy}, which scores nothing")
+        _check_unscored(name, given)
     return strategy
 
 
-def _build(options: SimpleNamespace, given: Collection[str]) -> Strategy | Planner:
-    name, vote = options.strategy, options.vote
-    if name == "revisions":
-        chosen = {"vote": vote} if "vote" in given else {}  # the default of --vote is another strategies'
-        names = ("parallel", "context", "judge_alone")
-        return Revisions(**{option: getattr(options, option) for option in names}, **chosen)
-    if name == "best-of-n":
-        return BestOfN(vote=vote)
-    if name == "adaptive":
-        return Adaptive(vote=vote, batch=options.adaptive_batch, confidence=options.confidence)
-    if name == "rebase":
-        return Rebase(temperature=options.rebase_temperature, max_rounds=options.num_iterations, vote=vote)
-    if name == "compute-optimal":
-        return ComputeOptimal(calibration_file(options.calibration))
-    beams = {"width": options.beam_width, "max_rounds": options.num_iterations, "vote": vote}
-    if name == "dvts":
-        return DVTS(**beams)
-    beams["max_duplicates"] = options.max_duplicates
-    return BeamSearch(**beams) if name == "beam" else Lookahead(lookahead=options.lookahead, **beams)
-
-
-def check_verifier_used(verifier: str, given: Collection[str]) -> None:
+def check_verifier_used(verifier: str, given: Given) -> None:
     """Raises UserError for an unknown verifier, and for an option that was typed for another one."""
     _check_choice("verifier", verifier, VERIFIERS)
     _check_used(given, _USED_BY_VERIFIER, "verifier", verifier)
@@ -105,8 +114,17 @@ def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_used(given: Collection[str], used_by: dict[str, tuple[str, ...]], name: str, value: str) -> None:
+def _check_used(given: Given, used_by: Mapping[str, tuple[str, ...]], name: str, value: str) -> None:
     for option, values in used_by.items():
         if option in given and value not in values:
-            flag = "--" + option.replace("_", "-")
-            raise UserError(f"{flag} has no effect with --{name} {value}, only with {', '.join(values)}")
+            raise UserError(f"{_flag(option)} has no effect with --{name} {value}, only with {', '.join(values)}")
+
+
+def _check_unscored(name: str, given: Given) -> None:
+    for option in _ONLY_SCORED:
+        if option in given:
+            raise UserError(f"{_flag(option)} has no effect with this {name}, which scores nothing")
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli.options import option
+from engine.cli.options import command, option
+from engine.config import EngineConfig
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,20 +23,28 @@ if TYPE_CHECKING:
 _NAMES = ("prm", "trunk", "orm")
 
 
+@dataclass(frozen=True)
+class Models(EngineConfig):
+    """The models whose scores are shown."""
+
+    task: str = "chain"
+    """Of the questions; with chain first wrong steps are exact."""
+
+
+@command(
+    {
+        "": "verifier task limit seed out json_file",
+        "Models": "policy prm prm_spec orm orm_spec trunk_head",
+    }
+)
 def verify(
     rows: Annotated[str, typer.Argument(help="Labelled answers that `ttc rollouts` wrote.", show_default=False)],
-    verifier: Annotated[str, typer.Option(help="prm, trunk or orm.")] = "prm",
-    task: Annotated[str, typer.Option(help="Of the questions; with chain first wrong steps are exact.")] = "chain",
-    limit: Annotated[int | None, typer.Option(help="Score the first so many answers.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the halves: one chooses the threshold of wrong steps.")] = 0,
-    policy: Annotated[str, option("Hugging Face folder.", "Models")] = "home",
-    prm: Annotated[str | None, option("Hugging Face folder.", "Models")] = None,
-    prm_spec: Annotated[str | None, option("Format of the PRM: a name or a file.", "Models")] = None,
-    orm: Annotated[str | None, option("Hugging Face folder.", "Models")] = None,
-    orm_spec: Annotated[str | None, option("Format of the ORM: a name or a file.", "Models")] = None,
-    trunk_head: Annotated[str | None, option("Folder.", "Models")] = None,
-    out: Annotated[str, typer.Option(help="The page.")] = "verifier.html",
-    json_file: Annotated[str | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
+    models: Models,
+    verifier: Annotated[str, option("prm, trunk or orm.")] = "prm",
+    limit: Annotated[int | None, option("Score the first so many answers.")] = None,
+    seed: Annotated[int, option("Of the halves: one chooses the threshold of wrong steps.")] = 0,
+    out: Annotated[str, option("The page.")] = "verifier.html",
+    json_file: Annotated[str | None, option("Write the figures to this file too.", "--json")] = None,
 ) -> None:
     """Shows how well a verifier's scores fit the labels of held-out answers.
 
@@ -54,8 +64,10 @@ def verify(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}")
     found = read_stepwise(Path(rows))[:limit]
-    models = {"prm": prm, "prm_spec": prm_spec, "orm": orm, "orm_spec": orm_spec, "trunk_head": trunk_head}
-    engine = Engine.load(policy, task=task, **models)
+    for row in found:
+        if not row["completions"]:
+            raise UserError(f"{rows}: an answer without a step cannot be scored, got {row['prompt'][:60]!r}")
+    engine = Engine.from_config(models)
     judge = engine.resolve_verifier(verifier)
     answers = score_answers(engine, judge, found)
     figures = verifier_figures(answers, judges=judge.judges, seed=seed)

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Has an OSError of the block, such as that of a full disk, name the file where it does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -14,11 +27,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        target.write_bytes(data)
+        with naming(path):
+            target.write_bytes(data)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
-    with open(temporary, "wb") as file:
+    with naming(temporary), open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.results.files import sync_folder, write_atomically
+from engine.results.files import naming, sync_folder, write_atomically
 from engine.results.rows import Row, read_rows, row_line
 
 _FORMAT = "ttc run ledger 1"
@@ -134,14 +134,14 @@ class Journal:
         """Writes a finished row to disk. `index` is its position in the input, from 0.
 
         `seconds` is the time spent on it, by default the time since the previous row, so that a run's rows
-        add up to its wall-clock time. Raises UserError for an index that is negative or already done, and
+        add up to its wall-clock time. Raises ValueError for an index that is negative or already done, and
         OSError if the disk is full; the file is then unchanged.
         """
         assert self._descriptor >= 0, "the journal is open for writing"
         if index < 0:
-            raise UserError(f"a row's position counts from 0, got {index}")
+            raise ValueError(f"a row's position counts from 0, got {index}")
         if index in self._done:
-            raise UserError(f"row {index} of {self.path} is already done")
+            raise ValueError(f"row {index} of {self.path} is already done")
         now = time.monotonic()
         seconds = now - self._last_time if seconds is None else seconds
         key = _row_key(self._hash, index, row)
@@ -159,10 +159,10 @@ class Journal:
     def write_rows(self, out: str | os.PathLike[str], *, num_expected: int | None = None) -> int:
         """Writes the finished rows to `out` in input order, atomically; returns their number.
 
-        Raises UserError, and does not write, if any of the first `num_expected` rows is missing.
+        Raises ValueError, and does not write, if any of the first `num_expected` rows is missing.
         """
         if num_expected is not None and (missing := sorted(set(range(num_expected)) - self._done.keys())):
-            raise UserError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
+            raise ValueError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
         write_atomically(out, b"".join(row_line(self._done[index]) for index in sorted(self._done)))
         return len(self._done)
 
@@ -230,10 +230,11 @@ class Journal:
     def _write(self, line: bytes) -> None:
         """Appends a line and syncs it; on any error the file is unchanged."""
         try:
-            written = 0
-            while written < len(line):
-                written += os.pwrite(self._descriptor, line[written:], self._size + written)
-            os.fsync(self._descriptor)
+            with naming(self.path):
+                written = 0
+                while written < len(line):
+                    written += os.pwrite(self._descriptor, line[written:], self._size + written)
+                os.fsync(self._descriptor)
         except BaseException:
             os.ftruncate(self._descriptor, self._size)
             raise

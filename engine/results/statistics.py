@@ -6,8 +6,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from engine.errors import UserError
-
 _Z = 1.959964  # of a two-sided 95 % interval
 _NUM_RESAMPLES = 2000
 
@@ -15,7 +13,7 @@ _NUM_RESAMPLES = 2000
 def wilson_interval(num_right: float, num_total: int) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion. Raises UserError without observations."""
     if num_total < 1:
-        raise UserError(f"an interval needs at least one observation, got {num_total}")
+        raise ValueError(f"an interval needs at least one observation, got {num_total}")
     share, z2 = num_right / num_total, _Z * _Z
     middle = (share + z2 / (2 * num_total)) / (1 + z2 / num_total)
     spread = share * (1 - share) / num_total + z2 / (4 * num_total**2)
@@ -41,7 +39,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tupl
 def bootstrap_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
     """95 % percentile interval of the mean, from resampling whole clusters with a fixed seed."""
     if not values:
-        raise UserError("an interval needs at least one observation, got none")
+        raise ValueError("an interval needs at least one observation, got none")
     number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
     members = np.array([number[cluster] for cluster in clusters])
     sums = np.bincount(members, weights=np.asarray(values, dtype=float))

@@ -6,8 +6,6 @@ import heapq
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from engine.errors import UserError
-
 Curve = tuple[tuple[int, float], ...]  # (generations, expected accuracy), rising, concave
 
 
@@ -16,7 +14,7 @@ def concave_envelope(points: Iterable[tuple[int, float]]) -> Curve:
 
     Beyond its last point it is flat: nothing is known to be gained there. With falling slopes the
     best next generation is part of the best division, so that a greedy choice is optimal; where a
-    measured curve dips, the envelope bridges the dip. Raises UserError without a point.
+    measured curve dips, the envelope bridges the dip. Raises ValueError without a point.
     """
     hull: list[tuple[int, float]] = []
     for budget, value in sorted(points):
@@ -28,7 +26,7 @@ def concave_envelope(points: Iterable[tuple[int, float]]) -> Curve:
             hull.pop()
         hull.append((budget, value))
     if not hull:
-        raise UserError("an accuracy curve needs at least one point, got none")
+        raise ValueError("an accuracy curve needs at least one point, got none")
     return tuple(hull)
 
 
@@ -48,13 +46,13 @@ def allocate(curves: Sequence[Curve], total: int, floors: Sequence[int] | None =
     Each problem gets at least its floor (by default 0: what it has been promised or has spent), and
     nothing beyond the last point of its curve. What would gain nothing stays unspent, so that the
     sum is at most `total`. Equal gains go to the earliest problem, a whole straight piece at a time:
-    all but one of those that are given more end at a budget that was measured. Raises UserError for a total
+    all but one of those that are given more end at a budget that was measured. Raises ValueError for a total
     under the sum of the floors.
     """
     budgets = [0] * len(curves) if floors is None else list(floors)
     left = total - sum(budgets)
     if left < 0:
-        raise UserError(f"the total budget must be at least {sum(budgets)} for {len(curves)} problems, got {total}")
+        raise ValueError(f"the total budget must be at least {sum(budgets)} for {len(curves)} problems, got {total}")
     heap: list[tuple[float, int, int]] = []  # (-gain per generation, problem, where that gain ends)
 
     def offer(problem: int) -> None:

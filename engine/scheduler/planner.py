@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
-from engine.errors import UserError
 from engine.scheduler.difficulty import Predictor
 from engine.search import Answers, Models, Strategy, run_search
 from engine.types import Problem, SearchResult
@@ -77,10 +76,10 @@ class Assigned(Planner):
         return max((each.strategy.rows(each.budget) for each in self.assignments.values()), default=budget)
 
     def groups(self, budget: int) -> tuple[int, int]:
-        """Raises UserError for an assignment over the budget, which is what the engine makes room for."""
+        """Raises ValueError for an assignment over the budget, which is what the engine makes room for."""
         most = max((each.budget for each in self.assignments.values()), default=1)
         if most > budget:
-            raise UserError(f"a plan spends {most} generations, over the budget of {budget}")
+            raise ValueError(f"a plan spends {most} generations, over the budget of {budget}")
         return 1, budget
 
     async def search(

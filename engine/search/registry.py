@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, asdict, fields
+from typing import get_type_hints
 
 from engine.errors import UserError
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
@@ -49,9 +50,13 @@ def strategy_from_dict(named: Mapping[str, object]) -> Strategy:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(f"strategy {name} has no option {option!r}; {has}")
     try:
-        return STRATEGIES[name](**options)
+        strategy = STRATEGIES[name](**options)
     except TypeError:  # a text where a number belongs
-        raise UserError(f"strategy {name} cannot have the options {options}") from None
+        strategy = None
+    hints = get_type_hints(STRATEGIES[name])
+    if strategy is None or not all(_is_of(value, hints[option]) for option, value in options.items()):
+        raise UserError(f"strategy {name} cannot have the options {options}")
+    return strategy
 
 
 def parse_strategy(text: str) -> Strategy:
@@ -85,6 +90,13 @@ def can_spend(strategy: Strategy, num_generations: int) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_of(value: object, hint: type) -> bool:
+    """Whether a value from a file or a command line is of a field's type; true is no number, 2 is a float too."""
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, hint) or (hint is float and isinstance(value, int))
 
 
 def _value(text: str) -> object:

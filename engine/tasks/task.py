@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import UserError
-from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, read_problems
+from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, check_encodable, read_problems
 from engine.types import Problem
 
 
@@ -32,6 +32,18 @@ class Task:
     classify: Callable[[Sequence[str]], Sequence[int]] | None = None
     problem_columns: tuple[str, ...] = PROBLEM_COLUMNS  # the first that a row has is used
     answer_columns: tuple[str, ...] = ANSWER_COLUMNS
+
+    def as_problem(self, asked: str | Mapping[str, object] | Problem, index: int) -> Problem:
+        """A Problem from a text, or from a row with `problem` and perhaps `answer` and `id` (by default its index)."""
+        if isinstance(asked, Problem):
+            check_encodable(asked.prompt)
+            return asked
+        row = {"problem": asked} if isinstance(asked, str) else asked
+        text = row.get("problem") if isinstance(row, Mapping) else None
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
+        answer = None if row.get("answer") is None else self.gold(str(row["answer"]))
+        return Problem(str(row.get("id", index)), self.prompt(check_encodable(text)), answer)
 
     @property
     def grade(self) -> Callable[[str, str], bool | None] | None:

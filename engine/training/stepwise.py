@@ -107,6 +107,10 @@ def _read(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[dict]:
         raise UserError(f"{path} holds no rows")
 
 
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(token, int) and token >= 0 for token in value)
+
+
 def _checked(row: dict) -> dict:
     """A stepwise row with labels as floats. Raises UserError, KeyError or TypeError if it is not valid."""
     texts, labels = row["completions"], row["labels"]
@@ -114,6 +118,11 @@ def _checked(row: dict) -> dict:
         raise UserError("prompt and completions must be texts")
     if len(texts) != len(labels) or not all(0 <= label <= 1 for label in labels):
         raise UserError("needs one label within 0..1 per completion")
+    ids, history = row.get("token_ids"), row.get("history")
+    if ids is not None and (len(ids) != len(texts) or not all(map(_is_ids, ids))):
+        raise UserError("token_ids must be a list of whole numbers per completion")
+    if history is not None and not all(map(_is_ids, history)):
+        raise UserError("history must be lists of whole numbers")
     return {**row, "labels": [float(label) for label in labels]}
 
 

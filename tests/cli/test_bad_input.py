@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -39,7 +41,11 @@ GOOD = json.dumps({"problem": "12;+3;*4", "answer": "60"})
         (["--limit", "0"], ["limit", "got 0"]),
         (["--temperature", "-1"], ["temperature", "got -1.0"]),
         (["--temperature", "nan"], ["temperature", "got nan"]),
+        (["--temperature", "1e60"], ["temperature", "got 1e+60"]),
         (["--top-p", "0"], ["top_p", "got 0.0"]),
+        (["--top-p", "1e-60"], ["top_p", "got 1e-60"]),
+        (["--top-k", "99999999999"], ["top_k", "got 99999999999"]),
+        (["--system-prompt", "\udcff"], ["not valid Unicode"]),
         (["--top-k", "-1"], ["top_k", "got -1"]),
         (["--min-p", "2"], ["min_p", "got 2.0"]),
         (["--max-tokens", "0"], ["max_tokens", "got 0"]),
@@ -136,6 +142,14 @@ def test_results_that_cannot_be_written(ttc, models, tmp_path):
     assert_refused(ttc(*small_search(models, tmp_path)), str(tmp_path), "folder")
     (tmp_path / "file").write_text("")
     assert_refused(ttc(*small_search(models, tmp_path / "file" / "rows.jsonl")), str(tmp_path / "file"))
+
+
+def test_a_full_disk_names_the_file(ttc, models, tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert_refused(ttc(*small_search(models, tmp_path / "x")), f"{tmp_path / 'x'}.ledger: No space left on device")
 
 
 def test_unknown_command(ttc):

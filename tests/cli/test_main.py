@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -57,9 +58,10 @@ def test_errors(capsys, error, status, line):
     assert (captured.out, captured.err) == ("", line)
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_app(app_that_raises(RuntimeError("a bug")), [], "ttc")
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("zip() argument 2 is shorter")], ids=repr)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        run_app(app_that_raises(error), [], "ttc")
 
 
 def app_that_raises(error: BaseException) -> typer.Typer:

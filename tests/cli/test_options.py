@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import dataclasses
 
 import pytest
 
-from engine import Revisions
-from engine.cli.strategies import build_strategy
+from engine import EngineConfig, Revisions, Sampling, SearchConfig
+from engine.cli.options import Given, field_docs
+from engine.cli.strategies import StrategyOptions, build_strategy
 from engine.results.rows import FIELDS
+from engine.search.registry import STRATEGIES
 from tests.cli.conftest import assert_refused, comparable, small_search
 
 # Option and value, what the row shows of it, and the options beside it.
@@ -95,9 +97,9 @@ def test_revisions(search, models, option, field):
 
 def test_the_vote_of_revisions_is_its_own_where_none_is_given():
     chosen = {"parallel": 2, "context": 3, "judge_alone": True}
-    options = SimpleNamespace(strategy="revisions", verifier="orm", vote="weighted", **chosen)
-    assert build_strategy(options, set(chosen)) == Revisions(**chosen, vote="hierarchical")
-    assert build_strategy(options, {"vote"}).vote == "weighted"
+    options = StrategyOptions(strategy="revisions", vote="weighted", **chosen)
+    assert build_strategy(options, "orm", Given(chosen)) == Revisions(**chosen, vote="hierarchical")
+    assert build_strategy(options, "orm", Given({"vote"})).vote == "weighted"
 
 
 def test_an_orm_judges_revisions(search, models):
@@ -192,3 +194,12 @@ def test_an_adaptive_majority_scores_nothing(ttc, models, tmp_path, option, valu
 def test_split_has_no_effect_with_a_file(ttc, models, tmp_path):
     outcome = ttc(*small_search(models, tmp_path / "x"), "--split", "test", tmp_path / "problems.jsonl")
     assert_refused(outcome, "--split has no effect with a problem file, got 'test'")
+
+
+@pytest.mark.parametrize("config", [EngineConfig, SearchConfig, Sampling, StrategyOptions, *STRATEGIES.values()])
+def test_every_field_has_a_line_of_help(config):
+    docs = field_docs(config)
+    for field in dataclasses.fields(config):
+        text = field.metadata.get("help") or docs[field.name]
+        assert text.endswith("."), field.name
+        assert "\n" not in text, field.name

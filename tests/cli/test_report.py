@@ -55,3 +55,10 @@ def test_env(ttc):
     names = {name.strip() for name in facts}
     assert {"python", "torch", "transformers", "cpu", "threads", "instruction sets", "home policy"} <= names
     assert "_native" in outcome.out
+
+
+def test_a_damaged_ledger_is_named(search, ttc, tmp_path):
+    search(out="rows.jsonl")
+    path = journal_path(tmp_path / "rows.jsonl")
+    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n{}\n")
+    assert_refused(ttc("report", tmp_path / "rows.jsonl", "--out", tmp_path / "page.html"), f"{path} is damaged")

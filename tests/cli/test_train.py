@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import typer
 
-from engine.cli.recipes import with_recipe
+from engine.cli.options import command
+from engine.cli.recipes import KNOBS
 from engine.commands import run_app
 from engine.results import journal_path
 from engine.training.discriminator import DiscriminatorRecipe
@@ -27,8 +28,9 @@ def parsed(recipe_class: type, arguments: list[str]) -> object:
         """A command that trains nothing."""
         recipes.append(recipe)
 
+    run.__annotations__["recipe"] = recipe_class
     app = typer.Typer(add_completion=False)
-    app.command()(with_recipe(recipe_class, run))
+    app.command()(command(pairs=KNOBS)(run))
     assert run_app(app, arguments, "train") == 0
     return recipes[0]
 

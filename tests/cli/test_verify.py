@@ -137,3 +137,17 @@ def test_the_report(ttc, models, rows, tmp_path):
     other = tiny_prm(tmp_path / "other", seed=7)
     assert ttc(*[other if part == models.prm else part for part in verify]).status == 0
     assert json.loads(figures.read_text())["answers"] != found["answers"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"completions": [], "labels": []}, "an answer without a step"),
+        ({"completions": ["a", "b"], "labels": [1, 0], "token_ids": [[1]]}, "line 1: token_ids must be"),
+        ({"completions": ["a"], "labels": [1], "history": [3]}, "line 1: history must be"),
+    ],
+)
+def test_rows_that_cannot_be_scored(ttc, tmp_path, row, words):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "1;+1\n", **row}) + "\n")
+    assert_refused(ttc("verify", file, "--out", tmp_path / "page.html"), str(file), words)

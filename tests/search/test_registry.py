@@ -63,6 +63,8 @@ def test_what_can_be_spent():
         ("beam:width", "'beam:width'"),
         ("beam:width=wide", "'wide'"),
         ("beam:width=0", "got 0"),
+        ("beam:width=2.5", "cannot have the options {'width': 2.5}"),
+        ("beam:width=true", "cannot have the options {'width': True}"),
         ("revisions:judge_alone=3", "judge_alone must be true or false, got 3"),
         ("", "''"),
     ],

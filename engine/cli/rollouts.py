@@ -1,0 +1,114 @@
+"""`ttc rollouts`: sampled answers whose steps are labelled by how often rollouts from there end right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.cli.options import command, option
+from engine.cli.runs import run_rows
+from engine.config import EngineConfig
+from engine.errors import UserError
+from engine.model import resolve_folder
+from engine.model.digest import checkpoint_digest
+from engine.results.digests import problems_digest
+from engine.results.files import write_atomically
+from engine.results.journal import Journal
+from engine.results.rows import Row, row_line
+from engine.runtime import LLM
+from engine.tasks import get_task
+from engine.training.rollouts import RolloutRecipe, generate, questions
+from engine.training.stepwise import check_threshold, write_stepwise
+from engine.training.workers import generate_in_workers
+from engine.types import Problem
+
+ROLLOUTS = "out/rollouts.jsonl"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the labelled answers go."""
+
+    out: str = ROLLOUTS
+    """Labelled answers, one JSON row each."""
+
+    trl: str | None = None
+    """Write the answers to this file too, as TRL's data sets are."""
+
+    trl_threshold: float | None = None
+    """Labels of --trl are true from here on."""
+
+    overwrite: bool = field(default=False, metadata={"flags": "--overwrite"})
+    """Drop what --out holds."""
+
+
+_MODEL = "policy device dtype max_batch num_blocks"
+_FIELDS, _OUTPUT = (" ".join(each.name for each in fields(cls)) for cls in (RolloutRecipe, Output))
+
+
+@command({"": f"{_FIELDS} {_MODEL} workers {_OUTPUT}"})
+def rollouts(
+    recipe: RolloutRecipe,
+    model: EngineConfig,
+    output: Output,
+    workers: Annotated[int, option("Processes that share a CPU's cores; changes no row.")] = 1,
+) -> None:
+    """Labels the steps of sampled answers by how often rollouts from there end right."""
+    _check(model, output, workers)
+    problems = questions(recipe)
+    folder = resolve_folder(model.policy)
+    limits = {each: getattr(model, each) for each in ("device", "dtype", "max_batch", "num_blocks")}
+    llm = LLM.load(folder, **limits) if workers == 1 else None
+
+    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        if llm is not None:
+            labels = generate(llm, recipe, todo, problems)
+        else:
+            labels = generate_in_workers(workers, {"folder": folder, **limits}, recipe, todo, problems)
+        for index, labelled in labels:
+            row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
+            yield index, row | {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
+
+    def write(journal: Journal) -> str:
+        return _write(journal.done, recipe, output)
+
+    closing_line = run_rows(
+        output.out,
+        _depends_on(recipe, model, folder, problems),
+        make_rows,
+        num_total=len(problems),
+        label="questions",
+        overwrite=output.overwrite,
+        write=write,
+    )
+    typer.echo(closing_line)
+
+
+def _check(model: EngineConfig, output: Output, workers: int) -> None:
+    """Raises UserError for options that do not go together."""
+    check_threshold(output.trl_threshold)
+    if output.trl_threshold is not None and output.trl is None:
+        raise UserError(f"--trl-threshold has no effect without --trl, got {output.trl_threshold}")
+    if workers < 1 or (workers > 1 and model.device != "cpu"):
+        raise UserError(f"workers must be at least 1, and 1 but on a CPU, got {workers} with device {model.device!r}")
+
+
+def _depends_on(recipe: RolloutRecipe, model: EngineConfig, folder: Path, problems: Sequence[Problem]) -> dict:
+    """All that the rows depend on."""
+    named = recipe.settings | {"policy_digest": checkpoint_digest(folder), "dtype": model.dtype}
+    named |= {} if model.device == "cpu" else {"device": model.device}
+    return named if recipe.problems is None else named | {"problems": problems_digest(problems)}
+
+
+def _write(done: Mapping[int, Row], recipe: RolloutRecipe, output: Output) -> str:
+    """Writes the answers, those of every question in the questions' order; what to say of them."""
+    answers = [answer for index in sorted(done) for answer in done[index]["rows"]]
+    write_atomically(output.out, b"".join(map(row_line, answers)))
+    if output.trl is not None:
+        delimiter = get_task(recipe.task).delimiter
+        write_stepwise(answers, Path(output.trl), delimiter, threshold=output.trl_threshold)
+    return f"{sum(row.get('num_rollouts', 0) for row in done.values()):,} rollouts" if recipe.num_rollouts else ""

@@ -1,0 +1,166 @@
+"""What an EngineConfig names, loaded: the shipped set, Hugging Face folders, models on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.errors import UserError
+from engine.model import HOME, ScoreHead, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
+from engine.prompts import PromptFormat, build_prompt, read_system_prompt
+from engine.runtime import LLM, shared_blocks
+from engine.search import Verifier
+from engine.search.registry import VERIFIERS
+from engine.tasks import Task, get_task
+from engine.tasks.data import check_encodable
+from engine.verifiers import OracleVerifier, TrunkVerifier, as_verifier
+from engine.verifiers.detect import find_spec, trunk_architecture
+from engine.verifiers.loading import build_verifier, load_verifier_model
+from engine.verifiers.spec import VerifierSpec
+
+AnyVerifier = str | Verifier | Callable[[str, list[str]], float]
+"""By name; an object; or a function `(prompt, steps) -> score of the last step`."""
+
+_JUDGED = {"prm": "steps", "orm": "answers"}  # what each verifier with a model of its own judges
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The models of an engine, and how problems are put to them."""
+
+    policy: LLM
+    prompt: PromptFormat | None
+    verifiers: Mapping[str, LLM]  # "prm", "orm": those that the config names
+    specs: Mapping[str, VerifierSpec]  # their formats, by the same names
+    reviser: LLM | None
+    trunk_head: Path | None  # the folder of the policy's score head
+
+
+def load_models(config: EngineConfig) -> Loaded:
+    """Raises UserError for a folder that is missing, damaged or not supported, and without the device."""
+    config = with_shipped_parts(config)
+    _check(config)
+    folders = _folders(config)
+    prompt = _prompt(config, folders["policy"])
+    head = _trunk_head(config, folders)
+    limits = {"device": config.device, "dtype": config.dtype, "max_batch": config.max_batch}
+    limits["num_blocks"] = _num_blocks(config, folders)
+    specs = {
+        part: find_spec(folders[part], getattr(config, f"{part}_spec"), judges=judged)
+        for part, judged in _JUDGED.items()
+        if part in folders
+    }
+    verifiers = {part: load_verifier_model(folders[part], spec, **limits) for part, spec in specs.items()}
+    policy = LLM.load(folders["policy"], trunk_head=head, **limits)
+    reviser = _load_reviser(folders["reviser"], policy, **limits) if "reviser" in folders else None
+    return Loaded(policy, prompt, verifiers, specs, reviser, folders.get("trunk_head"))
+
+
+class Verifiers:
+    """The verifiers of an engine by name, each made when it is first asked for."""
+
+    def __init__(
+        self, policy: LLM, models: Mapping[str, LLM], specs: Mapping[str, VerifierSpec], task: Task, shares_steps: bool
+    ):
+        self.policy, self.models, self.specs, self.task = policy, models, specs, task
+        self.shares_steps = shares_steps
+        self._made: dict[str, Verifier] = {}
+
+    def resolve(self, verifier: AnyVerifier) -> Verifier:
+        """A verifier from its name, a function, or itself. Raises UserError for one that is not loaded."""
+        if not isinstance(verifier, str):
+            return as_verifier(verifier)
+        if verifier not in VERIFIERS:
+            raise UserError(f"verifier must be one of {', '.join(VERIFIERS)}, got {verifier!r}")
+        if verifier not in self._made:
+            self._made[verifier] = self._make(verifier)
+        return self._made[verifier]
+
+    def _make(self, name: str) -> Verifier:
+        if name == "oracle":
+            return OracleVerifier.from_first_wrong_step(self.task.first_wrong_step)
+        if name == "trunk":
+            if not self.policy.has_score_head:
+                raise UserError("verifier 'trunk' was asked for, but no trunk head is loaded")
+            return TrunkVerifier()
+        if name not in self.models:
+            raise UserError(f"verifier {name!r} was asked for, but no {name.upper()} is loaded")
+        return build_verifier(self.models[name], self.specs[name], self.policy, self.shares_steps)
+
+
+def with_shipped_parts(config: EngineConfig) -> EngineConfig:
+    """With the shipped policy, the shipped parts in the place of those that are not named."""
+    if str(config.policy) != "home":
+        return config
+    return replace(
+        config,
+        prm=config.prm or "home",
+        trunk_head=config.trunk_head or "home",
+        orm=config.orm or home_part("orm"),
+        reviser=config.reviser or home_part("reviser"),
+    )
+
+
+def home_part(part: str) -> str | None:
+    """ "home" where the package comes with this part of the shipped set."""
+    return "home" if (HOME / part).is_dir() else None
+
+
+def _check(config: EngineConfig) -> None:
+    """Raises UserError for what can be refused before any file is read."""
+    resolve_device(config.device)
+    resolve_dtype(config.dtype, config.device)
+    if config.max_batch is not None and config.max_batch < 1:
+        raise UserError(f"max_batch must be at least 1, got {config.max_batch}")
+    for part in _JUDGED:
+        spec = getattr(config, f"{part}_spec")
+        if spec is not None and getattr(config, part) is None:
+            raise UserError(f"{part}_spec {str(spec)!r} has no effect without {part}")
+
+
+def _folders(config: EngineConfig) -> dict[str, Path]:
+    """The folder of every part that is named; one on the Hub is fetched."""
+    parts = ("policy", "trunk_head", "prm", "orm", "reviser")
+    named = {part: getattr(config, part) for part in parts}
+    return {part: resolve_folder(name, part) for part, name in named.items() if name is not None}
+
+
+def _prompt(config: EngineConfig, policy: Path) -> PromptFormat | None:
+    system = None if config.system_prompt is None else check_encodable(read_system_prompt(config.system_prompt))
+    return build_prompt(
+        policy,
+        config.prompt_style,
+        system=system,
+        few_shot=config.few_shot,
+        delimiter=config.step_delimiter,
+        as_prompt=get_task(config.task).prompt,
+    )
+
+
+def _trunk_head(config: EngineConfig, folders: Mapping[str, Path]) -> ScoreHead | None:
+    if "trunk_head" not in folders:
+        return None
+    dtype, place = resolve_dtype(config.dtype, config.device), resolve_device(config.device).device
+    return load_trunk_head(folders["trunk_head"], read_config(folders["policy"]), dtype, place)
+
+
+def _num_blocks(config: EngineConfig, folders: Mapping[str, Path]) -> int | None:
+    """Blocks of each model's KV pool; not named and on a GPU, the models share what its memory has left."""
+    if config.num_blocks is not None or config.device != "cuda":
+        return config.num_blocks
+    architectures: dict[Path, str | None] = {folders["policy"]: None}
+    architectures |= {folders[part]: trunk_architecture(folders[part]) for part in _JUDGED if part in folders}
+    architectures |= {folders["reviser"]: None} if "reviser" in folders else {}
+    return shared_blocks(architectures, resolve_dtype(config.dtype, "cuda"), resolve_device("cuda").device)
+
+
+def _load_reviser(folder: Path, policy: LLM, **limits) -> LLM:
+    """The policy itself where its own folder is named. Raises UserError for a model with other tokens."""
+    if folder.resolve() == policy.folder.resolve():
+        return policy
+    reviser = LLM.load(folder, **limits)
+    if reviser.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise UserError(f"the reviser at {folder} must have the vocabulary of the policy at {policy.folder}")
+    return reviser
