@@ -113,7 +113,7 @@ class Decoding:
             else:  # the first token failed: the branch stays as it was
                 store.release(segment)
             branch.job = None
-            result = GeneratedTokens(tuple(tokens), tuple(logprobs), reason, tuple(job.trunk_scores))
+            result = GeneratedTokens(tuple(tokens), tuple(logprobs), reason, job.trunk_scores)
             request.results[job.index] = result
             request.num_left -= 1
 

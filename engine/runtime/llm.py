@@ -264,7 +264,7 @@ class LLM:
         )
         for index, (branch, limit, key) in enumerate(zip(branches, limits, keys, strict=True)):
             if limit < 1:  # the context is full: nothing can be sampled
-                request.results[index] = GeneratedTokens((), (), "length", ())
+                request.results[index] = GeneratedTokens((), (), "length", {})
                 request.num_left -= 1
                 continue
             segment = branch.segment

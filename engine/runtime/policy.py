@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-import numpy as np
-
 from engine.accounting import Ledger
 from engine.prompts.histories import after_attempts
 from engine.runtime.branch import Branch
@@ -98,7 +96,7 @@ class ModelPolicy:
     def split(self, generated: GeneratedTokens) -> list[Step]:
         """The steps of an extension, by token position. Only the last can be unfinished."""
         tokens, steps, start = generated.token_ids, [], 0
-        ends, scores = self.step_ends.ends(tokens), self._trunk_scores(generated)
+        ends = self.step_ends.ends(tokens)
         if not ends or ends[-1] < len(tokens) or generated.finish in ("length", "error"):
             ends = [end for end in ends if end < len(tokens)] + [len(tokens)]
         for end in ends:
@@ -110,7 +108,7 @@ class ModelPolicy:
                     text=self.llm.decode(run),
                     finish=finish,
                     logprob=sum(generated.logprobs[start:end]),
-                    trunk_score=scores.get(end - 1) if finish in ("step", *FINISHED) else None,
+                    trunk_score=generated.trunk_scores.get(end - 1) if finish in ("step", *FINISHED) else None,
                 )
             )
             start = end
@@ -119,11 +117,3 @@ class ModelPolicy:
     def _whole(self, generated: GeneratedTokens) -> Step:
         text, logprob = self.llm.decode(generated.token_ids), sum(generated.logprobs)
         return Step(generated.token_ids, text, generated.finish, logprob)
-
-    def _trunk_scores(self, generated: GeneratedTokens) -> dict[int, float]:
-        """The scores by the index of the token at which each was read."""
-        if not generated.trunk_scores:
-            return {}
-        is_scored = self.llm.runner.stops.is_scored  # by token
-        places = np.flatnonzero(is_scored[np.array(generated.token_ids)]).tolist()
-        return dict(zip(places, generated.trunk_scores, strict=True))

@@ -6,7 +6,7 @@ jobs have ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,7 +54,7 @@ class GeneratedTokens:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: str  # "step", "eos", "boxed", "length" or "error"
-    trunk_scores: tuple[float, ...]  # one per generated delimiter or end of text, if a trunk head is loaded
+    trunk_scores: Mapping[int, float]  # by index of the token: each delimiter and end of text, if there is a trunk head
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class GenerateJob:
     partial: Segment | None = None  # what is being generated; None until the source has been computed
     row: int = -1  # in the decode table, while it has one
     logprobs: list[float] = field(default_factory=list)
-    trunk_scores: list[float] = field(default_factory=list)
+    trunk_scores: dict[int, float] = field(default_factory=dict)  # by index of the token at which each was read
 
     def cancel(self) -> None:
         self.request.runner.cancel_generate(self)

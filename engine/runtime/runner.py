@@ -172,7 +172,8 @@ class Runner:
         """Runs forwards of decoding rows alone; returns how many."""
         wait_for = self.decoding.return_rule(has_queue=bool(self.queue))
         drawn = self.executor.decode(self.table, self.stops, max_forwards, wait_for)
-        self._keep_scores(self.table.active().rows, drawn)
+        active = self.table.active()
+        self._keep_scores(active.rows, active.at // self.table.num_rows, drawn)
         self.decoding.push_active(drawn.tokens, drawn.logprobs, drawn.counts)
         return len(drawn.tokens)
 
@@ -251,13 +252,15 @@ class Runner:
         if started:
             self.decoding.start(started)
         if pick:
-            self._keep_scores(rows, drawn)
+            self._keep_scores(rows, self.table.count[rows], drawn)
             self.decoding.push(rows, drawn.tokens[0], drawn.logprobs[0])
 
-    def _keep_scores(self, rows: np.ndarray, drawn: Drawn) -> None:
-        """Adds what the trunk head has read to the jobs of the rows."""
-        for row, score in zip(rows[drawn.scored].tolist(), drawn.scores, strict=True):
-            self.table.jobs[row].trunk_scores.append(score)
+    def _keep_scores(self, rows: np.ndarray, counts: np.ndarray, drawn: Drawn) -> None:
+        """Adds what the trunk head has read to the jobs of the rows, which had `counts` tokens before."""
+        which, index = drawn.scored
+        places = (counts[which] + index).tolist()
+        for row, place, score in zip(rows[which].tolist(), places, drawn.scores, strict=True):
+            self.table.jobs[row].trunk_scores[place] = score
 
     # -- memory -----------------------------------------------------------------------------
 

@@ -84,9 +84,9 @@ def test_steps_are_the_same_however_they_are_sampled(folder):
     llm = LLM.load(folder, num_blocks=64)
     policy = ModelPolicy(llm, "\n\n")
     tokens = llm.encode("1\n\n\n2\n1\n\n\n\n+\n\n")
-    steps = policy.split(GeneratedTokens(tuple(tokens), (0.0,) * len(tokens), "eos", ()))
+    steps = policy.split(GeneratedTokens(tuple(tokens), (0.0,) * len(tokens), "eos", {}))
     assert [step.text for step in steps] == ["1\n\n", "\n2\n1\n\n", "\n\n+\n\n"]
-    confirm = policy.step_ends.confirm(True)
+    confirm = policy.step_ends.stop(True).confirm
     branch, start = llm.open("1"), 0
     for end in range(1, len(tokens) + 1):
         run = tokens[start:end]

@@ -34,8 +34,8 @@ class Drawn:
     tokens: np.ndarray  # (forwards, n) int32
     logprobs: np.ndarray  # (forwards, n) float32
     counts: np.ndarray  # (n,) int32: row i drew a token in each of the first counts[i] forwards
-    scored: np.ndarray  # (m,) int64: rows that drew a token at which the trunk head is read, in order of time
-    scores: Sequence[float]  # (m,): the scores
+    scored: tuple[np.ndarray, np.ndarray]  # (m,) int64 each: row i and token j of those it drew, by row and token
+    scores: Sequence[float]  # (m,): what the trunk head read at token j of row i
 
 
 class Executor(Protocol):
@@ -91,6 +91,12 @@ def planned(pool: KVPool, table: DecodeTable) -> tuple[Plan, ActiveRows]:
     return plan, active
 
 
-def marked_rows(marks: np.ndarray | None, tokens: np.ndarray) -> np.ndarray:
-    """(m,) int64: the rows whose token is one at which the trunk head is read; none without marks."""
-    return np.zeros(0, np.int64) if marks is None else np.flatnonzero(marks[tokens])
+def marked_tokens(
+    marks: np.ndarray | None,  # (vocabulary + 1,) bool: tokens at which the trunk head is read
+    tokens: np.ndarray,  # (forwards, n) int32
+    counts: np.ndarray,  # (n,) int32: the first counts[i] tokens are row i's
+) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) int64 each: the row, and the index among the row's tokens, of each marked token; by row and index."""
+    if marks is None:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.nonzero((marks[tokens] & (np.arange(len(tokens))[:, None] < counts)).T)

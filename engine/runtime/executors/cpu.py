@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from engine.runtime.decode_table import DecodeTable, ReturnRule
-from engine.runtime.executors.base import Drawn, ModelParts, marked_rows, planned
+from engine.runtime.executors.base import Drawn, ModelParts, marked_tokens, planned
 from engine.runtime.executors.transfers import Fetch
 from engine.runtime.stops import StopRules
 from ttc_kernels._native import Plan
@@ -80,8 +80,11 @@ class CPUExecutor:
             max_live=active.num_placed,
         )
         decoded = self.loop.run(self.pool.tree, self.pool.k, self.pool.v, batch)
-        scores = self._scores(decoded.states, range(len(decoded.marked)))
-        return Drawn(decoded.tokens, decoded.logprobs, decoded.counts, decoded.marked, scores)
+        scored = marked_tokens(stops.is_scored, decoded.tokens, decoded.counts)
+        order = np.argsort(decoded.marked, kind="stable")  # the loop lists its marked tokens by time
+        assert np.array_equal(decoded.marked[order], scored[0]), "the loop has kept the state of every marked token"
+        scores = self._scores(decoded.states, order.tolist())
+        return Drawn(decoded.tokens, decoded.logprobs, decoded.counts, scored, scores)
 
     def _decode_once(self, table: DecodeTable, marks: np.ndarray | None) -> Drawn:
         """One forward, op by op."""
@@ -99,9 +102,10 @@ class CPUExecutor:
         marks: np.ndarray | None,  # (vocabulary + 1,) bool
     ) -> Drawn:
         tokens, logprobs = (x.numpy() for x in sample(logits, *sampling))
-        scored = marked_rows(marks, tokens)
-        scores = self._scores(hidden, where[scored].tolist())
-        return Drawn(tokens[None], logprobs[None], np.ones(len(tokens), np.int32), scored, scores)
+        counts = np.ones(len(tokens), np.int32)
+        scored = marked_tokens(marks, tokens[None], counts)
+        scores = self._scores(hidden, where[scored[0]].tolist())
+        return Drawn(tokens[None], logprobs[None], counts, scored, scores)
 
     def _scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
         return self.scores(hidden, where).arrays()[0].tolist() if len(where) else []

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from engine.runtime.decode_table import ActiveRows, DecodeTable, ReturnRule
-from engine.runtime.executors.base import Drawn, ModelParts, planned
+from engine.runtime.executors.base import Drawn, ModelParts, marked_tokens, planned
 from engine.runtime.executors.cuda_graph import Graph
 from engine.runtime.executors.gpu_step import MAX_AHEAD, DecodeStep, padded_size
 from engine.runtime.executors.transfers import Fetch, Transfers
@@ -154,10 +154,8 @@ def as_drawn(
     marks: np.ndarray | None,  # (vocabulary + 1,) bool: tokens at which the trunk head is read
 ) -> Drawn:
     """The result of forwards, with the scores of the marked tokens."""
-    if marks is None:
-        return Drawn(tokens, logprobs, counts, np.zeros(0, np.int64), [])
-    forward, row = np.nonzero(marks[tokens] & (np.arange(len(tokens))[:, None] < counts))
-    return Drawn(tokens, logprobs, counts, row, scores[forward, row].tolist())
+    row, index = scored = marked_tokens(marks, tokens, counts)
+    return Drawn(tokens, logprobs, counts, scored, scores[index, row].tolist() if len(row) else [])
 
 
 def counts_until_end(is_end: np.ndarray, left: np.ndarray) -> np.ndarray:
