@@ -32,7 +32,7 @@ SLOW = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = {Path(__file__).with_name(name) for name in SLOW}
+    slow = {Path(__file__).parent / name for name in SLOW}
     assert all(path.exists() for path in slow), "SLOW names files that are no more"
     for item in items:
         if not slow.isdisjoint((item.path, *item.path.parents)):
