@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -165,15 +165,18 @@ class Engine:
         checked = strategy.checked(self.conditions(strategy, options))
         if not isinstance(checked, ComputeOptimal):
             return self._search_all(asked, checked, replace(options, budget=total // max(1, len(asked))))
-
-        def search(chosen: Sequence[Problem], planner: Planner, budget: int) -> list[SearchResult]:
-            return self._search_all(chosen, planner, replace(options, budget=budget))
-
         if not checked.is_scored:
-            return search_batch(search, asked, checked, total)
-        with self.resolve_verifier(options.verifier).cached() as judge:
-            options = replace(options, verifier=judge)  # one for all rounds: none reads what another has read
-            return search_batch(search, asked, checked, total)
+            return search_batch(self._searches(options), asked, checked, total)
+        with self.resolve_verifier(options.verifier).cached() as judge:  # one for all rounds: each reads a step once
+            return search_batch(self._searches(replace(options, verifier=judge)), asked, checked, total)
+
+    def _searches(self, config: SearchConfig) -> Callable[[Sequence[Problem], Planner, int], list[SearchResult]]:
+        """What `search_batch` runs its rounds with: problems, planner and budget of a round -> results."""
+
+        def search(problems: Sequence[Problem], planner: Planner, budget: int) -> list[SearchResult]:
+            return self._search_all(problems, planner, replace(config, budget=budget))
+
+        return search
 
     def _search_all(
         self, problems: Sequence[Problem], strategy: Strategy | Planner, config: SearchConfig
@@ -215,7 +218,7 @@ class Engine:
             )
 
     def _models(self, strategy: Strategy | Planner, judge: Verifier | None) -> list[LLM]:
-        """The models that a search runs, those that sample first."""
+        """The models that a search runs, those that generate first."""
         samplers = [self.policy]
         if strategy.revises:
             samplers = [*samplers, self.reviser] if isinstance(strategy, Planner) else [self.reviser]

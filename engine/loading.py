@@ -11,11 +11,10 @@ from engine.errors import UserError
 from engine.model import HOME, ScoreHead, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.runtime import LLM, shared_blocks
-from engine.search import Verifier
 from engine.search.registry import VERIFIERS
 from engine.tasks import Task, get_task
 from engine.tasks.data import check_encodable
-from engine.verifiers import OracleVerifier, TrunkVerifier, as_verifier
+from engine.verifiers import OracleVerifier, TrunkVerifier, Verifier, as_verifier
 from engine.verifiers.detect import find_spec, trunk_architecture
 from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.spec import VerifierSpec

@@ -37,7 +37,7 @@ from engine.search import Strategy
 
 if TYPE_CHECKING:
     from engine.engine import Engine
-    from engine.results.journal import Journal
+    from engine.results import Journal
     from engine.results.rows import Row
     from engine.types import Problem, SearchResult
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     from engine.engine import Engine
     from engine.scheduler import Planner
-    from engine.search import Strategy
-    from engine.search.protocols import Verifier
+    from engine.search import Strategy, Verifier
     from engine.types import Problem
 
 # The headings of `ttc --help` for the fields of an EngineConfig, where a command has them all.

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
 from engine.reports.progress import RunProgress
-from engine.results.journal import Journal, open_run
+from engine.results import Journal, open_run
 from engine.results.rows import Row
 
 # From the positions that are still to be done, to (position, row) in any order.

@@ -16,8 +16,8 @@ from engine.cli.problems import ProblemOptions, find_problems
 from engine.cli.strategies import StrategyOptions, build_strategy
 from engine.config import EngineConfig, SearchConfig
 from engine.errors import UserError
+from engine.results import result_row
 from engine.results.digests import problems_digest, prompts_digest
-from engine.results.rows import result_row
 from engine.scheduler import ComputeOptimal, Planner, strategy_label
 from engine.search import Strategy
 

@@ -69,10 +69,18 @@ def seconds_by_strategy(results: Sequence[str]) -> dict[str, float]:
             unknown.update(row["strategy"] for row in read_rows(path))
             continue
         for line in lines:
-            entry = json.loads(line)
-            strategy = entry["row"]["strategy"]
-            totals[strategy] = totals.get(strategy, 0.0) + entry["seconds"]
+            strategy, seconds = _timed(line, path)
+            totals[strategy] = totals.get(strategy, 0.0) + seconds
     return {strategy: total for strategy, total in totals.items() if strategy not in unknown}
+
+
+def _timed(line: bytes, results: str) -> tuple[str, float]:
+    """Strategy and seconds of one row. Raises UserError for a line that is damaged."""
+    try:
+        entry = json.loads(line)
+        return str(entry["row"]["strategy"]), float(entry["seconds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{journal_path(results)} is damaged: {error}: {line[:60]!r}") from None
 
 
 class JournalInUse(UserError):
