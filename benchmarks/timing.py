@@ -34,7 +34,7 @@ class Run:
 
 def clear_caches(engine: Engine) -> None:
     """Empties the prefix caches: no search may live on what the one before it has paid for."""
-    for llm in filter(None, (engine.policy, engine.prm, engine.orm)):
+    for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
         llm.clear_cache()
 
 

@@ -252,7 +252,7 @@ class Engine:
         }
 
     def _digest(self, folder: Path) -> str:
-        """Of a checkpoint that this engine has loaded; computed once."""
+        """The digest of a loaded checkpoint; computed once."""
         if folder not in self._digests:
             self._digests[folder] = checkpoint_digest(folder)
         return self._digests[folder]
@@ -263,4 +263,8 @@ class Engine:
 
     def as_problems(self, problems: Sequence[str | dict | Problem]) -> list[Problem]:
         """Problems from texts, or from dicts with `problem` and perhaps `answer` and `id`."""
-        return [self.task.as_problem(problem, index) for index, problem in enumerate(problems)]
+        return [self.as_problem(problem, index) for index, problem in enumerate(problems)]
+
+    def as_problem(self, problem: str | dict | Problem, index: int) -> Problem:
+        """One Problem; `index` is its id where it has none of its own."""
+        return self.task.as_problem(problem, index)

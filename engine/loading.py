@@ -22,6 +22,7 @@ from engine.verifiers.spec import VerifierSpec
 AnyVerifier = str | Verifier | Callable[[str, list[str]], float]
 """By name; an object; or a function `(prompt, steps) -> score of the last step`."""
 
+MAX_BATCH = 1 << 16  # branches of one forward; the decode table has a row for each
 _JUDGED = {"prm": "steps", "orm": "answers"}  # what each verifier with a model of its own judges
 
 
@@ -113,6 +114,8 @@ def _check(config: EngineConfig) -> None:
     resolve_dtype(config.dtype, config.device)
     if config.max_batch is not None and config.max_batch < 1:
         raise UserError(f"max_batch must be at least 1, got {config.max_batch}")
+    if config.max_batch is not None and config.max_batch > MAX_BATCH:
+        raise UserError(f"max_batch must be at most {MAX_BATCH}, got {config.max_batch}")
     for part in _JUDGED:
         spec = getattr(config, f"{part}_spec")
         if spec is not None and getattr(config, part) is None:

@@ -19,7 +19,7 @@ class Problem:
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
-_LEAST, _MOST, _MOST_TOKENS = 1e-37, 1e37, 2**31 - 1  # what kernels hold in a float and an int of 32 bits
+_LEAST, _MOST, _MOST_TOKENS = 1.2e-38, 3.4e38, 2**31 - 1  # what kernels hold in a float and an int of 32 bits
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Sampling:
             raise UserError(f"top_k must be >= 0, got {self.top_k}")
         if self.top_k > _MOST_TOKENS:
             raise UserError(f"top_k must be at most {_MOST_TOKENS}, got {self.top_k}")
-        if not _LEAST < self.top_p <= 1:
+        if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be within (0, 1], got {self.top_p}")
+        if self.top_p < _LEAST:
+            raise UserError(f"top_p must be at least {_LEAST:g}, got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p must be within [0, 1], got {self.min_p}")
 

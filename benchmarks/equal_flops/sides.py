@@ -20,7 +20,6 @@ from benchmarks.timing import Missing, Run, clear_caches, timed
 from engine import BeamSearch, BestOfN, Engine, Lookahead, Majority, Problem, Sampling
 from engine.accounting import ModelShape
 from engine.accounting.flops import forward_flops
-from engine.errors import UserError
 from engine.search.protocols import Strategy
 
 WIDTH = 4
@@ -142,7 +141,7 @@ class CountedSearch(PlainBeamSearch):
             outputs = list(self.policy.generate_batch(prompts, config, **options).values())
         errors = [output.error for output in outputs if output.error is not None]
         if len(outputs) < len(prompts) or errors:
-            raise UserError(f"generate_batch gave {len(outputs)} of {len(prompts)} answers, errors {errors[:1]}")
+            raise RuntimeError(f"generate_batch gave {len(outputs)} of {len(prompts)} answers, errors {errors[:1]}")
         return [list(output.generated_tokens) for output in outputs]
 
     def score(self, beams: list[Beam]) -> None:

@@ -1,8 +1,8 @@
 """`python -m benchmarks.paper`: Snell et al. 2024 in miniature, from samples to tables.
 
 It runs the shipped models on the first problems of the home task's test split. Nothing is tuned on them. Every sample
-and search goes into a run ledger under `--work`, so that a killed run goes on at the problem where it stopped, with the
-same command; what is worth most comes first, and `--only tables` makes tables of what is there.
+and search goes into a run journal under `--work`, so that a killed run goes on at the problem where it stopped, with
+the same command; what is worth most comes first, and `--only tables` makes tables of what is there.
 
     python -m benchmarks.paper                            # all of it, some hours on 2 cores
     python -m benchmarks.paper --quick                    # 50 problems, one seed
@@ -47,7 +47,7 @@ def paper(
     quick: Annotated[bool, typer.Option("--quick", help="50 problems, one seed, budgets up to 64.")] = False,
     reviser: Annotated[str | None, typer.Option(help="Folder of a revision model; by default the shipped one.")] = None,
     large: Annotated[str, typer.Option(help="Folder of a larger policy; empty for no exchange.")] = str(LARGE),
-    work: Annotated[str, typer.Option(help="Folder of the run ledgers.")] = "out/paper",
+    work: Annotated[str, typer.Option(help="Folder of the run journals.")] = "out/paper",
     json: Annotated[str | None, typer.Option(help="By default paper.json in --work.")] = None,
     html: Annotated[str | None, typer.Option(help="By default paper.html in --work.")] = None,
 ) -> None:

@@ -34,7 +34,7 @@ class Bills:
         return forward_flops(self.policy, 0, self.num_prompt, 1), judge
 
     def of_answer(self, answer: Candidate) -> tuple[int, int]:
-        """(policy, verifier) beyond the prompt. The last token of an answer is not fed to the policy."""
+        """(policy, verifier) beyond the prompt. The policy does not compute the last token of an answer."""
         num_fed = answer.num_tokens - 1
         policy = forward_flops(self.policy, self.num_prompt, num_fed)
         if self.verifier is None or answer.finish not in FINISHED:

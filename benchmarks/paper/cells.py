@@ -35,7 +35,7 @@ class Cell:
 
     @property
     def file_name(self) -> str:
-        """The name of its run ledger: all that its rows depend on but the models."""
+        """The name of its run journal: all that its rows depend on but the models."""
         label = self.strategy.label if isinstance(self.strategy, Piloted) else strategy_label(self.strategy)
         label += ":policy" if self.is_baseline else ""
         verifier = "" if self.verifier == "prm" else f"-{self.verifier}"

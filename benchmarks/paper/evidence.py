@@ -1,4 +1,4 @@
-"""All that has been measured so far, read from the run ledgers."""
+"""All that has been measured so far, read from the run journals."""
 
 from __future__ import annotations
 

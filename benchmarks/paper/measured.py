@@ -1,4 +1,4 @@
-"""Figures per problem from run ledgers: one array for every series and budget."""
+"""Figures per problem from run journals: one array for every series and budget."""
 
 from __future__ import annotations
 

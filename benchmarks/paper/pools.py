@@ -24,7 +24,7 @@ _PARTS = {"text": "texts", "answer": "answers", "finish": "finishes", "scores": 
 
 
 def pool_row(result: SearchResult) -> Row:
-    """The samples of one problem as a row of a run ledger."""
+    """The samples of one problem as a row of a run journal."""
     distinct: dict[tuple, int] = {}
     picks = []
     for each in result.candidates:

@@ -112,7 +112,7 @@ def kv_bytes(llm: LLM, prompt: list[int], num_answers: int, num_new: int) -> tup
     branches = root.fork(num_answers)
     llm.generate(branches, max_tokens=num_new)
     num_shared = num_before - tree.num_free_blocks
-    # The last sampled token has not been fed, so it has no KV.
+    # The last sampled token has not been computed, so it has no KV.
     num_unshared = num_answers * -(-(len(prompt) + num_new - 1) // pool.v.shape[3])
     for branch in [*branches, root]:
         branch.close()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from engine.types import Problem, SearchResult
 
 _STRATEGIES = "majority,best-of-n,beam:width=2,beam:width=4,rebase,adaptive:vote=majority"
-_OF_ANSWERS = "majority,best-of-n,adaptive:vote=majority"  # of them what an ORM can judge, or nobody judges
+_ORM_STRATEGIES = "majority,best-of-n,adaptive:vote=majority"  # of them what an ORM can judge, or nobody judges
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def calibrate(
     check_out(output.out)
     check_verifier_used(config.verifier, given)
     if config.verifier == "orm" and "strategies" not in given:
-        options = replace(options, strategies=_OF_ANSWERS)
+        options = replace(options, strategies=_ORM_STRATEGIES)
     grid = build_grid(options, config.verifier)
     sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(source, models.task, given)

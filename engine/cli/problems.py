@@ -35,7 +35,7 @@ class ProblemOptions:
 
 
 def find_problems(options: ProblemOptions, task_name: str, given: Given) -> tuple[list[Problem], list[str]]:
-    """The problems, and where each of them stands. Raises UserError for an option without effect."""
+    """The problems, and where each of them is in its file. Raises UserError for an option without effect."""
     task, limit = get_task(task_name), options.limit
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}")

@@ -73,7 +73,7 @@ def check_out(out: str) -> None:
 def _open(out: str, config: dict, overwrite: bool) -> Journal:
     try:
         return open_run(out, config, overwrite=overwrite)
-    except ValueError as error:
+    except UserError as error:
         if "another configuration" not in str(error):
             raise
         raise UserError(f"{error} (choose another --out, or --overwrite)") from None

@@ -157,7 +157,7 @@ def _verifier_fields(
 
 
 def _strategy_fields(strategy: Strategy | Planner) -> dict[str, object]:
-    """Its name and its fields as JSON values; a calibration stands for itself by its digest."""
+    """Its name and its fields as JSON values; of a calibration its digest."""
     if isinstance(strategy, ComputeOptimal):
         digest = hashlib.blake2b(strategy.calibration.to_json().encode(), digest_size=12).hexdigest()
         named = {"calibration": digest, "fallback": strategy_label(strategy.fallback)}

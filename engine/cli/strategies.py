@@ -14,7 +14,7 @@ from engine.search.registry import STRATEGIES, VERIFIERS, is_judged_by, option_f
 
 _PLANNED = (ComputeOptimal.name,)
 _SCORED = (*(name for name, each in STRATEGIES.items() if each.scores != "nothing"), *_PLANNED)
-_OF_ANSWERS = (*(name for name, each in STRATEGIES.items() if is_judged_by(each, "orm")), *_PLANNED)
+_JUDGED_BY_ORM = (*(name for name, each in STRATEGIES.items() if is_judged_by(each, "orm")), *_PLANNED)
 _NAMES = (*STRATEGIES, *_PLANNED)
 _TEXTS = {"vote": "weighted, naive, majority; of revisions also hierarchical, its default."}
 
@@ -63,8 +63,8 @@ _USED_BY_STRATEGY = {
     "verifier": _SCORED,
     "prm": _SCORED,
     "prm_spec": _SCORED,
-    "orm": _OF_ANSWERS,
-    "orm_spec": _OF_ANSWERS,
+    "orm": _JUDGED_BY_ORM,
+    "orm_spec": _JUDGED_BY_ORM,
     "trunk_head": _SCORED,
 }
 _USED_BY_VERIFIER = {
@@ -88,9 +88,9 @@ def build_strategy(options: StrategyOptions, verifier: str, given: Given) -> Str
     _check_used(given, _USED_BY_STRATEGY, "strategy", name)
     if name in _SCORED:
         check_verifier_used(verifier, given)
-    if name in _SCORED and verifier == "orm" and name not in _OF_ANSWERS:
+    if name in _SCORED and verifier == "orm" and name not in _JUDGED_BY_ORM:
         raise UserError(
-            f"--verifier orm judges whole answers, with --strategy {' or '.join(_OF_ANSWERS)}, got {name!r}"
+            f"--verifier orm judges whole answers, with --strategy {' or '.join(_JUDGED_BY_ORM)}, got {name!r}"
         )
     if name == ComputeOptimal.name:
         strategy = ComputeOptimal(calibration_file(options.calibration))

@@ -82,7 +82,7 @@ def verify(
 
 
 def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list[ScoredAnswer]:
-    """Every row as the verifier scores it, its tokens fed, many answers in one forward.
+    """The verifier's scores of every row, many answers in one forward.
 
     Raises UserError for an answer over the context of a model.
     """

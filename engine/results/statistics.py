@@ -11,7 +11,7 @@ _NUM_RESAMPLES = 2000
 
 
 def wilson_interval(num_right: float, num_total: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a proportion. Raises UserError without observations."""
+    """95 % Wilson score interval of a proportion. Raises ValueError without observations."""
     if num_total < 1:
         raise ValueError(f"an interval needs at least one observation, got {num_total}")
     share, z2 = num_right / num_total, _Z * _Z

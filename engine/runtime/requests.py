@@ -47,7 +47,7 @@ class Request:
 # -- generating --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GeneratedTokens:
     """What one branch was extended by, before it is split into steps."""
 

@@ -159,7 +159,7 @@ class SegmentStore:
         return num_cached
 
     def fork_all(self, segments: Sequence[Segment]) -> None:
-        """Gives each segment its first handle, with one call of the tree for all that have the same origin."""
+        """Gives segments without a handle one each, with one call of the tree for all of the same origin."""
         siblings: dict[Segment, list[Segment]] = {}
         for segment in segments:
             siblings.setdefault(segment.origin, []).append(segment)

@@ -168,7 +168,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
             return parse_calibration(file.read())
     except OSError as error:
         raise UserError(f"cannot read a calibration from {name}: {error.strerror}") from None
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{name} is no calibration: {error}") from None
 
 

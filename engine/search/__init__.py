@@ -2,6 +2,7 @@
 
 from engine.keys import branch_key
 from engine.search.adaptive import Adaptive
+from engine.search.aggregate import AGG_STRATEGIES, aggregate, check_agg_strategy
 from engine.search.answers import Answers, is_correct
 from engine.search.arguments import MAX_BUDGET, check_arguments
 from engine.search.beam import BeamSearch
@@ -17,6 +18,7 @@ from engine.types import Attempt
 from engine.verifiers.base import Verifier, VerifierBranch
 
 __all__ = [
+    "AGG_STRATEGIES",
     "DVTS",
     "MAX_BUDGET",
     "REVISION_VOTES",
@@ -36,7 +38,9 @@ __all__ = [
     "Strategy",
     "Verifier",
     "VerifierBranch",
+    "aggregate",
     "branch_key",
+    "check_agg_strategy",
     "check_arguments",
     "is_correct",
     "merge_equal",

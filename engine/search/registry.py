@@ -87,7 +87,7 @@ def can_spend(strategy: Strategy, num_generations: int) -> bool:
         return num_generations == 0 and not strategy.stop_at_step
     try:
         strategy.groups(num_generations)
-    except ValueError:
+    except UserError:
         return False
     return True
 

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from engine.errors import UserError
+
+_MAX_SEED = 1 << 32  # numpy's
 
 
 def can_compile() -> bool:
@@ -21,7 +25,10 @@ def training_arguments(
     """Cosine decay, and a checkpoint in `work` every 500 steps; `options` are transformers' and override ours.
 
     `bf16` is automatic mixed precision, by default on except on a CPU, where it pays off for wide models only.
+    Raises UserError for a seed that numpy does not take.
     """
+    if not 0 <= seed < _MAX_SEED:
+        raise UserError(f"seed must be within 0..{_MAX_SEED - 1}, got {seed}")
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=1,  # an item of our data sets is a whole batch
@@ -44,6 +51,14 @@ def training_arguments(
         remove_unused_columns=False,
         **{"save_steps": 500, "save_total_limit": 2, **options},
     )
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face folder. Raises UserError where there is none that can be read."""
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except ValueError as error:
+        raise UserError(f"the tokenizer of {folder} cannot be read: {error}") from None
 
 
 def run_trainer(

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, LlamaForTokenClassification, PreTrain
 
 from engine.errors import UserError
 from engine.tasks.chain import ChainConfig
-from engine.training.arguments import run_trainer, training_arguments
+from engine.training.arguments import read_tokenizer, run_trainer, training_arguments
 from engine.training.policy import IGNORED, TRAINING_MIX, ChainBatches, PolicyRecipe
 from engine.training.verifier import UNLABELLED, VerifierRecipe, build_classifier, held_out_figures, step_loss
 
@@ -40,6 +40,8 @@ class DiscriminatorRecipe:
     def __post_init__(self) -> None:
         if self.num_extra_layers < 1:  # the base's last output is trained as a language model's, not as a score's
             raise UserError(f"num_extra_layers must be at least 1, got {self.num_extra_layers}")
+        if not 1 <= self.tokens_per_step <= self.num_tokens:
+            raise UserError(f"tokens_per_step must be within 1..{self.num_tokens}, got {self.tokens_per_step}")
         if self.temperature <= 0:
             raise UserError(f"temperature must be over 0, got {self.temperature}")
 
@@ -130,7 +132,7 @@ def train_discriminator(
 
     Resumes from the last checkpoint in `work`. Returns figures on held-out lines.
     """
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer = read_tokenizer(base)
     lm = LlamaForCausalLM.from_pretrained(base)
     shape = VerifierRecipe(num_extra_layers=recipe.num_extra_layers, dropout=0.0, seed=recipe.seed)
     classifier = build_classifier(base, shape)

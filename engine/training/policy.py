@@ -38,6 +38,10 @@ class PolicyRecipe:
     seed: int = 0
     data: chain.ChainConfig = TRAINING_MIX
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.tokens_per_step <= self.num_tokens:
+            raise UserError(f"tokens_per_step must be within 1..{self.num_tokens}, got {self.tokens_per_step}")
+
     @property
     def num_steps(self) -> int:
         return self.num_tokens // self.tokens_per_step

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from engine.errors import UserError
 from engine.prompts.histories import after_attempts
-from engine.training.arguments import can_compile, run_trainer, training_arguments
+from engine.training.arguments import can_compile, read_tokenizer, run_trainer, training_arguments
 from engine.training.batches import LengthBatches
 from engine.training.policy import IGNORED
 from engine.training.stepwise import read_stepwise
@@ -170,7 +170,7 @@ def train_revision(
     the last checkpoint in `work`. Returns held-out figures and statistics of the data. Raises UserError for rollouts
     without trajectories to train on, or trajectories that exceed the base's context.
     """
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer = read_tokenizer(base)
     trajectories, counts = build_trajectories(read_attempts(rollouts, tokenizer), recipe)
     rows = [{"prompt": each.prompt, "trajectory": each} for each in trajectories]
     train, held = split_questions(rows, recipe.held_out, recipe.seed) if rows else ([], [])

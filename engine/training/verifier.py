@@ -25,7 +25,7 @@ from transformers import (
 from engine.errors import UserError
 from engine.model import read_config, read_raw_config
 from engine.prompts.histories import after_attempts
-from engine.training.arguments import run_trainer, training_arguments
+from engine.training.arguments import read_tokenizer, run_trainer, training_arguments
 from engine.training.batches import LengthBatches
 from engine.training.stepwise import check_format, read_steps
 from engine.verifiers.figures import auc, auc_within
@@ -56,6 +56,8 @@ class VerifierRecipe:
             raise UserError(f"num_extra_layers must be at least 0, got {self.num_extra_layers}")
         if self.num_epochs <= 0:
             raise UserError(f"num_epochs must be over 0, got {self.num_epochs}")
+        if not 0 <= self.dropout <= 1:
+            raise UserError(f"dropout must be within [0, 1], got {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class RowEncoder:
         separator = "\n" if recipe.step_separator is None else recipe.step_separator.replace("\\n", "\n")
         end = read_config(base).eos_token_ids[:1]  # PRMVerifier appends the same one to texts
         max_positions = read_raw_config(base)["max_position_embeddings"]
-        return cls(PreTrainedTokenizerFast.from_pretrained(base), end, max_positions, separator)
+        return cls(read_tokenizer(base), end, max_positions, separator)
 
     def prompt(self, row: dict) -> list[int]:
         """The token ids of the prompt alone."""

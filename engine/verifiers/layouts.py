@@ -1,6 +1,6 @@
 """Encodes a problem and steps as the token ids of a verifier's format, and finds the tokens at which it scores.
 
-The ids are those that the format's own reference code makes of the whole text. What is fed to a
+The ids are those that the format's own reference code makes of the whole text. What is given to a
 branch is found by comparing them with what it holds already, so no format has to promise that
 text which is appended leaves the ids before it alone.
 """

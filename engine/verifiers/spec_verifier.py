@@ -39,7 +39,7 @@ class SpecVerifier(ModelVerifier):
     """Scores by a spec. A step costs the verifier its own tokens, and only the score rows go through the head.
 
     Where a step changes ids before it (merges over the seam) the branch goes back to the last run of
-    tokens that is still right, and is fed from there.
+    tokens that is still right, and appends from there.
     """
 
     def __init__(self, llm: LLM, layout: Layout, shares_steps: bool = True):
@@ -61,7 +61,7 @@ class SpecVerifier(ModelVerifier):
         """One score per step, in one forward for all branches.
 
         A step over the maximum length is what the spec's `overlong` says. Raises UserError for one
-        where that is an error, before anything is fed.
+        where that is an error, before anything is appended.
         """
         encoded = [self._encode(branch, new) for branch, new in zip(branches, steps, strict=True)]
         live, tokens = [], []

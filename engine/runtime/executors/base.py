@@ -33,7 +33,7 @@ class Drawn:
 
     tokens: np.ndarray  # (forwards, n) int32
     logprobs: np.ndarray  # (forwards, n) float32
-    counts: np.ndarray  # (n,) int32: row i drew a token in each of the first counts[i] forwards
+    counts: np.ndarray  # (n,) int32: the first counts[i] tokens of column i are row i's
     scored: tuple[np.ndarray, np.ndarray]  # (m,) int64 each: row i and token j of those it drew, by row and token
     scores: Sequence[float]  # (m,): what the trunk head read at token j of row i
 

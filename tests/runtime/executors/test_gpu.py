@@ -72,7 +72,7 @@ def test_suspension_and_small_chunks_change_no_token(folders):
 
 
 def test_home_models_search_alike():
-    """The shipped models, fp32, greedy rollouts of a beam: what benchmarks/gpu_search.py asks of a GPU."""
+    """The shipped models, fp32, greedy rollouts of a beam: what benchmarks/gpu/search.py asks of a GPU."""
     options = {"sampling": GREEDY, "max_tokens": 60}
     native = Engine.load("home", num_blocks=256)
     policy, prm = (
