@@ -1,6 +1,7 @@
 """The form of the code: which file may import which, beyond import-linter's contracts; how long things may be."""
 
 import ast
+import functools
 import statistics
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 350, 60, 10
 
 
+@functools.cache
 def sources() -> dict[Path, ast.Module]:
     paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
     return {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in paths}

@@ -42,18 +42,18 @@ NUM_NEW = 96  # tokens of the yardstick's answers
 def rollouts(llm: LLM, recipe: RolloutRecipe) -> int:
     """Labels some questions; the tokens that were drawn for it."""
     llm.clear_cache()
-    requests, sample = [], llm.sample
+    requests, queue = [], llm.queue_generate
 
     def counted(*args, **options):
-        requests.append(sample(*args, **options))
+        requests.append(queue(*args, **options))
         return requests[-1]
 
-    llm.sample = counted
+    llm.queue_generate = counted
     try:
         for _ in generate(llm, recipe):
             pass
     finally:
-        del llm.sample
+        del llm.queue_generate
     return sum(len(result.token_ids) for request in requests for result in request.results)
 
 

@@ -68,6 +68,7 @@ def load_engine(
     prm_blocks: int | None = None,
     dtype: str = "float32",
     has_trunk_head: bool = False,
+    shares_steps: bool = True,
     **options,
 ) -> Engine:
     """An engine with a PRM whose ticks are counted and bounded."""
@@ -77,6 +78,7 @@ def load_engine(
     engine = Engine(
         load_llm(folders.policy, num_blocks=num_blocks, dtype=dtype, trunk_head=head, **options),
         prm=load_llm(folders.prm, num_blocks=prm_blocks or num_blocks, dtype=dtype, **options),
+        shares_steps=shares_steps,
     )
     for runner in runners(engine):
         bound_ticks(runner)

@@ -131,8 +131,7 @@ def test_a_step_costs_the_verifier_its_own_tokens(folders, shares_steps):
     """The prompt once, every judged step once, whatever the depth: never a text again, nor the same one twice."""
     depths = []
     for problem in PROBLEMS:
-        engine = load_engine(folders)
-        engine.shares_steps = shares_steps
+        engine = load_engine(folders, shares_steps=shares_steps)
         meter = Meter(engine.prm)
         (result,) = engine.search([problem], BeamSearch(width=2), 8, **OPTIONS)
         judged = [node for node in result.tree.nodes if node.score is not None]
