@@ -13,6 +13,8 @@ os.environ["TRITON_INTERPRET"] = "1"  # before torch._dynamo, which brings trito
 # for another that is not running costs thirty times what it computes.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"
+# Compiling a model for training takes a minute and a half, the trainings of the tests seconds.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 from hypothesis import settings
 

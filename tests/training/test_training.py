@@ -57,6 +57,13 @@ def test_a_policy_learns_and_goes_on_from_a_base(tmp_path):
     assert weights(tmp_path / "second").keys() == weights(tmp_path / "first").keys()
 
 
+@pytest.mark.parametrize("compiler", [None, "/usr/bin/g++"])
+def test_the_model_is_compiled_where_there_is_a_compiler(tmp_path, monkeypatch, compiler):
+    monkeypatch.setattr(arguments.shutil, "which", {"g++": compiler}.get)
+    chosen = arguments.training_arguments(tmp_path, "cpu", seed=0, learning_rate=1e-3)
+    assert chosen.torch_compile is (compiler is not None)
+
+
 def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     def every_four_steps(*args, **options):
         made = arguments.training_arguments(*args, **options)
