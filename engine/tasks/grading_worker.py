@@ -70,10 +70,15 @@ def _load():
 
     logging.disable(logging.CRITICAL)
 
-    def _number(expression: Expr) -> complex:
-        """Its value, the symbols replaced by numbers that follow from their names alone."""
-        points = {symbol: Float(_point(symbol.name)) for symbol in expression.free_symbols}
-        return complex(expression.subs(points).evalf(15))
+    def _number(expression: Expr) -> complex | None:
+        """Its value, the symbols replaced by numbers that follow from their names alone; None where there is none."""
+        try:
+            points = {symbol: Float(_point(symbol.name)) for symbol in expression.free_symbols}
+            return complex(expression.subs(points).evalf(15))
+        except MemoryError:
+            raise
+        except Exception:
+            return None
 
     @lru_cache(maxsize=1024)
     def parsed(answer: str) -> list:
@@ -96,13 +101,8 @@ def _load():
         expression = (parsed(answer) or [None])[0]
         if not isinstance(expression, Expr) or isinstance(expression, Symbol):
             return None
-        try:
-            number = _number(expression)
-        except MemoryError:
-            raise
-        except Exception:
-            return None
-        return number if abs(number) < float("inf") else None
+        number = _number(expression)
+        return number if number is not None and abs(number) < float("inf") else None
 
     def compare(gold: str, answer: str) -> bool:
         expected = parsed(gold)
@@ -138,8 +138,10 @@ def _are_far_apart(first: complex | None, second: complex | None) -> bool:
     """Whether two expressions differ at a point, also if one of them is a percentage."""
     if first is None or second is None:
         return False
+    if min(abs(first), abs(second)) == 0 and max(abs(first), abs(second)) < 1e-9:
+        return False  # what cancels out may leave the rounding of its terms
     pairs = ((first, second), (first * 100, second), (first, second * 100))
-    return all(abs(a - b) > 1e-3 * max(abs(a), abs(b), 1e-12) for a, b in pairs)
+    return all(abs(a - b) > 1e-3 * max(abs(a), abs(b)) for a, b in pairs)
 
 
 if __name__ == "__main__":
