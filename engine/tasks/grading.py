@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from engine.errors import UserError
-from engine.tasks.answers import answer_key, are_plainly_different
+from engine.tasks.answers import answer_key
+from engine.tasks.exact import are_equal
 from engine.tasks.grading_pool import WorkerPool
+from engine.tasks.notation import normalise
 
 _MAX_CHARACTERS = 2000  # of an answer that is given to math-verify
 _MAX_CACHED = 100_000  # verdicts
@@ -76,7 +78,11 @@ class Grader:
                     unknown.append(keys)
                 else:
                     verdicts[keys] = verdict
-            found = self.pool.compare([originals[keys] for keys in unknown], self.seconds) if unknown else []
+            found = (
+                self.pool.compare([tuple(map(normalise, originals[keys])) for keys in unknown], self.seconds)
+                if unknown
+                else []
+            )
             for keys, is_equal in zip(unknown, found, strict=True):
                 verdicts[keys] = self._remember(keys, _VERDICTS[is_equal])
         return [verdicts[keys] for keys in asked]
@@ -126,8 +132,10 @@ def _verdict_by_keys(gold: str, answer: str) -> Verdict | None:
         return Verdict.ERROR
     if gold == answer:
         return Verdict.CORRECT
-    if not answer or are_plainly_different(gold, answer):
+    if not answer:
         return Verdict.INCORRECT
+    if (is_equal := are_equal(gold, answer)) is not None:
+        return _VERDICTS[is_equal]
     if max(len(gold), len(answer)) > _MAX_CHARACTERS:
         return Verdict.ERROR if len(gold) > _MAX_CHARACTERS else Verdict.INCORRECT
     return None

@@ -65,30 +65,43 @@ def _load():
     import logging
 
     from math_verify import parse, verify
-    from sympy import Expr, Float, Symbol
+    from sympy import And, Expr, Float, Rel, Set, Symbol
 
     logging.disable(logging.CRITICAL)
+
+    def _number(expression: Expr) -> complex | None:
+        """Its value, the symbols replaced by numbers that follow from their names alone; None where there is none."""
+        try:
+            points = {symbol: Float(_point(symbol.name)) for symbol in expression.free_symbols}
+            return complex(expression.subs(points).evalf(15))
+        except MemoryError:
+            raise
+        except Exception:
+            return None
 
     @lru_cache(maxsize=1024)
     def parsed(answer: str) -> list:
         text = " ".join(answer.replace("\0", " ").split())
         text = "".join(part if part == r"\$" else part.replace("$", "") for part in _split_dollars(text))
-        return parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
+        found = parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
+        if not found or not isinstance(found[0], Expr) or isinstance(found[0], Symbol):
+            return found
+        # The parser is content with the beginning of a text. Within brackets it reads all of it or nothing.
+        whole = parse(f"$({text})$", parsing_timeout=None, raise_on_error=True)
+        if not whole or not isinstance(whole[0], Expr):
+            return [answer]
+        added = whole[0].free_symbols - found[0].free_symbols
+        has_unit = any(len(symbol.name) > 2 for symbol in added)  # which the parser leaves out at a text's end
+        return found if has_unit or _number(whole[0]) == _number(found[0]) else whole
 
     @lru_cache(maxsize=1024)
     def value(answer: str) -> complex | None:
-        """The value of an expression in which each symbol is replaced by a number derived from its name."""
+        """The value of an answer that is an expression, where it has one that a float can hold."""
         expression = (parsed(answer) or [None])[0]
         if not isinstance(expression, Expr) or isinstance(expression, Symbol):
             return None
-        try:
-            points = {symbol: Float(_point(symbol.name)) for symbol in expression.free_symbols}
-            number = complex(expression.subs(points).evalf(15))
-        except MemoryError:
-            raise
-        except Exception:
-            return None
-        return number if abs(number) < float("inf") else None
+        number = _number(expression)
+        return number if number is not None and abs(number) < float("inf") else None
 
     def compare(gold: str, answer: str) -> bool:
         expected = parsed(gold)
@@ -96,7 +109,12 @@ def _load():
             raise ValueError(f"math-verify does not understand {gold!r}")
         if _are_far_apart(value(gold), value(answer)):  # saves sympy's simplification, which can take minutes
             return False
-        return verify(expected, parsed(answer), timeout_seconds=None, raise_on_error=True)
+        options = {"timeout_seconds": None, "raise_on_error": True}
+        given = parsed(answer)
+        if verify(expected, given, **options):
+            return True
+        # An interval as gold is not compared with the inequality that it is; the other way round it is.
+        return any(isinstance(each, Rel | Set | And) for each in given) and verify(given, expected, **options)
 
     assert compare("1/2", "0.5")  # builds what the libraries build on first use
     return compare
@@ -119,8 +137,10 @@ def _are_far_apart(first: complex | None, second: complex | None) -> bool:
     """Whether two values differ, even if either is read as a percentage."""
     if first is None or second is None:
         return False
+    if min(abs(first), abs(second)) == 0 and max(abs(first), abs(second)) < 1e-9:
+        return False  # what cancels out may leave the rounding of its terms
     pairs = ((first, second), (first * 100, second), (first, second * 100))
-    return all(abs(a - b) > 1e-3 * max(abs(a), abs(b), 1e-3) for a, b in pairs)
+    return all(abs(a - b) > 1e-3 * max(abs(a), abs(b)) for a, b in pairs)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -242,3 +243,43 @@ def test_tasks_grade():
     assert get_task("chain").are_right([("7", "7"), ("07", "7"), (None, "7")]) == [True, False, False]
     with pytest.raises(ValueError, match=r"oracle.*math500"):
         math.first_wrong_step(None, [])
+
+
+CASES = [json.loads(line) for line in Path(__file__).with_name("grading.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['task']}-{case['completion'][-24:]!a}")
+def test_completions_with_gold_and_verdict(case):
+    task = get_task(case["task"])
+    assert task.are_right([(task.extract(case["completion"]), task.gold(case["gold"]))]) == [case["right"]]
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("4", r"4\sqrt(2)"),
+        ("1", r"1+\frac{1}{\mathrm{e}}"),
+        ("1", "1+1/e"),
+        ("2", r"2^{\aleph_0}"),
+        (r"\frac{\pi}{2^{98}}", r"\frac{\pi}{2^{99}}"),
+        ("4", r"4 \quad (x > 2)"),
+    ],
+)
+def test_the_beginning_of_an_answer_is_not_the_answer(grader, gold, answer):
+    assert grader.grade(gold, answer) is Verdict.INCORRECT
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\frac{\pi}{2}", "pi/2"),
+        (r"(-\infty, 3)", "x<3"),
+        (r"(0, 12.5)", "0 < x < 12.5"),
+        (r"(1000, 2)", "(1,000, 2)"),
+        (r"\infty", "∞"),
+        (r"\sqrt{2}", "√2"),
+    ],
+)
+def test_the_same_in_another_notation(grader, gold, answer):
+    assert grader.grade(gold, answer) is Verdict.CORRECT
+    assert grader.grade(answer, gold) is Verdict.CORRECT

@@ -1,0 +1,87 @@
+"""One spelling for what people and models write in many: signs, fractions, roots, units, thousands separators.
+
+Everything here takes time linear in the text: what a model writes can be hostile.
+"""
+
+from __future__ import annotations
+
+import re
+
+_CHARACTERS = {
+    **dict.fromkeys("\u2212\ufe63\uff0d\u2010\u2011\u2012\u2013\u2014\u2015", "-"),
+    **dict.fromkeys("\u00a0\u2009\u202f\u2007\u200a\u2005", " "),
+    "\u200b": "",
+    "\u2061": "",
+    "×": r"\times ",
+    "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "÷": r"\div ",
+    "π": r"\pi ",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "≠": r"\ne ",
+    "±": r"\pm ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    "°": "",
+    "…": r"\dots ",
+}
+_FRACTIONS = {
+    "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5),
+    "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
+}  # fmt: skip
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_TABLE = str.maketrans(
+    {**_CHARACTERS, **{sign: rf"\frac{{{over}}}{{{under}}}" for sign, (over, under) in _FRACTIONS.items()}}
+)
+_UNITS = (
+    "millimeters?|centimeters?|kilometers?|meters?|mm|cm|km|m|inch(?:es)?|feet|foot|ft|yards?|yd|miles?|mi|"
+    "milligrams?|kilograms?|grams?|mg|kg|g|pounds?|lbs?|ounces?|oz|tons?|liters?|milliliters?|ml|mL|L|gallons?|"
+    "seconds?|sec|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|yrs?|mph|dollars?|cents?|euros?|"
+    "degrees?|units?|people|students?|apples?|points?"
+)
+_SPELLINGS = (
+    (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"), lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}"),
+    (re.compile(r"\{([-,])\}"), r"\1"),
+    (re.compile(r"(?<=\d),\\[!,;:](?=\d)"), ","),
+    (re.compile(r"\\(?:mathrm|mathbf|mathit|operatorname)\{([A-Za-z])\}"), r"\1"),
+    (re.compile(r"\\displaystyle(?![a-zA-Z])|\\[!,;:](?=\d)"), ""),
+    (re.compile(r"√\s*\(([^()]*)\)|\\?\bsqrt\s*\(([^()]*)\)"), lambda found: rf"\sqrt{{{found[1] or found[2] or ''}}}"),
+    (re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![A-Za-z\\])(pi|infty|infinity|inf)(?![A-Za-z])"), lambda found: _WORDS[found[1]]),
+    (re.compile(r"(?<=[\d)}])\s*\*\s*(?=[\d({\\A-Za-z])"), r"\\cdot "),
+    (re.compile(r"(?<![\w.,])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\w.])"), r"\1\\times 10^{\2}"),
+    (re.compile(r"(\d)\.0+(?!\d)"), r"\1"),
+    (re.compile(r"(?<![\d.])1(?=i(?![a-zA-Z]))"), ""),
+    (
+        re.compile(
+            r"(?<=[\d}])\s*(?:\\ |~)?\s*(?:\\text\s*\{\s*)?(?:square |cubic |sq\.? |cu\.? )?"
+            rf"(?<![A-Za-z])(?:{_UNITS})"
+            r"\.?\s*\}?(?:\^\{?[23]\}?)?\s*$"
+        ),
+        "",
+    ),
+)
+_WORDS = {"pi": r"\pi ", "infty": r"\infty ", "infinity": r"\infty ", "inf": r"\infty "}
+_MAX_CHARACTERS = 2000  # beyond, only single characters are replaced
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])(?!,\d)")
+_SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,/])(?! ?/)")
+
+
+def normalise(text: str) -> str:
+    """The text in LaTeX's common spelling: `½` becomes `\\frac{1}{2}`, `√2` `\\sqrt{2}`, `1e5` `1\\times 10^{5}`.
+
+    Units after a number at the end are left out, and thousands separators inside tuples and lists.
+    """
+    text = text.translate(_TABLE)
+    if len(text) > _MAX_CHARACTERS:
+        return text
+    for pattern, by in _SPELLINGS:
+        text = pattern.sub(by, text)
+    text = _SPACED.sub(lambda found: found[0].replace(" ", ""), text)
+    if ", " in text:  # commas that separate have a blank behind them: those without one group digits
+        text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+    return text.strip()
