@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from engine.errors import UserError
 from engine.tasks.sources import read_rows, shown
@@ -65,9 +67,24 @@ def gold_answer(row: dict, columns: Sequence[str], *, is_needed: bool = False) -
     answer = None if name is None else row[name]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise UserError(f"{name!r} must be a text, a number or null, got {shown(answer)}")
+    if isinstance(answer, float):
+        answer = plain_float(answer)
     if is_needed and (answer is None or not str(answer).strip()):
         raise UserError(f"no gold answer under {_either(columns)}, got {shown(row)}")
     return None if answer is None else check_encodable(str(answer))
+
+
+def plain_float(value: float) -> str | None:
+    """A float as people write it: pandas makes 29.0 of 29 and NaN of a missing cell, which is None here.
+
+    Raises UserError for an infinity.
+    """
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        raise UserError(f"an answer must be a finite number, got {value}")
+    text = format(Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def check_encodable(text: str) -> str:
@@ -98,6 +115,9 @@ def _row(
     answer = gold_answer(value, answer_columns, is_needed=needs_answer)
     id_column = next((name for name in _ID_COLUMNS if name in value), None)
     name = index if id_column is None else value[id_column]
+    if isinstance(name, float):
+        name = plain_float(name)
+    name = index if name is None else name
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise UserError(f"{id_column!r} must be a text or an integer, got {shown(name)}")
     return ProblemRow(check_encodable(str(name)), check_encodable(text), answer, origin)

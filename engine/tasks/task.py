@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import UserError
-from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, check_encodable, read_problems
+from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, check_encodable, gold_answer, read_problems
 from engine.types import Problem
 
 
@@ -42,8 +42,10 @@ class Task:
         text = row.get("problem") if isinstance(row, Mapping) else None
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"problem {index} needs a text under 'problem', got {str(row)[:100]}")
-        answer = None if row.get("answer") is None else self.gold(str(row["answer"]))
-        return Problem(str(row.get("id", index)), self.prompt(check_encodable(text)), answer)
+        answer = gold_answer(row, ("answer",))
+        answer = None if answer is None else self.gold(answer)
+        name = row.get("id")
+        return Problem(str(index if name is None else name), self.prompt(check_encodable(text)), answer)
 
     @property
     def grade(self) -> Callable[[str, str], bool | None] | None:

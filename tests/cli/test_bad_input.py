@@ -72,7 +72,7 @@ def test_options(ttc, models, tmp_path, arguments, parts):
         ('{"problem": 7}', ["'problem' must be a text", "got 7"]),
         ('{"problem": "  "}', ["'problem' must be a text", "got '  '"]),
         ('{"problem": "1;+1", "answer": [2]}', ["'answer' must be", "got [2]"]),
-        ('{"problem": "1;+1", "id": null}', ["'id' must be", "got None"]),
+        ('{"problem": "1;+1", "id": []}', ["'id' must be", "got []"]),
         ('{"problem": "1;+1", "id": 0}', ["the id '0' is taken by", "line 1"]),
         ('{"problem": "\\ud800"}', ["not valid Unicode", "ud800"]),
         ('["1;+1"]', ["not a JSON object", "['1;+1']"]),
