@@ -1,6 +1,7 @@
 """One thread in each process that runs tests, no deadlines, and no way out to a model hub."""
 
 import fcntl
+import gc
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not slow.isdisjoint((item.path, *item.path.parents)):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keeps garbage collections, of which transformers and accelerate make hundreds, from searching all that is there
+    before the first test: modules, and the tests themselves."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
