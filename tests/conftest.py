@@ -52,6 +52,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Modules may be taken down again: triton's says what it finds alive at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """For the next test too, where a benchmark that ran in this process has set another number."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.accounting import ModelShape
@@ -88,9 +88,24 @@ def read_config(folder: Path, architecture: str | None = None) -> ModelConfig:
     family = family_of(architecture, raw, path)
     check_fields(raw, family, path)
     try:
-        return _from_raw(raw, architecture, family, path)
+        config = _from_raw(raw, architecture, family, path)
     except KeyError as missing:
         raise UserError(f"{path}: field {missing} is missing") from None
+    return replace(config, eos_token_ids=config.eos_token_ids + more_end_tokens(folder))
+
+
+def more_end_tokens(folder: Path) -> tuple[int, ...]:
+    """The end-of-text tokens that generation_config.json names beside those of config.json, as transformers reads it.
+
+    Models that chat often end a turn at a token that is named there alone.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return ()
+    raw = read_raw_config(folder)
+    known = _eos_token_ids(raw.get("eos_token_id"), raw["vocab_size"], folder / "config.json")
+    given = _eos_token_ids(read_json(path).get("eos_token_id"), raw["vocab_size"], path)
+    return tuple(token for token in dict.fromkeys(given) if token not in known)
 
 
 def read_json(path: Path) -> dict:

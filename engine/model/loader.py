@@ -86,9 +86,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"no tokenizer at {folder}: tokenizer.json is missing")
     try:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception on a damaged file
         raise UserError(f"the tokenizer at {folder} cannot be read: {error}") from None
+    # A file that was saved while it cut or padded texts says so, and would cut or pad every prompt.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _weight_map(path: Path) -> dict[str, str]:
