@@ -225,6 +225,7 @@ def test_what_an_orm_cannot_be_trained_on(tmp_path):
         train_orm([write(tmp_path / "long.jsonl", long)], policy, *to, ORMRecipe())
     config = json.loads((policy / "config.json").read_text()) | {"eos_token_id": None}
     (policy / "config.json").write_text(json.dumps(config))
+    (policy / "generation_config.json").unlink()
     with pytest.raises(ValueError, match="names none"):
         train_orm([one], policy, *to, ORMRecipe())
 
