@@ -1,0 +1,26 @@
+"""Values of a recipe that training cannot use are refused in a sentence, before anything is trained."""
+
+import pytest
+
+from engine import Engine
+from engine.errors import UserError
+from engine.training.arguments import read_tokenizer, training_arguments
+from engine.training.discriminator import DiscriminatorRecipe
+from engine.training.policy import PolicyRecipe
+from engine.training.prm import PRMRecipe
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: PRMRecipe(dropout=2), r"dropout must be within \[0, 1\], got 2"),
+        (lambda path: PolicyRecipe(num_tokens=0), "tokens_per_step must be within 1..0, got 6144"),
+        (lambda path: DiscriminatorRecipe(num_tokens=5), "tokens_per_step must be within 1..5, got 6144"),
+        (lambda path: training_arguments(path, "cpu", -1, 1e-3), "seed must be within 0..4294967295, got -1"),
+        (lambda path: read_tokenizer(path), "the tokenizer of .* cannot be read"),
+        (lambda path: Engine.load(max_batch=10**18), "max_batch must be at most 65536, got 10{18}"),
+    ],
+)
+def test_refused(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        make(tmp_path)
