@@ -20,10 +20,10 @@ from benchmarks.options import parse_seeds
 from benchmarks.timing import clear_caches
 from engine.commands import run_app
 from engine.engine import Engine
+from engine.files import write_atomically
 from engine.reports import compare, summarize, terminal_table, write_report
 from engine.reports.progress import RunProgress
 from engine.results import result_row, row_line
-from engine.results.files import write_atomically
 from engine.results.pools import sample_accuracy
 from engine.results.provenance import commit, machine_facts
 from engine.results.rows import Row

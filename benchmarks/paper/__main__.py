@@ -31,7 +31,7 @@ from benchmarks.paper.settings import Settings
 from benchmarks.paper.stages import STAGES, Study, sample
 from engine.commands import parse_numbers, run_app
 from engine.errors import UserError
-from engine.results.files import write_atomically
+from engine.files import write_atomically
 
 app = typer.Typer(add_completion=False)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.paper.plots import bin_plots, chain_plot, line_plot, ratio_plots, trade_plots
+from engine.files import write_atomically
 from engine.reports.html import page_environment
 from engine.reports.tables import quantity
-from engine.results.files import write_atomically
 
 # Which series a plot of accuracy against budget shows; the first two are the same everywhere.
 LINES = {

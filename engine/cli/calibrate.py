@@ -16,8 +16,8 @@ from engine.cli.tables import calibration_table
 from engine.commands import parse_numbers
 from engine.config import EngineConfig, SearchConfig
 from engine.errors import UserError
+from engine.files import write_atomically
 from engine.results.digests import problems_digest
-from engine.results.files import write_atomically
 from engine.scheduler import (
     ABSOLUTE_EDGES,
     Assigned,

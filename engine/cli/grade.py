@@ -34,7 +34,7 @@ def grade(
     """
     from rich.console import Console
 
-    from engine.results.files import write_atomically
+    from engine.files import write_atomically
     from engine.search.aggregate import check_agg_strategy
     from engine.tasks import get_task
 

@@ -13,11 +13,11 @@ from engine.cli.options import command, option
 from engine.cli.runs import run_rows
 from engine.config import EngineConfig
 from engine.errors import UserError
+from engine.files import write_atomically
 from engine.model import resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.results import Journal
 from engine.results.digests import problems_digest
-from engine.results.files import write_atomically
 from engine.results.rows import Row, row_line
 from engine.runtime import LLM
 from engine.tasks import get_task

@@ -55,8 +55,8 @@ def verify(
     from rich.console import Console
 
     from engine.engine import Engine
+    from engine.files import write_atomically
     from engine.reports.verifier import first_wrong_line, verifier_figures, verifier_table, write_verifier_report
-    from engine.results.files import write_atomically
     from engine.training.stepwise import read_stepwise
 
     if verifier not in _NAMES:

@@ -9,11 +9,11 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, S
 
 from engine.accounting import PURPOSES
 from engine.errors import UserError
+from engine.files import write_atomically
 from engine.reports import charts, svg
 from engine.reports.examples import Example, choose_examples
 from engine.reports.tables import StrategySummary, compare, quantity, summarize
 from engine.reports.tree import tree_svg
-from engine.results.files import write_atomically
 from engine.results.rows import Row
 
 _MEANINGS = {

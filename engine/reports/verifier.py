@@ -11,9 +11,9 @@ from rich import box
 from rich.table import Table
 
 from engine.errors import UserError
+from engine.files import write_atomically
 from engine.reports.html import page_environment
 from engine.reports.verifier_charts import reliability_chart, roc_chart
-from engine.results.files import write_atomically
 from engine.verifiers.figures import Bin, auc, auc_within, best_threshold, first_errors, reliability, roc_points
 
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.differences import difference
 from engine.errors import UserError
-from engine.results.files import naming, sync_folder, write_atomically
+from engine.files import naming, sync_folder, write_atomically
 from engine.results.rows import Row, read_rows, row_line
 
 _FORMAT = "ttc run ledger 1"
@@ -224,8 +225,8 @@ class Journal:
         if _digest(json.dumps(theirs, sort_keys=True)) != header["config_hash"]:
             raise UserError("its configuration does not match its hash")
         if header["config_hash"] != self._hash:
-            difference = _difference(theirs, self._config)
-            raise _OtherConfiguration(f"{self.path} is of a run with another configuration: {difference}")
+            changes = difference(theirs, self._config)
+            raise _OtherConfiguration(f"{self.path} is of a run with another configuration: {changes}")
 
     def _take(self, entry: dict) -> None:
         index, row = entry["index"], entry["row"]
@@ -259,27 +260,3 @@ def _digest(text: str) -> str:
 
 def _row_key(config_hash: str, index: int, row: Row) -> str:
     return _digest(json.dumps([config_hash, row["id"], row["seed"], index]))
-
-
-def _difference(theirs: dict, ours: dict) -> str:
-    """The differences in words: `seed was 0, now 1; budget was 16, now 8`."""
-    old, new = _flat(theirs), _flat(ours)
-    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
-    shown = [f"{name} was {_shown(old.get(name))}, now {_shown(new.get(name))}" for name in names[:6]]
-    return "; ".join(shown) + (f"; and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, str]:
-    """All values as JSON, by dotted name."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = json.dumps(value, ensure_ascii=False)
-    return flat
-
-
-def _shown(text: str | None) -> str:
-    text = "not set" if text is None else text
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from engine.files import write_atomically
 from engine.model import resolve_device
-from engine.results.files import write_atomically
 from ttc_kernels import _native
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
