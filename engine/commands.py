@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -24,10 +25,13 @@ def run_command(command: Callable[[], object], argv: Sequence[str] = ()) -> int:
     """Calls `command` and returns an exit status: its own where it returns one, else 0.
 
     2: an error that the user can mend, told in one sentence on stderr. 130: interrupted.
-    Anything else that goes wrong is a bug and keeps its traceback. `argv` is what a parser's error may have to quote.
+    A warning is a line on stderr. Anything else that goes wrong is a bug and keeps its traceback. `argv` is what a
+    parser's error may have to quote.
     """
     try:
-        status = command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell
+            status = command()
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -71,5 +75,13 @@ def _usage(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _refuse(message: str) -> int:
-    print("error:", " ".join(line.strip() for line in message.splitlines()), file=sys.stderr)
+    print("error:", _one_line(message), file=sys.stderr)
     return 2
+
+
+def _tell(message: Warning | str, *_: object) -> None:
+    print("warning:", _one_line(str(message)), file=sys.stderr)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(line.strip() for line in message.splitlines())

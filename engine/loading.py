@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,7 @@ def load_models(config: EngineConfig) -> Loaded:
     verifiers = {part: load_verifier_model(folders[part], spec, **limits) for part, spec in specs.items()}
     policy = LLM.load(folders["policy"], trunk_head=head, **limits)
     reviser = _load_reviser(folders["reviser"], policy, **limits) if "reviser" in folders else None
+    _set_end_tokens(prompt, policy, reviser)
     return Loaded(policy, prompt, verifiers, specs, reviser, folders.get("trunk_head"))
 
 
@@ -156,6 +158,20 @@ def _num_blocks(config: EngineConfig, folders: Mapping[str, Path]) -> int | None
     architectures |= {folders[part]: trunk_architecture(folders[part]) for part in _JUDGED if part in folders}
     architectures |= {folders["reviser"]: None} if "reviser" in folders else {}
     return shared_blocks(architectures, resolve_dtype(config.dtype, "cuda"), resolve_device("cuda").device)
+
+
+def _set_end_tokens(prompt: PromptFormat | None, policy: LLM, reviser: LLM | None) -> None:
+    """A chat's answers end where its template ends a turn; who generates without any end is told so."""
+    for llm in dict.fromkeys(each for each in (policy, reviser) if each is not None):
+        end = None if prompt is None else prompt.end_of_turn(llm.tokenizer)
+        if end is not None and end < llm.config.vocab_size:
+            llm.add_end_token(end)
+        if not llm.config.eos_token_ids:
+            warnings.warn(
+                f"{llm.folder} names no end-of-text token (eos_token_id in config.json or generation_config.json): "
+                "answers run on to max_tokens, or to a box where the prompt style stops at one",
+                stacklevel=2,
+            )
 
 
 def _load_reviser(folder: Path, policy: LLM, **limits) -> LLM:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.options import command, option
-from engine.cli.runs import run_rows
+from engine.cli.runs import cut_answers, run_rows
 from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.files import write_atomically
@@ -111,4 +111,9 @@ def _write(done: Mapping[int, Row], recipe: RolloutRecipe, output: Output) -> st
     if output.trl is not None:
         delimiter = get_task(recipe.task).delimiter
         write_stepwise(answers, Path(output.trl), delimiter, threshold=output.trl_threshold)
-    return f"{sum(row.get('num_rollouts', 0) for row in done.values()):,} rollouts" if recipe.num_rollouts else ""
+    num_sampled = len(done) * recipe.num_samples * recipe.num_attempts
+    parts = [
+        f"{sum(row.get('num_rollouts', 0) for row in done.values()):,} rollouts" if recipe.num_rollouts else "",
+        cut_answers(num_sampled - len(answers), num_sampled),
+    ]
+    return ", ".join(filter(None, parts))

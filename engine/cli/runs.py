@@ -51,17 +51,27 @@ def run_rows(
         finally:
             if not journal.done:  # nothing to resume, and no configuration worth holding anyone to
                 journal.path.unlink(missing_ok=True)
+        finishes = [finish for row in journal.done.values() for finish in row.get("finishes", ())]
         num_errors = sum(row.get("num_errors", 0) for row in journal.done.values())
         parts = [
             f"{num_total} {label}",
             progress.accuracy,
             note,
             f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",
+            cut_answers(finishes.count("length"), len(finishes)),
             f"{sum(journal.seconds_by_strategy().values()):.1f} s",
         ]
         if journal.num_resumed:
             parts.append(f"resumed {journal.num_resumed}")
         return ", ".join(filter(None, parts)) + f": {out}"
+
+
+def cut_answers(num_cut: int, num_answers: int) -> str:
+    """What to do where most answers ran into --max-tokens; nothing where most of them ended."""
+    if 2 * num_cut <= num_answers:
+        return ""
+    advice = "raise it, or see whether the model was trained on this form of prompt"
+    return f"{num_cut} of {num_answers} answers were cut off at --max-tokens ({advice})"
 
 
 def check_out(out: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -124,15 +123,8 @@ def _with_total(
 
 
 def _checked(strategy: Strategy | Planner, engine: Engine, config: SearchConfig) -> Strategy | Planner:
-    """The strategy, or what runs in its place; the user is told why."""
-    if not isinstance(strategy, ComputeOptimal):
-        return strategy
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        strategy = strategy.checked(engine.conditions(strategy, config))
-    for warning in caught:
-        typer.echo(f"warning: {warning.message}", err=True)
-    return strategy
+    """The strategy, or what runs in its place; a warning says why."""
+    return strategy.checked(engine.conditions(strategy, config)) if isinstance(strategy, ComputeOptimal) else strategy
 
 
 def _inputs(engine: Engine, task: str, problems: Sequence[Problem]) -> dict[str, object]:

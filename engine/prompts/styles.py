@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from engine.errors import UserError
 from engine.prompts.template import ChatTemplate
 
@@ -82,6 +84,14 @@ class PromptFormat:
             messages.append({"role": "assistant", "content": solution.strip()})
         messages.append({"role": "user", "content": self.preface + prompt.strip()})
         return self.template.render(messages, add_generation_prompt=True)
+
+    def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
+        """The token with which the chat template ends an assistant's message; None if there is no such token."""
+        if self.template is None:
+            return None
+        rest = self.template.after_answer().lstrip()
+        known = {token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items()}
+        return known[max(found, key=len)] if (found := [text for text in known if rest.startswith(text)]) else None
 
 
 def build_prompt(

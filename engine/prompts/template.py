@@ -17,6 +17,7 @@ from engine.errors import UserError
 MAX_SOURCE = 1 << 18  # characters of a template
 _WORKER = Path(__file__).with_name("worker.py")
 _START_SECONDS, _WALL_SECONDS = 120.0, 60.0  # far above the worker's own limit, for a busy machine
+_ANSWER = "ANSWER"  # stands for any text of an assistant
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 Message = Mapping[str, str]  # "role" and "content"
@@ -75,6 +76,15 @@ class ChatTemplate:
         if "error" in answer:
             raise UserError(f"{self.origin} cannot be rendered: {answer['error']}")
         return answer["text"]
+
+    def after_answer(self) -> str:
+        """What the template writes after an assistant's message, such as `<|im_end|>`; "" if it writes no such one."""
+        messages = ({"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER})
+        try:
+            _, found, rest = self.render(messages).rpartition(_ANSWER)
+        except UserError:  # a template that refuses two messages may still render what it is asked for
+            return ""
+        return rest if found else ""
 
 
 def read_tokenizer_config(folder: Path) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,13 @@ class LLM:
         self._ages = itertools.count()
         self._stop_rules: dict[tuple[str, ...], int] = {}
         runner.stops.set_eos(list(self.config.eos_token_ids))
+
+    def add_end_token(self, token_id: int) -> None:
+        """One more token that ends a text, such as a chat's end of turn; before anything is generated."""
+        known = self.config.eos_token_ids
+        if token_id not in known:
+            self.config = replace(self.config, eos_token_ids=(*known, token_id))
+            self.runner.stops.set_eos([token_id])
 
     @classmethod
     def load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from engine.results import journal_path, read_rows
 from engine.results.rows import FIELDS, Row
 from engine.tasks import get_task, take_problems
 from tests.cli.conftest import assert_refused, comparable, small_search
+from tests.model.folders import change_config
 
 
 def test_fifty_rows_in_order(ttc, models, tmp_path):
@@ -61,6 +63,28 @@ def test_a_problem_file(ttc, models, tmp_path):
     assert [row["correct"] is None for row in rows] == [False, True, True]
     assert ttc(*arguments, file, "--limit", 2, "--overwrite").status == 0
     assert len(read_rows(tmp_path / "rows.jsonl")) == 2
+
+
+def test_answers_that_are_cut_off_are_told(ttc, models, tmp_path):
+    """In the closing line, with their number and what to do; a few of them are no matter."""
+    arguments = [*small_search(models, tmp_path / "rows.jsonl", None), "--strategy", "majority", "--max-tokens"]
+    outcome = ttc(*arguments, 2)
+    finishes = [finish for row in read_rows(tmp_path / "rows.jsonl") for finish in row["finishes"]]
+    assert finishes.count("length") > len(finishes) / 2
+    words = f", {finishes.count('length')} of 32 answers were cut off at --max-tokens (raise it, or "
+    assert words in outcome.last_line
+    assert "cut off" not in ttc(*arguments, 300, "--overwrite").last_line
+
+
+def test_a_policy_without_an_end_token_is_told(ttc, models, tmp_path):
+    folder = shutil.copytree(models.policy, tmp_path / "endless")
+    change_config(folder, eos_token_id="absent")
+    (folder / "generation_config.json").unlink()
+    outcome = ttc(*small_search(models, tmp_path / "rows.jsonl"), "--policy", folder)
+    assert outcome.status == 0
+    (warning,) = [line for line in outcome.err.splitlines() if "end-of-text" in line]
+    assert warning.startswith(f"warning: {folder} names no end-of-text token")
+    assert "32 of 32 answers were cut off" in outcome.last_line
 
 
 def test_finished_problems_are_not_searched_again(ttc, models, tmp_path):

@@ -117,6 +117,10 @@ def test_rollouts_go_on_where_they_stopped(ttc, models, tmp_path):
     assert outcome.status == 0, outcome.err
     assert outcome.last_line.endswith(f"resumed 3: {file}")
     assert file.read_bytes() == written
+    num_sampled, num_cut = 12, 12 - len(rows)
+    assert (f"{num_cut} of 12 answers were cut off" in outcome.last_line) == (2 * num_cut > num_sampled)
+    short = ttc(*arguments, "--out", tmp_path / "short.jsonl", "--max-tokens", 1)
+    assert ", 12 of 12 answers were cut off at --max-tokens (raise it, " in short.last_line
     assert_refused(ttc(*arguments, "--temperature", 0.5), "temperature was 1.0, now 0.5")
     assert ttc(*arguments, "--temperature", 0.5, "--overwrite").status == 0
     assert file.read_bytes() != written
