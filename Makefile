@@ -49,20 +49,20 @@ demo: setup
 # 20 M tokens more (a verifier that knows no more arithmetic than the policy can hardly correct it), which has then
 # learned to tell worked answers from the policy's samples.
 models: setup
-	$(BIN)/ttc train policy
+	$(BIN)/ttc train policy --out engine/home/policy
 	$(BIN)/ttc train policy --base home --num-tokens 20000000 --seed 1 --out out/prm_base --work out/train/prm_base
 	$(BIN)/ttc train discriminator --base out/prm_base
 	$(BIN)/ttc rollouts
-	$(BIN)/ttc train prm --base out/discriminator
-	$(BIN)/ttc train trunk-head
+	$(BIN)/ttc train prm --base out/discriminator --out engine/home/prm
+	$(BIN)/ttc train trunk-head --out engine/home/trunk_head
 	$(BIN)/ttc rollouts --num-questions 16000 --num-samples 16 --num-rollouts 0 --seed 11 --out out/attempts.jsonl
-	$(BIN)/ttc train revision
+	$(BIN)/ttc train revision --out engine/home/reviser
 	$(BIN)/ttc rollouts --policy engine/home/reviser --num-questions 2600 --num-samples 1 --num-attempts 8 \
 		--context 2 --num-rollouts 0 --seed 12 --out out/chains.jsonl
 	$(BIN)/ttc train orm --base out/discriminator --rollouts out/attempts.jsonl,out/chains.jsonl \
-		--num-epochs 1 --max-answers 4
+		--num-epochs 1 --max-answers 4 --out engine/home/orm
 	$(BIN)/ttc calibrate --limit 600 --predictor score --pilot 2 --bins quantiles:8 --budgets 2,4,8,16,32 \
-		--strategies best-of-n,rebase --out out/calibration.json
+		--strategies best-of-n,rebase
 	cp out/calibration.json engine/home/calibration.json
 
 # The larger policy that `python -m benchmarks.paper` and `python -m benchmarks.equal_flops --exchange` compare the

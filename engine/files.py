@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -38,6 +39,52 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, target)
     sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def filled_folder(path: str | os.PathLike[str], *, last: str, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary folder whose files are synced and take their places in `path` when the block ends without an error.
+
+    A folder that is new appears whole. In one that exists the file `last` is taken away first and put in place last:
+    until then the folder lacks it, and is no mix of old and new. Other files stay, but those of the patterns `stale`.
+    Raises OSError.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f"{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_files(temporary)
+        if target.exists():
+            _move_files(temporary, target, last, stale)
+            sync_folder(target)
+        else:
+            os.rename(temporary, target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_files(source: Path, target: Path, last: str, stale: Sequence[str]) -> None:
+    """Moves the files of a folder over those of another."""
+    (target / last).unlink(missing_ok=True)
+    sync_folder(target)
+    names = sorted((file.name for file in source.iterdir()), key=lambda name: name == last)
+    for old in {old for pattern in stale for old in target.glob(pattern) if old.name not in names}:
+        old.unlink()
+    for name in names:
+        if name == last:
+            sync_folder(target)
+        os.replace(source / name, target / name)
+
+
+def sync_files(folder: Path) -> None:
+    """Has all that stands in a folder on disk, the names of its files too."""
+    for path in folder.iterdir():
+        with naming(path), open(path, "rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -89,7 +89,7 @@ class GridOptions:
 class Output:
     """Where the calibration goes."""
 
-    out: str = "calibration.json"
+    out: str = "out/calibration.json"
     """The calibration, one readable JSON file."""
 
     overwrite: bool = field(default=False, metadata={"flags": "--overwrite"})

@@ -13,7 +13,7 @@ from engine.cli.options import Pairs, command, field_docs, option
 from engine.cli.rollouts import ROLLOUTS
 from engine.config import EngineConfig
 from engine.errors import UserError
-from engine.model import HOME, resolve_device, resolve_folder
+from engine.model import resolve_device, resolve_folder
 from engine.tasks.chain import ChainConfig, config_from_options
 from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
 from engine.training.orm import ORMRecipe, train_orm
@@ -25,6 +25,7 @@ _ATTEMPTS = "out/attempts.jsonl"  # many answers to a question, labelled by thei
 
 Out = Annotated[str, option("Folder of the trained model.")]
 Work = Annotated[str, option("Folder of the checkpoints that a stopped run goes on from.")]
+Overwrite = Annotated[bool, option("Drop the checkpoints in --work.", "--overwrite")]
 Device = Annotated[str, option("cpu or cuda.")]
 Policy = Annotated[str, option(field_docs(EngineConfig)["policy"])]
 Rollouts = Annotated[str, option("File that `ttc rollouts` wrote; several with commas between.")]
@@ -50,14 +51,15 @@ KNOBS = {ChainConfig: Pairs("A knob of the problems as name=value, e.g. max_dept
 @command(pairs=KNOBS)
 def policy(
     recipe: PolicyRecipe,
-    out: Out = str(HOME / "policy"),
+    out: Out = "out/policy",
     work: Work = "out/train/policy",
     base: Annotated[str | None, option("Hugging Face folder to go on from, its shape included.")] = None,
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Trains the policy: next-token loss on worked answers, from nothing or from --base."""
     resolve_device(device)
-    train_policy(recipe, Path(out), Path(work), device, resolve_folder(base) if base else None)
+    train_policy(recipe, _folder(out), Path(work), device, resolve_folder(base) if base else None, overwrite)
     typer.echo(f"policy trained on {recipe.num_tokens:,} tokens: {out}")
 
 
@@ -69,10 +71,13 @@ def discriminator(
     out: Out = "out/discriminator",
     work: Work = "out/train/discriminator",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Trains what `ttc train prm --base` may start from: it tells worked answers from the policy's samples."""
     resolve_device(device)
-    figures = train_discriminator(recipe, resolve_folder(base), resolve_folder(policy), Path(out), Path(work), device)
+    figures = train_discriminator(
+        recipe, resolve_folder(base), resolve_folder(policy), _folder(out), Path(work), device, overwrite
+    )
     typer.echo(f"discriminator trained, {_shown(figures)}: {out}")
 
 
@@ -81,13 +86,15 @@ def prm(
     recipe: PRMRecipe,
     rollouts: Rollouts = ROLLOUTS,
     base: Annotated[str, option("Hugging Face folder whose weights it starts from.")] = "home",
-    out: Out = str(HOME / "prm"),
+    out: Out = "out/prm",
     work: Work = "out/train/prm",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Trains the step verifier from rollouts; it starts from the policy's weights, or from --base."""
     resolve_device(device)
-    figures = train_prm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
+    folders = resolve_folder(base), _folder(out), Path(work)
+    figures = train_prm(_files(rollouts), *folders, recipe, device, overwrite)
     typer.echo(f"prm trained, {_shown(figures)}: {out}")
 
 
@@ -96,13 +103,15 @@ def orm(
     recipe: ORMRecipe,
     rollouts: Rollouts = _ATTEMPTS,
     base: Annotated[str, option("Hugging Face folder whose weights it starts from.")] = "home",
-    out: Out = str(HOME / "orm"),
+    out: Out = "out/orm",
     work: Work = "out/train/orm",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Trains the verifier of whole answers, with and without earlier attempts before them."""
     resolve_device(device)
-    figures = train_orm(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
+    folders = resolve_folder(base), _folder(out), Path(work)
+    figures = train_orm(_files(rollouts), *folders, recipe, device, overwrite)
     typer.echo(f"orm trained, {_shown(figures)}: {out}")
 
 
@@ -111,13 +120,16 @@ def trunk_head(
     recipe: TrunkHeadRecipe,
     rollouts: Rollouts = ROLLOUTS,
     policy: Policy = "home",
-    out: Out = str(HOME / "trunk_head"),
+    out: Out = "out/trunk_head",
     work: Work = "out/train/trunk_head",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Trains a score head on the frozen trunk of the policy, from rollouts."""
     resolve_device(device)
-    figures = train_trunk_head(_files(rollouts), resolve_folder(policy), Path(out), Path(work), recipe, device)
+    figures = train_trunk_head(
+        _files(rollouts), resolve_folder(policy), _folder(out), Path(work), recipe, device, overwrite
+    )
     typer.echo(f"trunk head trained, {_shown(figures)}: {out}")
 
 
@@ -126,14 +138,24 @@ def revision(
     recipe: RevisionRecipe,
     rollouts: Rollouts = _ATTEMPTS,
     base: Annotated[str, option("Hugging Face folder of the policy that it starts from.")] = "home",
-    out: Out = str(HOME / "reviser"),
+    out: Out = "out/reviser",
     work: Work = "out/train/revision",
     device: Device = "cpu",
+    overwrite: Overwrite = False,
 ) -> None:
     """Trains a policy to answer anew after attempts of its own, from `ttc rollouts --num-rollouts 0`."""
     resolve_device(device)
-    figures = train_revision(_files(rollouts), resolve_folder(base), Path(out), Path(work), recipe, device)
+    figures = train_revision(
+        _files(rollouts), resolve_folder(base), _folder(out), Path(work), recipe, device, overwrite
+    )
     typer.echo(f"revision model trained, {_shown(figures)}: {out}")
+
+
+def _folder(out: str) -> Path:
+    """Raises UserError for what a model cannot be written to, which is better known before the training."""
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"a model goes to a folder, {out!r} is a file")
+    return Path(out)
 
 
 def _files(names: str) -> list[Path]:

@@ -1,15 +1,18 @@
-"""What all trainings share: transformers' TrainingArguments, and the loop that resumes."""
+"""What all trainings share: the model they start from, transformers' TrainingArguments, and the loop that resumes."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from engine.errors import UserError
+from engine.model import load_checkpoint
+from engine.training.checkpoints import Checkpoints, MarkWhole, readable_errors
 
 _MAX_SEED = 1 << 32  # numpy's
 
@@ -61,20 +64,37 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise UserError(f"the tokenizer of {folder} cannot be read: {error}") from None
 
 
+def load_base(auto_class: type, folder: Path) -> PreTrainedModel:
+    """The float32 model of a Hugging Face folder, by one of transformers' Auto classes.
+
+    As in a search it is read from safetensors alone and no code of its own is run. Raises UserError as
+    `load_checkpoint` does.
+    """
+    load_checkpoint(folder, torch.float32)  # reads no tensor
+    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    return auto_class.from_pretrained(folder, dtype=torch.float32, **safe)
+
+
 def run_trainer(
     trainer_type: type[Trainer],
     model: nn.Module,
     arguments: TrainingArguments,
+    checkpoints: Checkpoints,  # in the output folder
     train: Dataset,
     held_out: Dataset | None = None,
 ) -> Trainer:
-    """Trains `model` from the last checkpoint in the output folder, if there is one. Items of data sets are batches."""
+    """Trains `model` from the last whole checkpoint, if there is one. Items of data sets are batches.
+
+    Raises UserError as `Checkpoints.opened` does.
+    """
     trainer = trainer_type(
         model=model,
         args=arguments,
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=lambda items: items[0],
+        callbacks=[MarkWhole()],
     )
-    trainer.train(resume_from_checkpoint=any(Path(arguments.output_dir).glob("checkpoint-*")) or None)
+    with checkpoints.opened() as start, readable_errors(checkpoints.folder):
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
     return trainer

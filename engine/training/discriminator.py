@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import LlamaForCausalLM, LlamaForTokenClassification, PreTrainedTokenizerFast, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from engine.errors import UserError
 from engine.tasks.chain import ChainConfig
-from engine.training.arguments import read_tokenizer, run_trainer, training_arguments
+from engine.training.arguments import load_base, read_tokenizer, run_trainer, training_arguments
+from engine.training.checkpoints import Checkpoints, made_of, save_model
 from engine.training.policy import IGNORED, TRAINING_MIX, ChainBatches, PolicyRecipe
 from engine.training.verifier import UNLABELLED, VerifierRecipe, build_classifier, held_out_figures, step_loss
 
@@ -66,7 +67,7 @@ class ReplacedTokens(Dataset):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
-        policy: LlamaForCausalLM,
+        policy: PreTrainedModel,
         recipe: DiscriminatorRecipe,
         only_line_ends: bool = False,
     ):
@@ -111,7 +112,7 @@ class Discriminator(nn.Module):
     The language modelling loss keeps the base's prediction of each token available to the extra layers.
     """
 
-    def __init__(self, classifier: LlamaForTokenClassification, base: LlamaForCausalLM):
+    def __init__(self, classifier: PreTrainedModel, base: PreTrainedModel):
         super().__init__()
         self.classifier = classifier
         self.depth = base.config.num_hidden_layers
@@ -126,21 +127,27 @@ class Discriminator(nn.Module):
 
 
 def train_discriminator(
-    recipe: DiscriminatorRecipe, base: Path, policy: Path, out: Path, work: Path, device: str = "cpu"
+    recipe: DiscriminatorRecipe,
+    base: Path,
+    policy: Path,
+    out: Path,
+    work: Path,
+    device: str = "cpu",
+    overwrite: bool = False,
 ) -> dict:
-    """Trains a `LlamaForTokenClassification` that starts from the decoder `base`, and writes it to `out`.
+    """Trains a two-label token classifier that starts from the decoder `base`, and writes it to `out`.
 
     Resumes from the last checkpoint in `work`. Returns figures on held-out lines.
     """
     tokenizer = read_tokenizer(base)
-    lm = LlamaForCausalLM.from_pretrained(base)
+    lm = load_base(AutoModelForCausalLM, base)
     shape = VerifierRecipe(num_extra_layers=recipe.num_extra_layers, dropout=0.0, seed=recipe.seed)
     classifier = build_classifier(base, shape)
-    generator = LlamaForCausalLM.from_pretrained(policy).to(device)
+    generator = load_base(AutoModelForCausalLM, policy).to(device)
     data = ReplacedTokens(tokenizer, generator, recipe)
     arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, max_steps=recipe.corpus.num_steps)
-    run_trainer(Trainer, Discriminator(classifier, lm), arguments, data)
-    classifier.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    checkpoints = Checkpoints(work, made_of("discriminator", recipe, device, base=base, policy=policy), overwrite)
+    run_trainer(Trainer, Discriminator(classifier, lm), arguments, checkpoints, data)
+    save_model(out, classifier, tokenizer)
     unseen = replace(recipe, seed=recipe.seed + 1, num_tokens=_HELD_OUT_TOKENS)
     return held_out_figures(classifier, ReplacedTokens(tokenizer, generator, unseen, only_line_ends=True), device)

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.training.checkpoints import Checkpoints, made_of, save_model
 from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, build_classifier, fit, read_rows
 
 
@@ -65,7 +66,13 @@ def encode_answer(row: dict, encoder: RowEncoder) -> tuple[list[int], list[float
 
 
 def train_orm(
-    rollouts: Sequence[Path], base: Path, out: Path, work: Path, recipe: ORMRecipe, device: str = "cpu"
+    rollouts: Sequence[Path],
+    base: Path,
+    out: Path,
+    work: Path,
+    recipe: ORMRecipe,
+    device: str = "cpu",
+    overwrite: bool = False,
 ) -> dict:
     """Trains a two-label token classifier that starts from the weights of `base`; returns held-out figures.
 
@@ -77,8 +84,8 @@ def train_orm(
         raise UserError(f"an outcome verifier is read at the end of text, and config.json of {base} names none")
     rows = choose_answers(read_rows(rollouts, recipe), recipe)
     model = build_classifier(base, recipe)
-    figures = fit(model, rows, encode_answer, encoder, work, recipe, device)
-    model.save_pretrained(out)
-    encoder.tokenizer.save_pretrained(out)
+    checkpoints = Checkpoints(work, made_of("orm", recipe, device, base=base, rollouts=rollouts), overwrite)
+    figures = fit(model, rows, encode_answer, encoder, checkpoints, recipe, device)
+    save_model(out, model, encoder.tokenizer)
     figures["held_out_answers"] = figures.pop("held_out_steps")
     return {"answers": len(rows), "with_a_history": sum(bool(row.get("history")) for row in rows), **figures}

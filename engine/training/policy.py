@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from engine.errors import UserError
 from engine.tasks import chain
 from engine.tasks.tokenizer import build_tokenizer
-from engine.training.arguments import can_compile, run_trainer, training_arguments
+from engine.training.arguments import can_compile, load_base, run_trainer, training_arguments
+from engine.training.checkpoints import Checkpoints, made_of, save_model
 
 IGNORED = -100  # the label that transformers' loss skips
 
@@ -105,7 +106,14 @@ def build_policy(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> Ll
     return LlamaForCausalLM(config)
 
 
-def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu", base: Path | None = None) -> None:
+def train_policy(
+    recipe: PolicyRecipe,
+    out: Path,
+    work: Path,
+    device: str = "cpu",
+    base: Path | None = None,
+    overwrite: bool = False,
+) -> None:
     """Trains the policy and writes a Hugging Face folder to `out`; resumes from the last checkpoint in `work`.
 
     With `base`, a Hugging Face folder with the home tokenizer, training starts from its weights and keeps its
@@ -113,7 +121,7 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
     Raises UserError for a base with another vocabulary size.
     """
     tokenizer = build_tokenizer()
-    model = build_policy(recipe, tokenizer) if base is None else LlamaForCausalLM.from_pretrained(base)
+    model = build_policy(recipe, tokenizer) if base is None else load_base(AutoModelForCausalLM, base)
     if model.config.vocab_size != len(tokenizer):
         raise UserError(f"{base} has {model.config.vocab_size} tokens, the home tokenizer {len(tokenizer)}")
     if device == "cpu" and can_compile():
@@ -122,9 +130,9 @@ def train_policy(recipe: PolicyRecipe, out: Path, work: Path, device: str = "cpu
     arguments = training_arguments(
         work, device, recipe.seed, recipe.learning_rate, bf16=recipe.bf16 or None, max_steps=recipe.num_steps
     )
-    run_trainer(Trainer, model, arguments, ChainBatches(tokenizer, recipe))
+    checkpoints = Checkpoints(work, made_of("policy", recipe, device, base=base), overwrite)
+    run_trainer(Trainer, model, arguments, checkpoints, ChainBatches(tokenizer, recipe))
     model.config.use_cache = True  # the trainer turns it off
     if recipe.bf16_weights:
         model.to(torch.bfloat16)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save_model(out, model, tokenizer)

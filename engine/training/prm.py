@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from transformers import AutoModel
 
 from engine.errors import UserError
+from engine.files import write_atomically
+from engine.training.arguments import load_base
+from engine.training.checkpoints import Checkpoints, made_of, save_model
 from engine.training.labels import LABELS, harden_labels, pool_labels
 from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, build_classifier, fit, read_rows
 
@@ -57,7 +60,7 @@ class TrunkProbe(nn.Module):
     def __init__(self, policy: Path, dropout: float = 0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.trunk = AutoModel.from_pretrained(policy).requires_grad_(False)
+        self.trunk = load_base(AutoModel, policy).requires_grad_(False)
         self.score = nn.Linear(self.trunk.config.hidden_size, 1)
 
     def forward(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -68,7 +71,13 @@ class TrunkProbe(nn.Module):
 
 
 def train_prm(
-    rollouts: Sequence[Path], base: Path, out: Path, work: Path, recipe: PRMRecipe, device: str = "cpu"
+    rollouts: Sequence[Path],
+    base: Path,
+    out: Path,
+    work: Path,
+    recipe: PRMRecipe,
+    device: str = "cpu",
+    overwrite: bool = False,
 ) -> dict:
     """Trains a two-label token classifier that starts from the weights of `base`; returns held-out figures.
 
@@ -76,24 +85,30 @@ def train_prm(
     """
     encoder = RowEncoder.of(base, recipe)
     model = build_classifier(base, recipe)
-    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode_steps, encoder, work, recipe, device)
-    model.save_pretrained(out)
-    encoder.tokenizer.save_pretrained(out)
+    checkpoints = Checkpoints(work, made_of("prm", recipe, device, base=base, rollouts=rollouts), overwrite)
+    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode_steps, encoder, checkpoints, recipe, device)
+    save_model(out, model, encoder.tokenizer)
     return figures
 
 
 def train_trunk_head(
-    rollouts: Sequence[Path], policy: Path, out: Path, work: Path, recipe: TrunkHeadRecipe, device: str = "cpu"
+    rollouts: Sequence[Path],
+    policy: Path,
+    out: Path,
+    work: Path,
+    recipe: TrunkHeadRecipe,
+    device: str = "cpu",
+    overwrite: bool = False,
 ) -> dict:
     """Trains a linear head on the policy's frozen trunk; returns held-out figures."""
     encoder = RowEncoder.of(policy, recipe)
     torch.manual_seed(recipe.seed)
     model = TrunkProbe(policy, recipe.dropout)
     encode = partial(encode_steps, shift=1)
-    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode, encoder, work, recipe, device)
-    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(work, made_of("trunk-head", recipe, device, policy=policy, rollouts=rollouts), overwrite)
+    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode, encoder, checkpoints, recipe, device)
     head = {f"score.{name}": tensor.detach().contiguous() for name, tensor in model.score.named_parameters()}
-    save_file(head, out / "model.safetensors")
+    write_atomically(out / "model.safetensors", save(head))
     return figures
 
 

@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from engine.errors import UserError
 from engine.prompts.histories import after_attempts
-from engine.training.arguments import can_compile, read_tokenizer, run_trainer, training_arguments
+from engine.training.arguments import can_compile, load_base, read_tokenizer, run_trainer, training_arguments
 from engine.training.batches import LengthBatches
+from engine.training.checkpoints import Checkpoints, checkpoint_folders, is_whole, made_of, save_model
 from engine.training.policy import IGNORED
 from engine.training.stepwise import read_stepwise
 from engine.training.verifier import split_questions
@@ -161,7 +162,13 @@ def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[
 
 
 def train_revision(
-    rollouts: Sequence[Path], base: Path, out: Path, work: Path, recipe: RevisionRecipe, device: str = "cpu"
+    rollouts: Sequence[Path],
+    base: Path,
+    out: Path,
+    work: Path,
+    recipe: RevisionRecipe,
+    device: str = "cpu",
+    overwrite: bool = False,
 ) -> dict:
     """Fine-tunes `base`, a folder with a causal decoder and its tokenizer, and writes a Hugging Face folder to `out`.
 
@@ -176,7 +183,7 @@ def train_revision(
     train, held = split_questions(rows, recipe.held_out, recipe.seed) if rows else ([], [])
     if not train:
         raise UserError(f"{', '.join(map(str, rollouts))} holds nothing to train on: {counts}")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = load_base(AutoModelForCausalLM, base)
     if device == "cpu" and can_compile():
         model.set_attn_implementation("eager")  # see train_policy
     batches = [_batches(part, tokenizer, recipe, model.config.max_position_embeddings) for part in (train, held)]
@@ -193,13 +200,15 @@ def train_revision(
         save_steps=steps_each,
         save_total_limit=None,
     )
-    run_trainer(Trainer, model, arguments, *batches)
+    checkpoints = Checkpoints(work, made_of("revision", recipe, device, base=base, rollouts=rollouts), overwrite)
+    run_trainer(Trainer, model, arguments, checkpoints, *batches)
     losses = held_out_losses(work)
     step = chosen_step(losses)
-    model = AutoModelForCausalLM.from_pretrained(work / f"checkpoint-{step}", dtype=torch.float32)
+    if not is_whole(chosen := work / f"checkpoint-{step}"):
+        raise UserError(f"{chosen}, the best of the training, is not whole: start anew with --overwrite")
+    model = AutoModelForCausalLM.from_pretrained(chosen, dtype=torch.float32, use_safetensors=True)
     model.config.use_cache = True  # the trainer turns it off
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    save_model(out, model, tokenizer)
     return {"data": str(counts), "held_out_loss": losses[step], "step": step, "of_steps": max(losses)}
 
 
@@ -213,7 +222,7 @@ def _batches(rows: Sequence[dict], tokenizer, recipe: RevisionRecipe, context: i
 
 def held_out_losses(work: Path) -> dict[int, float]:
     """Held-out loss by step, from the trainer's state in the last checkpoint."""
-    last = max(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    last = checkpoint_folders(work)[-1]
     history: Iterator[dict] = iter(json.loads((last / "trainer_state.json").read_text())["log_history"])
     return {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
 

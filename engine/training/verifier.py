@@ -25,8 +25,9 @@ from transformers import (
 from engine.errors import UserError
 from engine.model import read_config, read_raw_config
 from engine.prompts.histories import after_attempts
-from engine.training.arguments import read_tokenizer, run_trainer, training_arguments
+from engine.training.arguments import load_base, read_tokenizer, run_trainer, training_arguments
 from engine.training.batches import LengthBatches
+from engine.training.checkpoints import Checkpoints
 from engine.training.stepwise import check_format, read_steps
 from engine.verifiers.figures import auc, auc_within
 
@@ -142,7 +143,7 @@ def build_classifier(base: Path, recipe: VerifierRecipe) -> PreTrainedModel:
     Extra layers are initialised to add nothing to the residual stream, so that training starts from the base.
     """
     torch.manual_seed(recipe.seed)
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     num_layers = config.num_hidden_layers
     has_head = config.num_labels == 2 and (config.architectures or [""])[0].endswith("ForTokenClassification")
     config.num_hidden_layers += recipe.num_extra_layers
@@ -152,9 +153,9 @@ def build_classifier(base: Path, recipe: VerifierRecipe) -> PreTrainedModel:
         config.layer_types = [*config.layer_types, *config.layer_types[-1:] * recipe.num_extra_layers]
     model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
     if has_head:
-        model.load_state_dict(AutoModelForTokenClassification.from_pretrained(base).state_dict(), strict=False)
+        model.load_state_dict(load_base(AutoModelForTokenClassification, base).state_dict(), strict=False)
     else:
-        model.base_model.load_state_dict(AutoModel.from_pretrained(base).state_dict(), strict=False)
+        model.base_model.load_state_dict(load_base(AutoModel, base).state_dict(), strict=False)
     for layer in model.base_model.layers[num_layers:]:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
@@ -172,21 +173,22 @@ def fit(
     rows: Sequence[dict],  # labelled answers
     encode: Encode,
     encoder: RowEncoder,
-    work: Path,  # folder of checkpoints
+    checkpoints: Checkpoints,
     recipe: VerifierRecipe,
     device: str,
 ) -> dict[str, float]:
     """Trains on the rows, a share of the questions held out, and returns figures on these.
 
-    Resumes from the last checkpoint in `work`. Raises UserError if all rows are of one question, or if one has more
+    Resumes from the last checkpoint. Raises UserError if all rows are of one question, or if one has more
     tokens than the model's context.
     """
     train_rows, held_rows = split_questions(rows, recipe.held_out, recipe.seed)
     if not train_rows:
         raise UserError(f"the rows are of one question only, {held_rows[0]['prompt']!r}: nothing is left to train on")
     train, held = (_batches(part, encode, encoder, recipe) for part in (train_rows, held_rows))
-    arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, num_train_epochs=recipe.num_epochs)
-    trainer = run_trainer(StepTrainer, model, arguments, train, held)
+    options = {"num_train_epochs": recipe.num_epochs}
+    arguments = training_arguments(checkpoints.folder, device, recipe.seed, recipe.learning_rate, **options)
+    trainer = run_trainer(StepTrainer, model, arguments, checkpoints, train, held)
     figures = held_out_figures(model, held, device)
     return {"held_out_loss": trainer.evaluate()["eval_loss"], **figures}
 
