@@ -9,11 +9,11 @@ from pathlib import Path
 from engine.accounting import ModelShape
 from engine.errors import UserError
 from engine.model.families import Family, check_fields, family_of, layer_windows
+from engine.model.fields import check_context, flag, real, whole
 from engine.model.rope import Rope, read_rope
 from engine.model.window import NUM_SCRATCH_BLOCKS
 
 MAX_JSON_BYTES = 64 << 20
-MAX_HEAD_DIM = 256  # the attention kernels' limit
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,10 @@ def more_end_tokens(folder: Path) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return ()
-    raw = read_raw_config(folder)
-    known = _eos_token_ids(raw.get("eos_token_id"), raw["vocab_size"], folder / "config.json")
-    given = _eos_token_ids(read_json(path).get("eos_token_id"), raw["vocab_size"], path)
+    raw, named = read_raw_config(folder), folder / "config.json"
+    vocab_size = whole("vocab_size", raw.get("vocab_size"), named)
+    known = _eos_token_ids(raw.get("eos_token_id"), vocab_size, named)
+    given = _eos_token_ids(read_json(path).get("eos_token_id"), vocab_size, path)
     return tuple(token for token in dict.fromkeys(given) if token not in known)
 
 
@@ -125,10 +126,7 @@ def read_json(path: Path) -> dict:
 def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> ModelConfig:
     def size(name: str, default: int | None = None) -> int:
         value = raw[name] if default is None else raw.get(name)
-        value = default if value is None else value
-        if type(value) is not int or value < 1:
-            raise UserError(f"{path}: {name} must be a whole number of at least 1, got {value!r}")
-        return value
+        return whole(name, default if value is None else value, path)
 
     heads, hidden, vocab_size = size("num_attention_heads"), size("hidden_size"), size("vocab_size")
     # A missing field means the family's default, null means one KV head per query head.
@@ -138,14 +136,17 @@ def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> Model
     head_dim = size("head_dim", known_dim or max(hidden // heads, 1))
     if heads % kv_heads:
         raise UserError(f"{path}: num_attention_heads = {heads} is not a multiple of {kv_heads} KV heads")
-    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        raise UserError(f"{path}: head_dim must be even and at most {MAX_HEAD_DIM}, got {head_dim}")
+    if head_dim % 2:
+        raise UserError(f"{path}: head_dim must be even, got {head_dim}")
     num_layers, max_positions = size("num_hidden_layers"), size("max_position_embeddings")
     theta, rope = read_rope(raw, max_positions, path)
     context = rope.context(max_positions)
+    check_context(context, head_dim, path)
     windows = layer_windows(raw, family, num_layers, path)
     windows = tuple(window if window and window < context else None for window in windows)
     labels = raw.get("id2label")
+    if labels is not None and not isinstance(labels, dict):
+        raise UserError(f"{path}: id2label must map numbers to labels, got {str(labels)[:60]!r}")
     is_classifier = architecture.endswith("ForTokenClassification")
     return ModelConfig(
         architecture=architecture,
@@ -157,9 +158,9 @@ def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> Model
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         context=context,
-        rms_eps=_number("rms_norm_eps", raw["rms_norm_eps"], path),
+        rms_eps=real("rms_norm_eps", raw["rms_norm_eps"], path),
         rope_theta=theta,
-        is_tied=bool(raw.get("tie_word_embeddings", False)),
+        is_tied=flag("tie_word_embeddings", raw, path),
         num_labels=(len(labels) if labels else size("num_labels", 2)) if is_classifier else 0,
         eos_token_ids=_eos_token_ids(raw.get("eos_token_id"), vocab_size, path),
         rope=rope,
@@ -167,12 +168,6 @@ def _from_raw(raw: dict, architecture: str, family: Family, path: Path) -> Model
         has_qk_norm=family.has_qk_norm,
         windows=windows if any(windows) else (),
     )
-
-
-def _number(name: str, value: object, path: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"{path}: {name} must be a number over 0, got {value!r}")
-    return float(value)
 
 
 def _eos_token_ids(given: object, vocab_size: int, path: Path) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.model.fields import whole
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 KINDS = ("ForCausalLM", "ForTokenClassification")
@@ -139,13 +140,10 @@ def layer_windows(raw: dict, family: Family, num_layers: int, path: Path) -> tup
     window = raw.get("sliding_window", family.default_window)
     if family.window_rule == "none" or (family.window_rule == "chosen" and not raw.get("use_sliding_window")):
         window = None
-    if window is not None and (type(window) is not int or window < 1):
-        raise UserError(f"{path}: sliding_window must be a whole number of at least 1, got {window!r}")
+    window = None if window is None else whole("sliding_window", window, path)
     types = raw.get("layer_types")
     if family.window_rule == "chosen" and types is None:
-        first = raw.get("max_window_layers", 28)
-        if type(first) is not int:
-            raise UserError(f"{path}: max_window_layers must be a whole number, got {first!r}")
+        first = whole("max_window_layers", raw.get("max_window_layers", 28), path)
         return tuple(window if i >= first else None for i in range(num_layers))
     if types is None:
         return (window,) * num_layers

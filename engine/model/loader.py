@@ -13,6 +13,7 @@ from engine.errors import UserError
 from engine.model.config import ModelConfig, read_config, read_json
 from engine.model.hub import fetch, is_hub_id
 from engine.model.tensor_files import TensorFiles
+from engine.model.weights import check_trunk
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 GPU_DTYPES = DTYPES | {"float16": torch.float16, "fp16": torch.float16}
@@ -54,13 +55,14 @@ def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
 def load_checkpoint(
     folder: Path, dtype: torch.dtype, architecture: str | None = None, device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """Reads the configuration, the tokenizer and the tensors' names; each tensor is read when first accessed.
+    """Reads the configuration, the tokenizer and the tensors' headers; each tensor is read when first accessed.
 
     `architecture` overrides the one that config.json names. Raises UserError for a folder that is incomplete,
     damaged or not supported.
     """
     config = read_config(folder, architecture)
     tensors = _open_weights(folder, dtype, device)
+    check_trunk(config, tensors)
     if config.is_tied and _HEAD in tensors and _EMBEDDING in tensors and not tensors.is_equal(_HEAD, _EMBEDDING):
         config = replace(config, is_tied=False)  # stored tensors overrule the config, as in transformers
     return Checkpoint(folder, config, tensors, load_tokenizer(folder))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from engine.errors import UserError
+from engine.model.fields import real
 
 DEFAULT_THETA = 10000.0
 # The numbers that each type of scaling uses; all types use rope_theta.
@@ -72,27 +73,23 @@ def read_rope(raw: dict, max_positions: int, path: Path) -> tuple[float, Rope]:
     if unknown:
         raise UserError(f"{path}: rope field {unknown[0]!r} = {str(rope[unknown[0]])[:60]} is not supported")
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in _NUMBERS:
+    if not isinstance(kind, str) or kind not in _NUMBERS:
         raise UserError(f"{path}: rope type {kind!r} is not supported, only {', '.join(map(repr, _NUMBERS))}")
     if rope.get("partial_rotary_factor") not in (None, 1):
         raise UserError(f"{path}: partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported, only 1")
 
-    def number(name: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"{path}: {name} of rope type {kind!r} must be a number over 0, got {value!r}")
-        return float(value)
-
     theta = rope.get("rope_theta")
-    theta = number("rope_theta", raw.get("rope_theta", DEFAULT_THETA) if theta is None else theta)
+    theta = real("rope_theta", raw.get("rope_theta", DEFAULT_THETA) if theta is None else theta, path)
     original = raw.get("original_max_position_embeddings")
     if original is None:
         original = rope.get("original_max_position_embeddings")
-    original = int(number("original_max_position_embeddings", max_positions if original is None else original))
+    original = int(real("original_max_position_embeddings", max_positions if original is None else original, path))
     fields = {name: rope.get(name) for name in _NUMBERS[kind]}
     if kind == "yarn" and "factor" in rope and fields["factor"] is None:
         fields["factor"] = max_positions / original
     fields |= {name: rope[name] for name in _OPTIONAL.get(kind, ()) if rope.get(name)}
-    numbers = {name: number(name, value) for name, value in fields.items()}
+    of_kind = f" of rope type {kind!r}"
+    numbers = {name: real(name, value, path, of_kind) for name, value in fields.items()}
     if kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
         raise UserError(
             f"{path}: high_freq_factor {numbers['high_freq_factor']} must be over low_freq_factor "

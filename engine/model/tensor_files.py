@@ -223,7 +223,7 @@ def _read_header(path: Path) -> dict[str, Place]:
                 )
             with safe_open(path, framework="pt"):
                 pass
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
     except (SafetensorError, OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from None
     places = {}
@@ -238,3 +238,13 @@ def _read_header(path: Path) -> dict[str, Place]:
         offset = 8 + length + entry["data_offsets"][0]
         places[name] = Place(path, offset, tuple(entry["shape"]), DTYPES[entry["dtype"]])
     return places
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Raises SafetensorError for a name that stands twice, of which readers take one or the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SafetensorError(f"the name {twice[:80]!r} stands twice in its header")
+    return found

@@ -10,13 +10,9 @@ import torch
 from engine.errors import UserError
 from engine.model.config import ModelConfig
 from engine.model.rope import rope_tables
-from engine.model.tensor_files import fill, origin, runs, take
+from engine.model.tensor_files import check_shape, fill, origin, runs, take
 from ttc_kernels.decoder import DecoderWeights, LayerWeights
 
-_PARTS = (  # of every layer
-    *("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    *("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
 # Buffers in old checkpoints that follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq", "self_attn.bias", "self_attn.masked_bias")
 
@@ -103,9 +99,8 @@ def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_stre
     """Reads the trunk of a checkpoint; no tensor is in memory twice.
 
     If `is_streamed`, a layer's weights are iterators over runs of rows, which `PackedDecoder` copies. Raises
-    UserError for a tensor that is missing, of another shape, or unknown to this architecture.
+    UserError for a tensor that is missing or of another shape.
     """
-    _check_names(config, tensors)
     embedding = take(tensors, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     reader = _Reader(config, tensors, embedding, is_streamed)
     tables = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
@@ -125,16 +120,47 @@ def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_stre
     return Trunk(weights, tuple(reader.extras(i) for i in range(config.num_layers)))
 
 
-def _check_names(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises UserError for a tensor of the trunk that would not be read: the model would silently lack it."""
-    known = [f"{name}.weight" for name in _PARTS]
-    known += [f"self_attn.{part}_proj.bias" for part in "qkv"] if config.has_qkv_bias else []
-    known += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"] if config.has_qk_norm else []
-    expected = {f"model.layers.{i}.{name}" for i in range(config.num_layers) for name in known}
-    expected |= {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+def check_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Compares the trunk that the config describes with the names and shapes of the tensors, and reads none.
+
+    Raises UserError for a tensor that is missing, of another shape, or that would not be read, so that the model
+    would silently lack it.
+    """
+    for name, shape in _outer_shapes(config).items():
+        check_shape(tensors, name, shape)
+    expected, layer = {*_outer_shapes(config), "lm_head.weight"}, _layer_shapes(config)
+    for i in range(config.num_layers):
+        for part, shape in layer.items():
+            if (name := f"model.layers.{i}.{part}") not in tensors:
+                raise UserError(
+                    f"{origin(tensors)}the checkpoint lacks tensor {name!r}, and config.json says that "
+                    f"num_hidden_layers is {config.num_layers}"
+                )
+            check_shape(tensors, name, shape)
+            expected.add(name)
     for name in tensors:
         if name.startswith(("model.", "lm_head.")) and name not in expected and not name.endswith(_DERIVED):
             raise UserError(
                 f"{origin(tensors)}tensor {name!r} has no place in {config.architecture} "
                 f"with {config.num_layers} layers as the config describes it"
             )
+
+
+def _outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden = config.hidden_size
+    return {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
+
+
+def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The parts of every layer, by their names in it."""
+    hidden, inter = config.hidden_size, config.intermediate_size
+    sizes = {"q": config.num_heads * config.head_dim, **dict.fromkeys("kv", config.num_kv_heads * config.head_dim)}
+    shapes = {f"self_attn.{part}_proj.weight": (size, hidden) for part, size in sizes.items()}
+    shapes |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    shapes |= {"self_attn.o_proj.weight": (hidden, sizes["q"]), "mlp.down_proj.weight": (hidden, inter)}
+    shapes |= {"mlp.gate_proj.weight": (inter, hidden), "mlp.up_proj.weight": (inter, hidden)}
+    if config.has_qkv_bias:
+        shapes |= {f"self_attn.{part}_proj.bias": (size,) for part, size in sizes.items()}
+    if config.has_qk_norm:
+        shapes |= {f"self_attn.{part}_norm.weight": (config.head_dim,) for part in "qk"}
+    return shapes

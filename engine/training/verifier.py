@@ -142,20 +142,18 @@ def build_classifier(base: Path, recipe: VerifierRecipe) -> PreTrainedModel:
 
     Extra layers are initialised to add nothing to the residual stream, so that training starts from the base.
     """
-    torch.manual_seed(recipe.seed)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
-    num_layers = config.num_hidden_layers
-    has_head = config.num_labels == 2 and (config.architectures or [""])[0].endswith("ForTokenClassification")
+    architecture = read_config(base)
+    has_head = architecture.num_labels == 2
+    start = load_base(AutoModelForTokenClassification if has_head else AutoModel, base)
+    config, num_layers = AutoConfig.from_pretrained(base, trust_remote_code=False), architecture.num_layers
     config.num_hidden_layers += recipe.num_extra_layers
     config.classifier_dropout = recipe.dropout
     config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
     if getattr(config, "layer_types", None) and recipe.num_extra_layers:
         config.layer_types = [*config.layer_types, *config.layer_types[-1:] * recipe.num_extra_layers]
+    torch.manual_seed(recipe.seed)
     model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
-    if has_head:
-        model.load_state_dict(load_base(AutoModelForTokenClassification, base).state_dict(), strict=False)
-    else:
-        model.base_model.load_state_dict(load_base(AutoModel, base).state_dict(), strict=False)
+    (model if has_head else model.base_model).load_state_dict(start.state_dict(), strict=False)
     for layer in model.base_model.layers[num_layers:]:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
