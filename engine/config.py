@@ -9,10 +9,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from engine.counts import check_seed, settle_count
 from engine.errors import UserError
-from engine.types import Sampling
+from engine.types import Sampling, as_sampling
 
 DEFAULT_SAMPLING = Sampling()
+MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
 Fields = ParamSpec("Fields")
 Made = TypeVar("Made")
 
@@ -98,6 +100,14 @@ class SearchConfig:
 
     verifier: str | Callable[[str, list[str]], float] | Any = "prm"
     """prm, trunk, orm (of whole answers), oracle."""  # in Python also a function, or an object with the protocol
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a number that is not whole or out of range; a sampling of None is the default."""
+        settle_count(self, "budget", 1, MAX_BUDGET)
+        if self.max_tokens is not None:
+            settle_count(self, "max_tokens")
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "sampling", as_sampling(self.sampling))
 
     def unless(self, config: SearchConfig | None) -> SearchConfig:
         """The config that was given, or else this one, of options given one by one. Raises UserError for both."""

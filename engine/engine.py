@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from engine.loading import AnyVerifier, Verifiers, load_models
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat
 from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.runtime.one_thread import OneStep
 from engine.scheduler import ComputeOptimal, Planner, search_batch
 from engine.search import Answers, Models, Strategy, Verifier, check_arguments, run_search
 from engine.tasks import Task, get_task
@@ -24,7 +26,10 @@ from engine.verifiers.spec import VerifierSpec, load_spec
 
 
 class Engine:
-    """A policy, what verifies it, and the KV pool of each. Not thread-safe.
+    """A policy, what verifies it, and the KV pool of each.
+
+    One thread may search with it at a time, and a verifier that it calls may not search with it: a UserError says so.
+    An iteration counts as a search only while it works on its next result, so several of them may take turns.
 
     A spec of None is the format of the shipped PRM; a prompt of None puts the task's prompt as it is.
     """
@@ -55,6 +60,7 @@ class Engine:
         self._verifiers = Verifiers(policy, models, self.specs, self.task, shares_steps)
         self.trunk_head_folder: Path | None = None  # where `load` found one
         self._digests: dict[Path, str] = {}
+        self._one_step = OneStep("the engine")
 
     @classmethod
     @takes_fields_of(EngineConfig)
@@ -204,11 +210,12 @@ class Engine:
             searches = (strategy.search(problem, models, config, answers, ledger=Ledger()) for problem in problems)
         else:
             searches = (run_search(each, strategy, models, config, answers, ledger=Ledger()) for each in problems)
-        batcher = Batcher(self._models(strategy, judge))
-        for index, result in batcher.run(searches, rows_each=strategy.rows(config.budget)):
-            if isinstance(result, Exception):
-                raise result
-            yield index, result
+        batcher = Batcher(self._models(strategy, judge), self._one_step)
+        with closing(batcher.run(searches, rows_each=strategy.rows(config.budget))) as results:
+            for index, result in results:
+                if isinstance(result, Exception):
+                    raise result
+                yield index, result
 
     def _check_reviser(self, strategy: Strategy | Planner, judge: Verifier | None) -> None:
         Models(self._policy, judge, self._reviser).sampler(strategy)

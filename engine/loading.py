@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.counts import check_count
 from engine.errors import UserError
 from engine.model import HOME, ScoreHead, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.runtime import LLM, shared_blocks
+from engine.runtime.runner import MAX_BATCH
 from engine.search.registry import VERIFIERS
 from engine.tasks import Task, get_task
 from engine.tasks.data import check_encodable
@@ -23,7 +25,6 @@ from engine.verifiers.spec import VerifierSpec
 AnyVerifier = str | Verifier | Callable[[str, list[str]], float]
 """By name; an object; or a function `(prompt, steps) -> score of the last step`."""
 
-MAX_BATCH = 1 << 16  # branches of one forward; the decode table has a row for each
 _JUDGED = {"prm": "steps", "orm": "answers"}  # what each verifier with a model of its own judges
 
 
@@ -114,10 +115,9 @@ def _check(config: EngineConfig) -> None:
     """Raises UserError for what can be refused before any file is read."""
     resolve_device(config.device)
     resolve_dtype(config.dtype, config.device)
-    if config.max_batch is not None and config.max_batch < 1:
-        raise UserError(f"max_batch must be at least 1, got {config.max_batch}")
-    if config.max_batch is not None and config.max_batch > MAX_BATCH:
-        raise UserError(f"max_batch must be at most {MAX_BATCH}, got {config.max_batch}")
+    for name, most in (("max_batch", MAX_BATCH), ("num_blocks", None)):
+        if (count := getattr(config, name)) is not None:
+            check_count(name, count, 1, most)
     for part in _JUDGED:
         spec = getattr(config, f"{part}_spec")
         if spec is not None and getattr(config, part) is None:

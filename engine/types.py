@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engine.accounting.ledger import Ledger
+from engine.counts import check_real, settle_count
 from engine.errors import UserError
 
 
@@ -39,20 +40,28 @@ class Sampling:
     """Least share of the likeliest token's."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        for name in ("temperature", "top_p", "min_p"):
+            object.__setattr__(self, name, check_real(name, getattr(self, name)))
+        settle_count(self, "top_k", 0, _MOST_TOKENS)
+        if not self.temperature >= 0:
             raise UserError(f"temperature must be >= 0, got {self.temperature}")
         if self.temperature > _MOST:
             raise UserError(f"temperature must be at most {_MOST:g}, got {self.temperature}")
-        if self.top_k < 0:
-            raise UserError(f"top_k must be >= 0, got {self.top_k}")
-        if self.top_k > _MOST_TOKENS:
-            raise UserError(f"top_k must be at most {_MOST_TOKENS}, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be within (0, 1], got {self.top_p}")
         if self.top_p < _LEAST:
             raise UserError(f"top_p must be at least {_LEAST:g}, got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p must be within [0, 1], got {self.min_p}")
+
+
+def as_sampling(value: Sampling | None) -> Sampling:
+    """The sampling that was asked for; None is the default. Raises UserError for anything else."""
+    if value is None:
+        return Sampling()
+    if not isinstance(value, Sampling):
+        raise UserError(f"sampling must be a Sampling, got {value!r}")
+    return value
 
 
 GREEDY = Sampling(temperature=0.0)

@@ -1,9 +1,10 @@
 """The ops: a folder each, with `api.py` (to call), `reference.py` (the definition), `cases.py` (inputs)."""
 
 import ctypes
+import os
 from pathlib import Path
 
-import torch  # noqa: F401  (first: it brings the OpenMP runtime that _native uses)
+import torch  # first: it brings the OpenMP runtime that _native uses
 
 OPS = (
     "tree_attention",
@@ -27,7 +28,13 @@ def _share_openmp() -> None:
     ctypes.CDLL(runtimes[0] if runtimes else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
 
 
+def _one_thread_after_fork() -> None:
+    """Has a forked child compute on one thread: OpenMP would wait for the parent's others, which it does not have."""
+    torch.set_num_threads(1)
+
+
 _share_openmp()
+os.register_at_fork(after_in_child=_one_thread_after_fork)
 
 import ttc_kernels._native as _native  # noqa: E402
 

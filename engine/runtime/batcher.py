@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from engine.interrupts import Uninterrupted
 from engine.runtime.garbage import fewer_collections
 from engine.runtime.llm import LLM
+from engine.runtime.one_thread import OneThread
 from engine.runtime.requests import Request
 from engine.runtime.runner import MAX_FORWARDS
 
@@ -31,7 +33,9 @@ class Batcher:
     that it awaits is done.
     """
 
-    def __init__(self, models: Sequence[LLM]):
+    def __init__(self, models: Sequence[LLM], guard: OneThread | None = None):
+        """`guard` is entered for each step of the iteration, and so are the models' own."""
+        self.guard = guard
         self.runners = [llm.runner for llm in models]
         self._waited = [0] * len(self.runners)  # ticks of the policy since each last ran with work pending
 
@@ -64,7 +68,7 @@ class Batcher:
                         task = _Task(*started)
                         waiting.append(task)
                 ended: list[tuple[int, Any]] = []
-                with uninterrupted:
+                with uninterrupted, self._guards():
                     ready = [task for task in waiting if task.waits_for is None or task.waits_for.is_done]
                     for task in ready:
                         if self._wake(task, ended):
@@ -75,8 +79,18 @@ class Batcher:
                 if not waiting and not ready:
                     return
         finally:
-            for task in waiting:
-                task.search.close()
+            with ExitStack() as stack:  # closes all, even where one of them raises
+                for task in waiting:
+                    stack.callback(task.search.close)
+                waiting.clear()
+
+    def _guards(self) -> ExitStack:
+        """Holds the guard and the models for a step, and raises UserError where another thread is in one."""
+        with ExitStack() as stack:
+            for each in (self.guard, *(runner.in_use for runner in self.runners)):
+                if each is not None:
+                    stack.enter_context(each)
+            return stack.pop_all()
 
     def _wake(self, task: _Task, ended: list[tuple[int, Any]]) -> bool:
         """Lets a search go on. If it ends, adds its index and result to `ended` and returns True."""

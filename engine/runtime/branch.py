@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.accounting import Ledger
+from engine.counts import check_count
 from engine.errors import UserError
+from engine.runtime.one_thread import OneThread
 from engine.runtime.segments import Segment, SegmentStore
+
+_MAX_FORKS = 1 << 18  # branches that a KV tree can have open
 
 
 class BranchOwner(Protocol):
@@ -18,6 +22,9 @@ class BranchOwner(Protocol):
 
     @property
     def store(self) -> SegmentStore: ...
+
+    @property
+    def in_use(self) -> OneThread: ...
 
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
@@ -66,41 +73,43 @@ class Branch:
 
     def fork(self, num_branches: int) -> list[Branch]:
         """Branches that continue from the same last token, in O(1) each. This branch stays open."""
-        self.check_free()
-        if num_branches < 1:
-            raise UserError(f"a branch is forked into at least 1, got {num_branches}")
-        first, self.num_forks = self.num_forks, self.num_forks + num_branches
-        acquire = self.owner.store.acquire
-        return [
-            Branch(self.owner, acquire(self.segment), self.ledger, (*self.address, first + i), self.num_prompt_tokens)
-            for i in range(num_branches)
-        ]
+        num_branches = check_count("the number of forks", num_branches, 1, _MAX_FORKS)
+        with self.owner.in_use:
+            self.check_free()
+            first, self.num_forks = self.num_forks, self.num_forks + num_branches
+            return [self._fork(first + i) for i in range(num_branches)]
+
+    def _fork(self, number: int) -> Branch:
+        segment = self.owner.store.acquire(self.segment)
+        return Branch(self.owner, segment, self.ledger, (*self.address, number), self.num_prompt_tokens)
 
     def rewind(self, num_tokens: int) -> int:
         """Takes back whole segments at the end, until at most `num_tokens` tokens are left.
 
         Returns how many tokens are left. 0 means that the prompt alone is longer: then nothing is taken back.
         """
-        self.check_free()
-        segment: Segment | None = self.segment
-        while segment is not None and segment.end > num_tokens:
-            segment = segment.origin
-        if segment is None:
-            return 0
-        if segment is not self.segment:
-            store = self.owner.store
-            old, self.segment = self.segment, store.acquire(segment)
-            store.release(old)
-        return segment.end
+        with self.owner.in_use:
+            self.check_free()
+            segment: Segment | None = self.segment
+            while segment is not None and segment.end > num_tokens:
+                segment = segment.origin
+            if segment is None:
+                return 0
+            if segment is not self.segment:
+                store = self.owner.store
+                old, self.segment = self.segment, store.acquire(segment)
+                store.release(old)
+            return segment.end
 
     def close(self) -> None:
-        """Frees what only this branch holds. Raises UserError the second time."""
-        if not self.is_open:
-            raise UserError(f"branch {self.address} is closed already")
-        self.is_open = False
-        if self.job is not None:
-            self.job.cancel()
-        self.owner.store.release(self.segment)
+        """Frees what only this branch holds, after a step of another thread. Raises UserError the second time."""
+        with self.owner.in_use.after_others():
+            if not self.is_open:
+                raise UserError(f"branch {self.address} is closed already")
+            self.is_open = False
+            if self.job is not None:
+                self.job.cancel()
+            self.owner.store.release(self.segment)
 
     def check_free(self) -> None:
         """Raises UserError for a branch that is closed or busy."""

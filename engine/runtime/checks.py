@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
+from engine.accounting.ledger import PURPOSES
+from engine.counts import check_count, shown
 from engine.errors import UserError
 from engine.model import ModelConfig
 from engine.runtime.branch import Branch, BranchOwner
@@ -26,6 +29,35 @@ def check_tokens(tokens: Sequence[int], config: ModelConfig) -> None:
         raise UserError(f"tokens must be within 0..{config.vocab_size - 1}, got {token}")
 
 
+def as_ints(name: str, values: Sequence[int]) -> list[int]:
+    """Whole numbers of a list or an array as ints. Raises UserError for others."""
+    try:
+        return list(map(operator.index, values))
+    except TypeError:
+        raise UserError(f"{name} must be whole numbers, got {values!r:.200}") from None
+
+
+def check_each(branches: Sequence[Branch], **given: Sequence | None) -> None:
+    """Raises UserError where something is given, but not one for each branch."""
+    for name, values in given.items():
+        if values is not None and len(values) != len(branches):
+            raise UserError(f"{name} must be given for each of {len(branches)} branches, got {len(values)}")
+
+
+def check_purpose(purpose: str) -> None:
+    """Raises UserError for what is no entry of a ledger."""
+    if purpose not in PURPOSES:
+        raise UserError(f"purpose must be one of {', '.join(PURPOSES)}, got {purpose!r}")
+
+
+def signed_keys(keys: Sequence[int]) -> list[int]:
+    """Keys of 64 bits as signed numbers, as numpy holds them. Raises UserError for others."""
+    keys = as_ints("keys", keys)
+    if keys and not 0 <= min(keys) <= max(keys) < 1 << 64:
+        raise UserError(f"keys must be within 0..2^64 - 1, got {shown(next(key for key in keys if key >> 64))}")
+    return [key - (1 << 64) if key >> 63 else key for key in keys]
+
+
 def check_branches(branches: Sequence[Branch], owner: BranchOwner) -> None:
     """Raises UserError for a branch that is closed, busy, named twice, or another model's."""
     for branch in branches:
@@ -36,10 +68,14 @@ def check_branches(branches: Sequence[Branch], owner: BranchOwner) -> None:
         raise UserError(f"each branch may be named once, got {[branch.address for branch in branches]}")
 
 
-def check_runs(branches: Sequence[Branch], runs: Sequence[Sequence[Sequence[int]]], runner: Runner) -> None:
-    """Raises UserError if the runs of tokens, some for each branch, cannot be appended to the branches."""
+def checked_runs(
+    branches: Sequence[Branch], runs: Sequence[Sequence[Sequence[int]]], runner: Runner
+) -> list[list[list[int]]]:
+    """The runs of tokens, some for each branch, as ints. Raises UserError if they cannot be appended."""
+    check_each(branches, tokens=runs)
     config = runner.parts.decoder.config
-    for branch, new in zip(branches, runs, strict=True):
+    checked = [[as_ints("tokens", run) for run in new] for new in runs]
+    for branch, new in zip(branches, checked, strict=True):
         for run in new:
             check_tokens(run, config)
         num_more = sum(map(len, new))
@@ -48,6 +84,13 @@ def check_runs(branches: Sequence[Branch], runs: Sequence[Sequence[Sequence[int]
                 f"{branch.num_tokens} tokens and {num_more} more are over the context of the model, {config.context}"
             )
         runner.check_fit(branch.segment, *map(len, new))
+    return checked
+
+
+def check_steps(runs: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Raises UserError for a step without tokens, which no score could be read at."""
+    if not all(step for steps in runs for step in steps):
+        raise UserError(f"a step has at least 1 token, got {runs!r:.200}")
 
 
 def token_limits(branches: Sequence[Branch], max_tokens: int | Sequence[int], runner: Runner) -> list[int]:
@@ -55,9 +98,11 @@ def token_limits(branches: Sequence[Branch], max_tokens: int | Sequence[int], ru
 
     Raises UserError for a limit below 1, and PoolTooSmall.
     """
-    limits = [max_tokens] * len(branches) if isinstance(max_tokens, int) else max_tokens
-    if limits and min(limits) < 1:
-        raise UserError(f"max_tokens must be at least 1, got {min(limits)}")
+    is_one = not isinstance(max_tokens, Sequence)
+    limits = [check_count("max_tokens", max_tokens)] * len(branches) if is_one else as_ints("max_tokens", max_tokens)
+    check_each(branches, max_tokens=limits)
+    if limits:
+        check_count("max_tokens", min(limits))
     context = runner.parts.decoder.config.context
     limits = [min(limit, context - branch.num_tokens) for limit, branch in zip(limits, branches, strict=True)]
     for branch, limit in zip(branches, limits, strict=True):

@@ -101,7 +101,7 @@ class DecodeTable:
 
     def add(self, jobs: Sequence[GenerateJob]) -> None:
         """Gives each job a row, which then waits for its source's logits."""
-        rows = [self._free.pop() for _ in jobs]
+        rows = self._free[: -len(jobs) - 1 : -1]
         samplings = [job.request.sampling for job in jobs]
         counts = [len(job.partial.tokens) if job.partial else 0 for job in jobs]
         self.key[rows] = [job.key for job in jobs]
@@ -111,6 +111,7 @@ class DecodeTable:
         self.count[rows] = self.billed[rows] = counts
         self.max_count[rows] = [job.max_tokens for job in jobs]
         self.rule[rows] = [job.request.stop.rule for job in jobs]
+        del self._free[len(self._free) - len(rows) :]
         for row, job, count in zip(rows, jobs, counts, strict=True):
             self.jobs[row], job.row = job, row
             if count:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from engine.counts import check_count, shown
 from engine.errors import UserError
 from engine.model import ModelConfig, read_config, weight_bytes
 from ttc_kernels import _native, kv_cache
@@ -15,6 +17,7 @@ from ttc_kernels import _native, kv_cache
 DEFAULT_KV_BYTES = 1 << 30  # on a CPU
 GPU_SHARE = 0.85  # of the free memory beside the weights; the rest is for activations and captured graphs
 BLOCK_SIZE = 16  # tokens
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MAX_BLOCKS = (1 << 31) // BLOCK_SIZE - 1024  # slots are int32
 
 
@@ -41,13 +44,34 @@ class KVPool:
             num_blocks = blocks_within(torch.cuda.mem_get_info(device)[0], [config], dtype)
         if num_blocks is None:
             num_blocks = max(64, DEFAULT_KV_BYTES // per_block)
-        if num_blocks < 1:
-            raise UserError(f"a KV pool needs at least one block, got {num_blocks}")
+        num_blocks = check_count("num_blocks", num_blocks)
         num_all = num_blocks + config.num_scratch_blocks  # the tree gives out the first ones
-        k, v = kv_cache.allocate(
-            config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim, dtype, device
-        )
+        sizes = (config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        needed, had = num_all * per_block, memory_bytes(torch.device(device))
+        need = f"num_blocks {shown(num_blocks)} needs {_mib(needed)} of memory, {per_block:,} bytes a block"
+        if needed > had:
+            raise UserError(f"{need}; there are {_mib(had)}")
+        check_count("num_blocks", num_blocks, 1, MAX_BLOCKS)
+        try:
+            k, v = kv_cache.allocate(*sizes, dtype, device)
+        except (OSError, MemoryError, RuntimeError) as error:  # mmap's and torch's ways to say that there is none
+            raise UserError(f"{need}; of {_mib(had)} it cannot be had: {error}") from None
         return cls(_native.KVTree(num_blocks, BLOCK_SIZE), k, v, per_block)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """What a GPU has free, or what the machine has, less where a control group limits this process."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(_MEMORY_LIMIT.read_text()))
+    except (OSError, ValueError):  # another system, or "max"
+        return machine
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{shown(num_bytes >> 20)} MiB"
 
 
 def bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:

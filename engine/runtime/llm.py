@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +10,10 @@ import numpy as np
 import torch
 
 from engine.accounting import Ledger
+from engine.counts import check_seed
 from engine.errors import UserError
 from engine.keys import branch_key
 from engine.model import (
-    Checkpoint,
     Decoder,
     LMHead,
     ModelConfig,
@@ -28,21 +26,12 @@ from engine.model import (
     resolve_folder,
 )
 from engine.runtime.branch import Branch
-from engine.runtime.checks import check_branches, check_prompt, check_runs, token_limits
+from engine.runtime.checks import as_ints, check_branches, check_prompt, check_purpose, checked_runs
 from engine.runtime.executors.base import ModelParts
 from engine.runtime.kv import KVPool
-from engine.runtime.requests import (
-    GeneratedTokens,
-    GenerateJob,
-    GenerateRequest,
-    PrefillJob,
-    PrefillRequest,
-    Request,
-    StopCondition,
-)
-from engine.runtime.runner import MAX_FORWARDS, Runner
-from engine.runtime.segments import Segment, SegmentStore
-from engine.runtime.vocabulary import Vocabulary
+from engine.runtime.request_queue import RequestQueue
+from engine.runtime.requests import GeneratedTokens, PrefillJob, PrefillRequest
+from engine.runtime.runner import Runner
 from engine.types import Sampling
 
 GPU_CHUNK = 4096  # tokens of prompts and steps in one forward
@@ -50,22 +39,12 @@ GPU_CHUNK = 4096  # tokens of prompts and steps in one forward
 HeadMaker = Callable[[ModelConfig, Mapping[str, torch.Tensor]], ScoreHead]
 
 
-class LLM:
+class LLM(RequestQueue):
     """One model with its KV pool. Everything that is queued runs in batches over all that is pending.
 
     `generate`, `append` and `next_logits` return when their work is done. The `queue_` methods, for callers that drive
-    several requests, return a request at once; its results are there when it is done.
+    several requests, return a request at once; its results are there when it is done. One thread may use it at a time.
     """
-
-    def __init__(self, checkpoint: Checkpoint, runner: Runner):
-        self.config = checkpoint.config
-        self.tokenizer = checkpoint.tokenizer
-        self.folder = checkpoint.folder
-        self.vocabulary = Vocabulary(checkpoint.tokenizer, checkpoint.config.vocab_size)
-        self.runner = runner
-        self._ages = itertools.count()
-        self._stop_rules: dict[tuple[str, ...], int] = {}
-        runner.stops.set_eos(list(self.config.eos_token_ids))
 
     def add_end_token(self, token_id: int) -> None:
         """One more token that ends a text, such as a chat's end of turn; before anything is generated."""
@@ -111,21 +90,6 @@ class LLM:
     # -- the model -------------------------------------------------------------------------
 
     @property
-    def has_lm_head(self) -> bool:
-        """Whether it can generate; a verifier cannot."""
-        return self.runner.parts.lm_head is not None
-
-    @property
-    def has_score_head(self) -> bool:
-        """Whether it can score: a verifier, or a policy with a trunk head."""
-        return self.runner.parts.score_head is not None
-
-    @property
-    def store(self) -> SegmentStore:
-        """The segments of its branches."""
-        return self.runner.store
-
-    @property
     def free_share(self) -> float:
         """The share of the KV blocks that are free, or that hold only cached prefixes of closed branches."""
         tree = self.runner.tree
@@ -133,7 +97,8 @@ class LLM:
 
     def clear_cache(self) -> None:
         """Forgets the cached prefixes of closed branches."""
-        self.runner.tree.clear_cache()
+        with self.in_use:
+            self.runner.tree.clear_cache()
 
     def encode(self, text: str, *, is_start: bool = True) -> list[int]:
         """Token ids; special tokens that the tokenizer puts at the start of a text only if `is_start`."""
@@ -142,16 +107,6 @@ class LLM:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return self.vocabulary.decode(token_ids)
-
-    def stop_rule(self, stop: Sequence[str]) -> int:
-        """The number of the rule that stops at these texts and at the end of text.
-
-        Raises UserError for a text that no single token contains.
-        """
-        key = tuple(stop)
-        if key not in self._stop_rules:
-            self._stop_rules[key] = self.runner.stops.add(self.vocabulary.token_mask(key))
-        return self._stop_rules[key]
 
     def read_trunk_head_at(self, mask: np.ndarray) -> None:
         """From now on the trunk head reads at generated tokens of this mask, (vocabulary,) bool, and at end of text."""
@@ -175,12 +130,14 @@ class LLM:
         Raises UserError for an empty prompt, a token outside the vocabulary, or more tokens than
         the context holds.
         """
-        tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = self.encode(prompt) if isinstance(prompt, str) else as_ints("a prompt's tokens", prompt)
         check_prompt(prompt, tokens, self.config)
+        check_purpose(purpose)
         ledger = Ledger() if ledger is None else ledger
         fields = {"ledger": ledger, "purpose": purpose, "age": next(self._ages)}
-        segment = self.store.root(tokens, **fields) if is_shared else self.store.new(None, tokens, **fields)
-        return Branch(self, segment, ledger)
+        with self.in_use:
+            segment = self.store.root(tokens, **fields) if is_shared else self.store.new(None, tokens, **fields)
+            return Branch(self, segment, ledger)
 
     def generate(
         self,
@@ -195,6 +152,7 @@ class LLM:
 
         The draws depend on `seed`, the branch's prompt and its address alone.
         """
+        seed = check_seed(seed)
         prompts = {segment: self.decode(segment.token_ids()) for segment in {branch.segment for branch in branches}}
         keys = [branch_key(seed, prompts[branch.segment], branch.address) for branch in branches]
         request = self.queue_generate(branches, keys, sampling=sampling, stop=stop, max_tokens=max_tokens)
@@ -210,139 +168,27 @@ class LLM:
         if not is_lazy:
             self.run(self.queue_append(branches, tokens))
             return
-        check_branches(branches, self)
-        check_runs(branches, [[new] for new in tokens], self.runner)
-        for branch, new in zip(branches, tokens, strict=True):
-            if len(new):
-                branch.segment.is_finished = False  # its KV is needed again
-                self._append_segment(branch, new, "prefilled")
+        with self.in_use:
+            check_branches(branches, self)
+            for branch, (new,) in zip(
+                branches, checked_runs(branches, [[new] for new in tokens], self.runner), strict=True
+            ):
+                if new:
+                    branch.segment.is_finished = False  # its KV is needed again
+                    self._append_segment(branch, new, "prefilled")
 
     def next_logits(self, branches: Sequence[Branch]) -> torch.Tensor:
         """(branches, vocabulary) float32: the logits after each branch's last token. Changes nothing."""
         if not self.has_lm_head:
             raise UserError(f"the model at {self.folder} has no LM head")
-        check_branches(branches, self)
-        for branch in branches:
-            self.runner.check_fit(branch.segment)
-        request = PrefillRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
-        for index, branch in enumerate(branches):
-            self.runner.submit_prefill(PrefillJob(request, index, branch, branch.segment))
+        with self.in_use:
+            check_branches(branches, self)
+            for branch in branches:
+                self.runner.check_fit(branch.segment)
+            request = PrefillRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
+            for index, branch in enumerate(branches):
+                self.runner.submit_prefill(PrefillJob(request, index, branch, branch.segment))
         self.run(request)
         if not request.logits:
             return torch.empty(0, self.config.vocab_size)
         return torch.stack(request.logits)
-
-    def run(self, request: Request) -> None:
-        """Ticks until the request is done; raises its error."""
-        while not request.is_done:
-            assert self.runner.has_work, "a request is waiting for nothing"
-            self.runner.tick(MAX_FORWARDS)
-        if request.error is not None:
-            raise request.error
-
-    # -- queued forms ----------------------------------------------------------------------
-
-    def queue_generate(
-        self,
-        branches: Sequence[Branch],
-        keys: Sequence[int],  # 64-bit random stream of each branch
-        *,
-        max_tokens: int | Sequence[int],  # new tokens, at least 1: one limit for all, or one per branch
-        sampling: Sampling | None = None,
-        stop: Sequence[str] | StopCondition = (),
-        purpose: str = "generated",  # entry of the ledger that pays
-        priorities: Sequence[float] | None = None,  # the lowest is suspended first when the KV pool is full
-    ) -> GenerateRequest:
-        """Queues an extension of each branch.
-
-        Raises UserError (PoolTooSmall is one) with nothing queued.
-        """
-        if not self.has_lm_head:
-            raise UserError(f"the model at {self.folder} has no LM head to sample from")
-        check_branches(branches, self)
-        limits = token_limits(branches, max_tokens, self.runner)
-        request = GenerateRequest(
-            self.runner,
-            len(branches),
-            branches=branches,
-            sampling=sampling or Sampling(),
-            stop=stop if isinstance(stop, StopCondition) else StopCondition(self.stop_rule(stop)),
-            purpose=purpose,
-            results=[None] * len(branches),
-        )
-        for index, (branch, limit, key) in enumerate(zip(branches, limits, keys, strict=True)):
-            if limit < 1:  # the context is full: nothing can be sampled
-                request.results[index] = GeneratedTokens((), (), "length", {})
-                request.num_left -= 1
-                continue
-            segment = branch.segment
-            priority = 0.0 if priorities is None else priorities[index]
-            segment.priority = max(segment.priority, priority)
-            signed_key = key - (1 << 64) if key >> 63 else key
-            job = GenerateJob(request, index, branch, signed_key, limit, priority, segment.age, segment)
-            self.runner.submit_generate(job)
-        return request
-
-    def queue_append(
-        self,
-        branches: Sequence[Branch],
-        tokens: Sequence[Sequence[int]],
-        *,
-        score_at: Sequence[Sequence[int]] | None = None,  # indices into each branch's new tokens
-        purpose: str = "prefilled",  # entry of the ledger that pays
-    ) -> PrefillRequest:
-        """Queues given tokens for each branch; the request's `scores` are read by the score head at `score_at`.
-
-        Raises UserError (PoolTooSmall is one) with nothing queued.
-        """
-        check_branches(branches, self)
-        check_runs(branches, [[new] for new in tokens], self.runner)
-        score_at = [()] * len(branches) if score_at is None else score_at
-        request = PrefillRequest(self.runner, len(branches), scores=[[math.nan] * len(at) for at in score_at])
-        for index, (branch, new, at) in enumerate(zip(branches, tokens, score_at, strict=True)):
-            if not len(new):
-                request.num_left -= 1
-                continue
-            segment = self._append_segment(branch, new, purpose)
-            positions = [segment.start + each for each in at]
-            self.runner.submit_prefill(PrefillJob(request, index, branch, segment, positions))
-        return request
-
-    def queue_append_steps(
-        self,
-        branches: Sequence[Branch],
-        steps: Sequence[Sequence[Sequence[int]]],  # tokens of each step of each branch, none of them empty
-        *,
-        purpose: str = "verified",  # entry of the ledger that pays
-    ) -> PrefillRequest:
-        """Queues given steps for each branch; the request's `scores` are read at the last token of every step.
-
-        A step that an open branch already has after the same segment is neither computed nor scored again.
-        Raises UserError (PoolTooSmall is one) with nothing queued.
-        """
-        check_branches(branches, self)
-        check_runs(branches, steps, self.runner)
-        request = PrefillRequest(self.runner, len(branches), scores=[[] for _ in branches])
-        for index, (branch, new) in enumerate(zip(branches, steps, strict=True)):
-            segments = [self._append_step(branch, step, purpose) for step in new]
-            if any(segment.score[0] is None for segment in segments):
-                self.runner.submit_prefill(PrefillJob(request, index, branch, branch.segment, steps=segments))
-                continue
-            branch.ledger.add("cached", branch.num_tokens if segments else 0)
-            request.scores[index] = [segment.score[0] for segment in segments]
-            request.num_left -= 1
-        return request
-
-    def _append_segment(self, branch: Branch, tokens: Sequence[int], purpose: str) -> Segment:
-        """Has the branch end with a new segment, which is not computed yet."""
-        old = branch.segment
-        branch.segment = self.store.new(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
-        self.store.release(old)
-        return branch.segment
-
-    def _append_step(self, branch: Branch, tokens: Sequence[int], purpose: str) -> Segment:
-        """Has the branch end with the segment of a scored step, which other branches may share."""
-        old = branch.segment
-        branch.segment = self.store.step(old, list(tokens), ledger=branch.ledger, purpose=purpose, age=old.age)
-        self.store.release(old)
-        return branch.segment

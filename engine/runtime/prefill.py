@@ -67,10 +67,16 @@ class Prefill:
             target = self.targets[segment] = Target(segment)
         return target
 
-    def drop_if_idle(self, target: Target) -> None:
-        """Forgets a target for which no job waits any more."""
+    def forget(self, segment: Segment, job: GenerateJob | PrefillJob) -> None:
+        """Takes a job off a segment's target, if it waits there; a target for which none waits any more is dropped."""
+        target = self.targets.get(segment)
+        if target is None:
+            return
+        for jobs in (target.generate_jobs, target.prefill_jobs):
+            if job in jobs:
+                jobs.remove(job)
         if not target.generate_jobs and not target.prefill_jobs:
-            del self.targets[target.segment]
+            del self.targets[segment]
 
     # -- one forward -------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class Request:
 
     runner: JobRunner
     num_left: int = 0  # jobs that have not ended
-    error: Exception | None = None
+    error: BaseException | None = None
 
     @property
     def is_done(self) -> bool:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 
 from engine.accounting import ModelShape
-from engine.errors import UserError
+from engine.counts import check_count
 from engine.runtime.decode_table import ActiveRows, DecodeTable
 from engine.runtime.decoding import Decoding
 from engine.runtime.executors.base import Drawn, Executor, ModelParts
 from engine.runtime.executors.cpu import CPUExecutor
 from engine.runtime.executors.gpu import GPUExecutor
 from engine.runtime.executors.transfers import Fetch
+from engine.runtime.one_thread import OneThread
 from engine.runtime.preemption import PoolTooSmall, choose_victim
 from engine.runtime.prefill import Chunk, Prefill
 from engine.runtime.requests import GenerateJob, PrefillJob, Request
@@ -25,6 +28,7 @@ from ttc_kernels._native import OutOfBlocks
 
 # Forwards of one tick, for a caller that runs nothing but one model: few enough that a key press soon has its effect.
 MAX_FORWARDS = 64
+MAX_BATCH = 1 << 16  # branches of one forward; the decode table has a row for each
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class _Flight:
 
 
 class Runner:
-    """Batches the requests of one model and runs them; not thread-safe.
+    """Batches the requests of one model and runs them; a second thread gets a UserError.
 
     `max_batch` bounds the branches that are decoded in one forward, `max_chunk` the tokens that are prefilled beside
     them. Neither changes a result. Where the executor lets standby rows refill the batch, the table has twice as many
@@ -45,8 +49,7 @@ class Runner:
     """
 
     def __init__(self, parts: ModelParts, *, max_batch: int = 256, max_chunk: int = 1024):
-        if max_batch < 1 or max_chunk < 1:
-            raise UserError(f"batch limits must be at least 1, got {max_batch} rows and {max_chunk} tokens")
+        max_batch, max_chunk = check_count("max_batch", max_batch, 1, MAX_BATCH), check_count("max_chunk", max_chunk)
         self.parts, self.pool, self.tree = parts, parts.pool, parts.pool.tree
         self.shape = _shape(parts)
         self.executor: Executor = (CPUExecutor if parts.decoder.placement.is_native else GPUExecutor)(parts)
@@ -60,6 +63,7 @@ class Runner:
         self.queue: deque[GenerateJob] = deque()
         self.suspended: list[GenerateJob] = []
         self.num_ticks = self.num_suspensions = 0
+        self.in_use = OneThread("a model")
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -96,35 +100,52 @@ class Runner:
             raise PoolTooSmall(f"a branch of {length} tokens needs {needed} KV blocks, the pool has {available}")
 
     def cancel_generate(self, job: GenerateJob) -> None:
-        """Takes a job out, wherever it is: its branch is being closed, or its request has failed."""
+        """Takes a job out, wherever it is: its branch is being closed, or its request has failed.
+
+        A job that a tick was moving when it failed may be nowhere.
+        """
         if job.row >= 0:
             if not self.table.is_decoding[job.row]:
-                target = self.prefill.targets[job.source]
-                target.generate_jobs.remove(job)
-                self.prefill.drop_if_idle(target)
+                self.prefill.forget(job.source, job)
             self.table.remove([job.row])
         elif job in self.suspended:
             self.suspended.remove(job)
         else:
-            self.queue.remove(job)
+            with suppress(ValueError):
+                self.queue.remove(job)
         self.store.release(job.partial)
-        job.branch.job = None
+        job.partial = job.branch.job = None
 
     def cancel_prefill(self, job: PrefillJob) -> None:
         """Takes a waiting job out: its branch is being closed, or its request has failed."""
-        target = self.prefill.targets[job.segment]
-        target.prefill_jobs.remove(job)
-        self.prefill.drop_if_idle(target)
+        self.prefill.forget(job.segment, job)
         job.branch.job = None
 
-    def fail(self, request: Request, error: Exception) -> None:
+    def fail(self, request: Request, error: BaseException) -> None:
         """Ends a request with an error: the search that awaits it gets the error, all others go on."""
         request.error = error
+        for job in self._jobs():
+            if job.request is request:
+                job.cancel()
+
+    def _jobs(self) -> list[GenerateJob | PrefillJob]:
+        """All that has been submitted and has not ended."""
         waiting = (job for target in self.prefill.targets.values() for job in target.prefill_jobs)
-        for job in [
-            j for j in (*self.table.jobs, *self.queue, *self.suspended, *waiting) if j and j.request is request
-        ]:
+        return [job for job in (*self.table.jobs, *self.queue, *self.suspended, *waiting) if job is not None]
+
+    def _give_up(self, error: BaseException) -> None:
+        """Ends all requests with the error of a tick, after which nothing is certain but the tokens of the branches.
+
+        Their KV is dropped, as that of a forward that has failed was reserved and not written. It is computed again
+        when it is needed: open branches can be used as before.
+        """
+        self._flight = None
+        for job in self._jobs():
+            job.request.error = error
             job.cancel()
+        self.prefill.targets.clear()
+        for segment in list(self.store.resident):
+            self.store.drop(segment)
 
     # -- one tick ---------------------------------------------------------------------------
 
@@ -132,7 +153,16 @@ class Runner:
         """Runs one forward and finishes whatever it completes.
 
         If branches are decoded and nothing is to be prefilled, it runs up to `max_forwards`, until enough rows end.
+        What it raises ends all requests, see `_give_up`.
         """
+        with self.in_use:
+            try:
+                self._tick(max_forwards)
+            except BaseException as error:
+                self._give_up(error)
+                raise
+
+    def _tick(self, max_forwards: int) -> None:
         if self._flight is not None:
             self._land()
         if self.suspended:
@@ -149,9 +179,10 @@ class Runner:
 
     def _admit(self) -> None:
         """Gives queued jobs their rows; they wait for their sources to be computed."""
-        jobs = [self.queue.popleft() for _ in range(min(len(self.queue), self.table.num_free))]
+        jobs = list(islice(self.queue, self.table.num_free))
         self.table.add(jobs)
         for job in jobs:
+            self.queue.popleft()
             self.prefill.target(job.source).generate_jobs.append(job)
 
     def _reserve_decode(self) -> ActiveRows | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
+from engine.counts import check_count, settle_count
 from engine.errors import UserError
 from engine.search import MAX_BUDGET, Answers, BestOfN, Majority, Models, is_correct, run_search
 from engine.search.answers import Grade
@@ -39,9 +40,8 @@ class Predictor:
     def __post_init__(self) -> None:
         if self.name not in PREDICTORS:
             raise UserError(f"predictor must be one of {', '.join(PREDICTORS)}, got {self.name!r}")
-        least = 2 if self.name == "agreement" else 1
-        if not least <= self.num_samples <= MAX_BUDGET:
-            raise UserError(f"predictor {self.name} needs {least}..{MAX_BUDGET} samples, got {self.num_samples}")
+        label = f"samples of predictor {self.name}"
+        settle_count(self, "num_samples", 2 if self.name == "agreement" else 1, MAX_BUDGET, label=label)
         if self.is_reused and self.name == "oracle":
             raise UserError("the samples of the oracle predictor know the answer, so they must not be re-used to vote")
 
@@ -109,8 +109,7 @@ class Bins:
 
         So there may be fewer bins.
         """
-        if num_bins < 1:
-            raise UserError(f"there must be at least 1 difficulty bin, got {num_bins}")
+        check_count("difficulty bins", num_bins)
         ranked = sorted(values)
         cuts = [cut for cut in range(1, len(ranked)) if ranked[cut - 1] < ranked[cut]]
         wanted = [number * len(ranked) / num_bins for number in range(1, num_bins)]

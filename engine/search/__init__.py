@@ -1,10 +1,11 @@
 """Searches over the answers of a policy, against a verifier."""
 
+from engine.config import MAX_BUDGET
 from engine.keys import branch_key
 from engine.search.adaptive import Adaptive
 from engine.search.aggregate import AGG_STRATEGIES, aggregate, check_agg_strategy
 from engine.search.answers import Answers, is_correct
-from engine.search.arguments import MAX_BUDGET, check_arguments
+from engine.search.arguments import check_arguments
 from engine.search.beam import BeamSearch
 from engine.search.best_of_n import BestOfN, Majority
 from engine.search.dvts import DVTS

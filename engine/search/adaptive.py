@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from engine.counts import check_real, settle_count
 from engine.errors import UserError
 from engine.search.best_of_n import WholeAnswers
 from engine.search.vote import check_vote, vote, voters_by_answer
@@ -42,9 +43,8 @@ class Adaptive(WholeAnswers):
         check_vote(self.vote)
         if self.vote not in ADAPTIVE_VOTES:
             raise UserError(f"adaptive votes are {' and '.join(ADAPTIVE_VOTES)}, got {self.vote!r}")
-        if self.batch < 1:
-            raise UserError(f"adaptive batch must be at least 1, got {self.batch}")
-        if not 0.5 < self.confidence <= 1:
+        settle_count(self, "batch", label="adaptive batch")
+        if not 0.5 < check_real("confidence", self.confidence) <= 1:
             raise UserError(f"confidence must be above 0.5 and at most 1, got {self.confidence}")
 
     @property

@@ -8,20 +8,14 @@ from engine.search.aggregate import check_agg_strategy
 from engine.search.protocols import Strategy
 from engine.verifiers.base import Verifier
 
-MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
-
 
 def check_arguments(strategy: Strategy, verifier: Verifier | None, config: SearchConfig, *, num_spent: int = 0) -> None:
-    """Raises UserError, with the value received, for what `run_search` cannot run.
+    """Raises UserError, with the value received, for what `run_search` cannot run; numbers are checked by the config.
 
     `num_spent` generations of the budget were spent by an earlier search that this one goes on from.
     """
-    budget, max_tokens = config.budget, config.max_tokens
-    if not 1 <= budget <= MAX_BUDGET:
-        raise UserError(f"budget must be 1..{MAX_BUDGET} generations, got {budget}")
-    assert max_tokens is not None, "the task's limit stands in for None"
-    if max_tokens < 1:
-        raise UserError(f"max_tokens must be at least 1, got {max_tokens}")
+    budget = config.budget
+    assert config.max_tokens is not None, "the task's limit stands in for None"
     check_agg_strategy(config.agg_strategy)
     if num_spent > budget:
         raise UserError(f"budget must be at least the {num_spent} generations already spent, got {budget}")

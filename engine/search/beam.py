@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from engine.counts import settle_count
 from engine.errors import UserError
 from engine.search.draw import AllAtOnce
 from engine.search.vote import check_vote
@@ -40,12 +41,10 @@ class BeamSearch(AllAtOnce):
     lookahead: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise UserError(f"beam width must be at least 1, got {self.width}")
-        if self.max_rounds < 1:
-            raise UserError(f"max_rounds must be at least 1, got {self.max_rounds}")
-        if self.max_duplicates is not None and self.max_duplicates < 0:
-            raise UserError(f"max_duplicates must be at least 0, got {self.max_duplicates}")
+        settle_count(self, "width", label="beam width")
+        settle_count(self, "max_rounds")
+        if self.max_duplicates is not None:
+            settle_count(self, "max_duplicates", 0)
         check_vote(self.vote)
 
     def groups(self, budget: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.counts import settle_count
 from engine.errors import UserError
 from engine.search.beam import BeamSearch
 
@@ -24,8 +25,7 @@ class Lookahead(BeamSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lookahead < 0:
-            raise UserError(f"lookahead must be at least 0, got {self.lookahead}")
+        settle_count(self, "lookahead", 0)
 
     def groups(self, budget: int) -> tuple[int, int]:
         """One group of beams. Raises UserError where the budget has fewer beams than the width."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from engine.counts import check_real, settle_count
 from engine.errors import UserError
 from engine.search.draw import AllAtOnce
 from engine.search.vote import check_vote
@@ -36,10 +37,9 @@ class Rebase(AllAtOnce):
     lookahead: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
+        if not 0 < check_real("rebase temperature", self.temperature) < math.inf:
             raise UserError(f"rebase temperature must be above 0 and finite, got {self.temperature}")
-        if self.max_rounds < 1:
-            raise UserError(f"max_rounds must be at least 1, got {self.max_rounds}")
+        settle_count(self, "max_rounds")
         check_vote(self.vote)
 
     def groups(self, budget: int) -> tuple[int, int]:

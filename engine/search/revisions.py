@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from engine.counts import settle_count
 from engine.errors import UserError
 from engine.search.best_of_n import WholeAnswers
 from engine.search.vote import REVISION_VOTES, check_vote
@@ -38,10 +39,8 @@ class Revisions(WholeAnswers):
     revises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.parallel < 1:
-            raise UserError(f"parallel must be at least 1 chain, got {self.parallel}")
-        if self.context < 1:
-            raise UserError(f"context must be at least 1 attempt, got {self.context}")
+        settle_count(self, "parallel")
+        settle_count(self, "context")
         if not isinstance(self.judge_alone, bool):
             raise UserError(f"judge_alone must be true or false, got {self.judge_alone!r}")
         check_vote(self.vote, REVISION_VOTES)

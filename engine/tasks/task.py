@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.counts import check_count
 from engine.errors import UserError
 from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, check_encodable, gold_answer, read_problems
 from engine.types import Problem
@@ -70,8 +71,8 @@ def take_problems(task: Task, split: str, limit: int | None, seed: int = 0) -> l
         if not task.splits:
             raise UserError(f"task {task.name} has no problems of its own: name a file or a data set")
         raise UserError(f"split must be one of {', '.join(task.splits)} for task {task.name}, got {split!r}")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be at least 1, got {limit}")
+    if limit is not None:
+        check_count("limit", limit)
     assert limit is not None or not task.is_endless, "an endless task needs a limit"
     return list(itertools.islice(task.problems(split, seed), limit))
 

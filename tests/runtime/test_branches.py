@@ -208,7 +208,7 @@ def test_misuse(llm):
         (lambda: llm.next_logits([branch, branch]), "named once"),
         (lambda: llm.append([branch], [[5, 25]]), r"within 0\.\.24, got 25"),
         (lambda: llm.append([other, branch], [[5], [-3]]), r"within 0\.\.24, got -3"),
-        (lambda: llm.append([branch, other], [[5]]), "argument"),
+        (lambda: llm.append([branch, other], [[5]]), "tokens must be given for each of 2 branches, got 1"),
         (lambda: branch.fork(0), "at least 1, got 0"),
         (lambda: branch.fork(-2), "at least 1, got -2"),
     ]
@@ -259,6 +259,7 @@ def test_no_branch_no_logits(llm):
 
 
 def test_no_limits_below_one(folders):
-    for options, words in [({"max_batch": 0}, "0 rows"), ({"num_blocks": 0}, "at least one block, got 0")]:
-        with pytest.raises(ValueError, match=words):
+    for options in ({"max_batch": 0}, {"num_blocks": 0}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             type(load_llm(folders.policy)).load(folders.policy, **{"num_blocks": 8, **options})

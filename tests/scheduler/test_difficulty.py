@@ -111,7 +111,7 @@ def test_equal_values_share_a_bin_and_no_bin_is_empty():
     ("make", "received"),
     [
         (lambda: Predictor("crystal ball"), "'crystal ball'"),
-        (lambda: Predictor("agreement", 1), "2.*samples, got 1"),
+        (lambda: Predictor("agreement", 1), "samples of predictor agreement must be at least 2, got 1"),
         (lambda: Predictor("score", 0), "got 0"),
         (lambda: Predictor("score", 10**9), "got 1000000000"),
         (lambda: Predictor("oracle", 8), "must not be re-used"),

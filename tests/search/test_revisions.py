@@ -188,8 +188,8 @@ def test_the_vote_option_decides():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"parallel": 0}, "parallel must be at least 1 chain, got 0"),
-        ({"context": 0}, "context must be at least 1 attempt, got 0"),
+        ({"parallel": 0}, "parallel must be at least 1, got 0"),
+        ({"context": 0}, "context must be at least 1, got 0"),
         ({"vote": "best"}, "vote must be one of hierarchical, .*'best'"),
     ],
 )

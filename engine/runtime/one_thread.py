@@ -1,0 +1,63 @@
+"""One thread at a time: a second one gets an error at once, not a crash and not its turn some day."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from engine.errors import UserError
+
+_GRACE = 0.05  # seconds: a thread that gives something back is gone by then
+_MAX_WAIT = 60.0  # seconds
+
+
+class OneThread:
+    """A context manager around work on what only one thread may touch. The thread inside may enter again."""
+
+    def __init__(self, what: str):
+        self.what = what
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> OneThread:
+        """Raises UserError where another thread is inside."""
+        if not self._lock.acquire(timeout=_GRACE):
+            raise self._taken()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @contextlib.contextmanager
+    def after_others(self) -> Iterator[None]:
+        """For what has to be given back in any case: waits for the other thread, which is inside for a step alone."""
+        if not self._lock.acquire(timeout=_MAX_WAIT):
+            raise self._taken()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _taken(self) -> UserError:
+        return UserError(f"{self.what} is in use by another thread: load one for each thread, or take turns")
+
+
+class OneStep(OneThread):
+    """As `OneThread`, but the thread inside may not enter again either."""
+
+    def __init__(self, what: str):
+        super().__init__(what)
+        self._is_inside = False
+
+    def __enter__(self) -> OneStep:
+        """Raises UserError where anyone is inside."""
+        super().__enter__()
+        if self._is_inside:
+            super().__exit__()
+            raise UserError(f"{self.what} is at work, and what it called (a verifier, perhaps) may not call it again")
+        self._is_inside = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_inside = False
+        super().__exit__()
