@@ -56,8 +56,3 @@ def library() -> Library:
     if not LIBRARY.exists():
         raise RuntimeError(f"ttc_kernels was built without CUDA: {LIBRARY.name} is missing (no nvcc, or TTC_CUDA=off)")
     return Library(LIBRARY)
-
-
-def describe(x: torch.Tensor) -> str:
-    """Shape, type, strides and place of a tensor, for an error."""
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

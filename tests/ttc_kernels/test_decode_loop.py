@@ -299,5 +299,5 @@ def test_refusals():
         branches.loop(loop, 1)
     branches = Branches(HOME, 3)
     branches.keys = branches.keys[:2]
-    with pytest.raises(ValueError, match=r"sampling must be contiguous \(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"must be contiguous, \(3,\) torch.*, got \(2,\)"):
         branches.loop(loop, 1)

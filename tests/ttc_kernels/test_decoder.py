@@ -163,9 +163,9 @@ def test_wrong_arguments():
     refused(r"token 25 of row 0 is outside 0\.\.24", **with_first("token_ids", 25))
     refused(r"position -1 of row 0 is outside 0\.\.511", **with_first("positions", -1))
     refused(rf"slot {num_slots} of row 0 is outside -1\.\.{num_slots - 1}", **with_first("slots", num_slots))
-    refused(r"token_ids must be contiguous int32 .* torch.int64", token_ids=inputs["token_ids"].long())
+    refused(r"token_ids must be contiguous, .* torch.int64", token_ids=inputs["token_ids"].long())
     refused(r"slots must be .* got \(1,\)", slots=inputs["slots"][:1])
-    refused(r"out must be \(2, 96\) .* got \(1, 96\)", out=torch.zeros(1, 96))
+    refused(r"out must be .*\(2, 96\) .* got \(1, 96\)", out=torch.zeros(1, 96))
     refused(r"k_cache and v_cache must be \(2, blocks, 2,", v_cache=inputs["v_cache"][:1])
     refused(r"k_cache and v_cache must be .* torch.bfloat16", k_cache=inputs["k_cache"].bfloat16())
     one_block = {name: inputs[name][:, :1] for name in ("k_cache", "v_cache")}
@@ -173,7 +173,7 @@ def test_wrong_arguments():
     layer = dataclasses.replace(weights.layers[0], down=torch.zeros(96, 255))
     with pytest.raises(ValueError, match=r"layers\[0\]\.qkv must be .* got \(3, 3\)"):
         PackedDecoder(dataclasses.replace(weights, layers=(dataclasses.replace(layer, qkv=torch.zeros(3, 3)),)))
-    with pytest.raises(ValueError, match=r"layers\[1\]\.down must be \(96, 256\)"):
+    with pytest.raises(ValueError, match=r"layers\[1\]\.down must be .*\(96, 256\)"):
         PackedDecoder(dataclasses.replace(weights, layers=(weights.layers[0], layer)))
     with pytest.raises(ValueError, match="at least one layer"):
         PackedDecoder(dataclasses.replace(weights, layers=()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import describe
 from ttc_kernels.choice import chooser, load_triton
 from ttc_kernels.copy_blocks import cuda, reference
 
@@ -24,6 +25,8 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, impl: st
     impl = choose(impl, caches[0] if len(caches) else pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype is not torch.int32:
         raise ValueError(f"copy_blocks: pairs must be int32 (n, 2), got {tuple(pairs.shape)} {pairs.dtype}")
+    if not (pairs.is_cpu or (caches and pairs.device == caches[0].device)):
+        raise ValueError(f"copy_blocks: pairs must be on a CPU or beside the caches, got {describe(pairs)}")
     written = pairs[:, 1].tolist()
     if len(set(written)) != len(written) or not set(written).isdisjoint(pairs[:, 0].tolist()):
         raise ValueError(f"copy_blocks: a block is written twice, or written and read, in pairs {pairs.tolist()}")
@@ -76,6 +79,6 @@ def _block_layout(cache: torch.Tensor, impl: str) -> tuple[int, int]:
     if cache.numel() and not (is_here and is_dense and cache.stride(1) == block_elements):
         raise ValueError(
             "copy_blocks: the kernels take caches (the native one on a CPU) whose blocks lie without gaps, got "
-            f"{tuple(cache.shape)} with strides {cache.stride()} on {cache.device} for impl {impl!r}"
+            f"{describe(cache)} for impl {impl!r}"
         )
     return cache.stride(0) * cache.element_size(), block_elements * cache.element_size()

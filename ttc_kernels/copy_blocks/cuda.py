@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ttc_kernels.cuda import Library, describe, library
+from ttc_kernels.checks import describe
+from ttc_kernels.cuda import Library, library
 
 MAX_CACHES = 8  # in one launch
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.decoder import reference
 from ttc_kernels.decoder.weights import DecoderWeights, LayerWeights, Matrix
 
+_CPU = torch.device("cpu")
 # The parts of a layer, as LayerPart of csrc/decoder/packed.h numbers them.
 _PARTS = ("input_norm", "qkv", "out", "post_norm", "gate_up", "down")
 
@@ -80,12 +82,11 @@ class PackedDecoder:
         """
         rows, hidden = token_ids.shape[0], self.hidden_size
         for name, x in (("token_ids", token_ids), ("positions", positions), ("slots", slots)):
-            if x.shape != (rows,) or x.dtype is not torch.int32 or not x.is_contiguous() or not x.is_cpu:
-                raise ValueError(f"decoder: {name} must be contiguous int32 ({rows},), got {_describe(x)}")
+            check_tensor("decoder", name, x, (rows,), torch.int32, _CPU)
         if out is None:
             out = torch.empty(rows, hidden, dtype=self.dtype)
-        elif out.shape != (rows, hidden) or out.dtype is not self.dtype or not out.is_contiguous():
-            raise ValueError(f"decoder: out must be ({rows}, {hidden}) {self.dtype}, got {_describe(out)}")
+        else:
+            check_tensor("decoder", "out", out, (rows, hidden), self.dtype, _CPU)
         caches = self.native_caches(k_cache, v_cache)
         self.native.forward(token_ids, positions, slots, plan, caches, out)
         return out
@@ -110,8 +111,8 @@ class PackedDecoder:
         ):
             raise ValueError(
                 f"decoder: k_cache and v_cache must be ({num_layers}, blocks, {num_kv_heads}, a multiple of 16, "
-                f"{head_dim}) {self.dtype} as kv_cache.allocate makes them, got {_describe(k_cache)}, "
-                f"{_describe(v_cache)}"
+                f"{head_dim}) {self.dtype} as kv_cache.allocate makes them, got {describe(k_cache)}, "
+                f"{describe(v_cache)}"
             )
 
 
@@ -148,9 +149,9 @@ class PackedLinear:
         row depend on that row alone. Raises ValueError for anything else, and for a row outside x.
         """
         if x.dim() != 2 or x.shape[1] != self.num_in or x.dtype is not self.dtype or x.stride(1) != 1 or not x.is_cpu:
-            raise ValueError(f"packed_linear: x must be (rows, {self.num_in}) {self.dtype}, got {_describe(x)}")
-        if rows is not None and (rows.dim() != 1 or rows.dtype is not torch.int64 or not rows.is_contiguous()):
-            raise ValueError(f"packed_linear: rows must be contiguous int64 of one dimension, got {_describe(rows)}")
+            raise ValueError(f"packed_linear: x must be (rows, {self.num_in}) {self.dtype}, got {describe(x)}")
+        if rows is not None:
+            check_tensor("packed_linear", "rows", rows, (len(rows),), torch.int64, _CPU)
         out = torch.empty(len(x) if rows is None else len(rows), self.num_out)
         self.native.forward(x, rows, out)
         return out
@@ -189,12 +190,6 @@ def _runs(name: str, matrix: Matrix, dtype: torch.dtype, shape: tuple) -> Iterat
 
 def _check_tensor(name: str, x: torch.Tensor, dtype: torch.dtype, shape: tuple) -> None:
     is_float = dtype is torch.float32 or dtype is torch.bfloat16
-    if not is_float or x.shape != shape or x.dtype is not dtype or not x.is_contiguous() or not x.is_cpu:
-        raise ValueError(
-            f"decoder: {name} must be {shape} {dtype if is_float else 'float32 or bfloat16'}, contiguous, on a CPU, "
-            f"got {_describe(x)}"
-        )
-
-
-def _describe(x: torch.Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"
+    if not is_float:
+        raise ValueError(f"decoder: {name} must be float32 or bfloat16, got {describe(x)}")
+    check_tensor("decoder", name, x, shape, dtype, _CPU)

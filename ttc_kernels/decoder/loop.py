@@ -10,6 +10,7 @@ import torch
 
 from ttc_kernels import _native
 from ttc_kernels.decoder.api import PackedDecoder, PackedLinear
+from ttc_kernels.sample.api import check_sampling
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ class DecodeLoop:
         tokens = np.zeros((batch.max_forwards, num), np.int32)
         logprobs = np.zeros((batch.max_forwards, num), np.float32)
         counts = np.empty(num, np.int32)
-        for x in batch.sampling:
-            if x.shape != (num,) or not x.is_contiguous():
-                raise ValueError(f"decode: sampling must be contiguous ({num},), got {tuple(x.shape)}")
+        check_sampling("decode", batch.sampling, (num,), torch.device("cpu"))
         caches = self.trunk.native_caches(k_cache, v_cache)
         num_done, marked, states = _native.decode(
             tree, self.trunk.native, self.head.native, caches, batch, tokens, logprobs, counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import check_rows, check_tensor, describe
 from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.rms_norm import reference
 
@@ -28,30 +29,22 @@ def rms_norm(
     else.
     """
     impl = choose(impl, x)
-    dtype, shape = x.dtype, x.shape
+    dtype, shape, device = x.dtype, x.shape, x.device
     if dtype not in DTYPES[impl] or len(shape) != 2 or (impl == "native" and not x.is_cpu):
         raise ValueError(
             "rms_norm: x must be (rows, hidden) float32 or bfloat16 on a CPU, in Triton also float16 or on a GPU, "
-            f"got {_describe(x)} for impl {impl!r}"
+            f"got {describe(x)} for impl {impl!r}"
         )
     if out is None:
         out = x.new_empty(shape)
-    if weight.shape != shape[1:] or weight.dtype is not dtype or not weight.is_contiguous():
-        raise ValueError(f"rms_norm: weight must be contiguous, ({shape[1]},) {dtype}, got {_describe(weight)}")
-    for name, other in (("x", x), ("residual", residual), ("out", out)):
-        if other is None:
-            continue
-        if other.shape != shape or other.dtype is not dtype or other.stride(1) != 1:
-            raise ValueError(
-                f"rms_norm: {name} must be {tuple(shape)} {dtype} with adjacent elements, got {_describe(other)}"
-            )
+    check_tensor("rms_norm", "weight", weight, shape[1:], dtype, device)
+    check_rows("rms_norm", "x", x, shape, dtype, device)
+    check_rows("rms_norm", "out", out, shape, dtype, device)
+    if residual is not None:
+        check_rows("rms_norm", "residual", residual, shape, dtype, device)
     if impl == "reference":
         return reference.rms_norm(x, weight, eps, residual, out)
     if impl == "triton":
         return load_triton("rms_norm", x).rms_norm(x, weight, eps, residual, out)
     _native.rms_norm(x, weight, eps, residual, out, isa)
     return out
-
-
-def _describe(x: torch.Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

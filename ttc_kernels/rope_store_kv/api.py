@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.rope_store_kv import reference
 
@@ -43,16 +44,14 @@ def rope_store_kv(
         return
     if impl == "triton":
         if qkv.stride(1) != 1:
-            raise ValueError(f"rope_store_kv: qkv must have adjacent elements, got {_describe(qkv)}")
+            raise ValueError(f"rope_store_kv: qkv must have adjacent elements, got {describe(qkv)}")
         kernels = load_triton("rope_store_kv", qkv)
         kernels.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads)
         return
-    if not (qkv.is_cpu and k_cache.is_cpu and v_cache.is_cpu and cos.is_cpu and slots.is_cpu) or (
-        qkv.stride(1) != 1 or v_cache.stride(3) != 1
-    ):
+    if not (qkv.is_cpu and k_cache.is_cpu and v_cache.is_cpu) or qkv.stride(1) != 1 or v_cache.stride(3) != 1:
         raise ValueError(
             "rope_store_kv: the native kernel takes tensors on a CPU, with adjacent elements in qkv and "
-            f"v_cache, got {_describe(qkv)}, {_describe(v_cache)}"
+            f"v_cache, got {describe(qkv)}, {describe(v_cache)}"
         )
     _native.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, isa)
 
@@ -86,16 +85,10 @@ def _check_layouts(
     if k_cache.dtype is not dtype or v_cache.dtype is not dtype or head_dim % 2 or head_dim > 256:
         raise ValueError(
             f"rope_store_kv: the caches must have qkv's dtype {dtype} and an even head_dim up to 256, "
-            f"got {_describe(k_cache)}, {_describe(v_cache)}"
+            f"got {describe(k_cache)}, {describe(v_cache)}"
         )
     table = cos.shape[0], head_dim // 2
-    for name, x in (("cos", cos), ("sin", sin)):
-        if x.shape != table or x.dtype is not torch.float32 or not x.is_contiguous():
-            raise ValueError(f"rope_store_kv: {name} must be contiguous float32 {table}, got {_describe(x)}")
-    for name, x in (("positions", positions), ("slots", slots)):
-        if x.shape != (rows,) or x.dtype is not torch.int32 or not x.is_contiguous():
-            raise ValueError(f"rope_store_kv: {name} must be contiguous int32 ({rows},), got {_describe(x)}")
-
-
-def _describe(x: torch.Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"
+    check_tensor("rope_store_kv", "cos", cos, table, torch.float32, qkv.device)
+    check_tensor("rope_store_kv", "sin", sin, table, torch.float32, qkv.device)
+    check_tensor("rope_store_kv", "positions", positions, (rows,), torch.int32, qkv.device)
+    check_tensor("rope_store_kv", "slots", slots, (rows,), torch.int32, qkv.device)

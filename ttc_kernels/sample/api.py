@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.choice import chooser, load_triton
 from ttc_kernels.sample import reference
+from ttc_kernels.sample.reference import RowSampling
 
 choose = chooser("sample")
+_DTYPES = (torch.int64, torch.int32, torch.float32, torch.int32, torch.float32, torch.float32)  # of a RowSampling
 
 
 def sample(
@@ -42,15 +47,10 @@ def sample(
     ):
         raise ValueError(
             "sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, in Triton also on a "
-            f"GPU, got {_describe(logits)} for impl {impl!r}"
+            f"GPU, got {describe(logits)} for impl {impl!r}"
         )
     rows = shape[:1]
-    _check("keys", keys, rows, torch.int64)
-    _check("positions", positions, rows, torch.int32)
-    _check("temperature", temperature, rows, torch.float32)
-    _check("top_k", top_k, rows, torch.int32)
-    _check("top_p", top_p, rows, torch.float32)
-    _check("min_p", min_p, rows, torch.float32)
+    check_sampling("sample", (keys, positions, temperature, top_k, top_p, min_p), rows, logits.device)
     if impl == "reference":
         _check_values(positions, temperature, top_k, top_p, min_p)
         return reference.sample(logits, keys, positions, temperature, top_k, top_p, min_p)
@@ -63,9 +63,10 @@ def sample(
     return tokens, logprobs
 
 
-def _check(name: str, x: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
-    if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
-        raise ValueError(f"sample: {name} must be contiguous, {tuple(shape)} {dtype}, got {_describe(x)}")
+def check_sampling(op: str, sampling: Sequence[torch.Tensor], rows: Sequence[int], device: torch.device) -> None:
+    """Raises ValueError unless these are the six tensors of a RowSampling, of shape `rows`."""
+    for name, x, dtype in zip(RowSampling._fields, sampling, _DTYPES, strict=True):
+        check_tensor(op, name, x, rows, dtype, device)
 
 
 def _check_values(
@@ -87,7 +88,3 @@ def _check_values(
         if not is_right.all():
             row = int((~is_right).nonzero()[0])
             raise ValueError(f"sample: {name}[{row}] must be {must}, got {x[row].item():g}")
-
-
-def _describe(x: torch.Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

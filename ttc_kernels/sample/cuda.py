@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ttc_kernels.cuda import Library, describe, library
+from ttc_kernels.checks import check_tensor, describe
+from ttc_kernels.cuda import Library, library
 
 TOKENS_PER_TILE = 128  # tokens of the vocabulary that one block of threads takes
 STEP_ENDS, TEXT_ENDS = 1, 2  # bits of a flag
@@ -112,9 +113,7 @@ def _check_rows(given: Mapping[str, torch.Tensor], num_rows: int, vocab: int) ->
     if "ends" in given:
         shapes["ends"] = ((len(given["ends"]), vocab + 1), torch.bool)
     for name, x in given.items():
-        shape, dtype = shapes[name]
-        if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
-            raise ValueError(f"sample_head: {name} must be contiguous, {shape} {dtype}, got {describe(x)}")
+        check_tensor("sample_head", name, x, *shapes[name], x.device)
 
 
 def _check_product(hidden: torch.Tensor, weight: torch.Tensor) -> None:

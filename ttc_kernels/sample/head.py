@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.choice import chooser
 from ttc_kernels.sample import cuda
-from ttc_kernels.sample.api import sample
+from ttc_kernels.sample.api import check_sampling, sample
 from ttc_kernels.sample.reference import RowSampling
 
 choose = chooser("sample_head")
@@ -30,6 +31,7 @@ def sample_head(
     rounded to hidden's type. Raises ValueError for anything else.
     """
     _check(hidden, weight, marks)
+    check_sampling("sample_head", sampling, (len(hidden),), hidden.device)
     chosen = choose(impl, hidden)
     if chosen == "cuda" and not is_filtered:
         return _fused(hidden, weight, sampling, marks)
@@ -41,15 +43,14 @@ def sample_head(
 
 
 def _check(hidden: torch.Tensor, weight: torch.Tensor, marks: torch.Tensor | None) -> None:
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
+    is_product = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1]
+    if not is_product or hidden.dtype != weight.dtype or hidden.device != weight.device:
         raise ValueError(
-            "sample_head: hidden must be (rows, size) and weight (vocab, size) of one type, got "
-            f"{tuple(hidden.shape)} {hidden.dtype}, {tuple(weight.shape)} {weight.dtype}"
+            "sample_head: hidden must be (rows, size) and weight (vocab, size) of one type on one device, got "
+            f"{describe(hidden)}, {describe(weight)}"
         )
-    if marks is not None and (marks.shape != (len(weight) + 1,) or marks.dtype is not torch.bool):
-        raise ValueError(
-            f"sample_head: marks must be ({len(weight) + 1},) bool, got {tuple(marks.shape)} {marks.dtype}"
-        )
+    if marks is not None:
+        check_tensor("sample_head", "marks", marks, (len(weight) + 1,), torch.bool, hidden.device)
 
 
 def _fused(

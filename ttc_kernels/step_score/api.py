@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.step_score import cuda, reference
 from ttc_kernels.step_score.reference import LabelHead
@@ -63,7 +64,7 @@ def _check_hidden(hidden: torch.Tensor, impl: str) -> None:
     ):
         raise ValueError(
             "step_score: hidden must be (rows, size) float32 or bfloat16 with adjacent elements on a CPU, in Triton "
-            f"also float16 or on a GPU, got {_describe(hidden)} for impl {impl!r}"
+            f"also float16 or on a GPU, got {describe(hidden)} for impl {impl!r}"
         )
 
 
@@ -80,27 +81,20 @@ def _check_others(
     num_labels, n, size, num_slots = len(weight), len(rows), hidden.shape[1], len(state)
     if not 0 <= good_index < num_labels:
         raise ValueError(f"step_score: good_index must be within [0, {num_labels}), got {good_index}")
-    _check("weight", weight, (num_labels, size), hidden.dtype)
-    _check("rows", rows, (n,), torch.int32)
-    _check("slot", slot, (n,), torch.int32)
-    _check("state", state, (num_slots, 4), torch.float32)
-    _check("counts", counts, (num_slots,), torch.int32)
-    if bias is not None:
-        _check("bias", bias, (num_labels,), hidden.dtype)
-    if mask is not None:
-        _check("mask", mask, (n,), torch.bool)
-
-
-def _check(name: str, x: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if x.shape != shape or x.dtype is not dtype or not x.is_contiguous():
-        raise ValueError(f"step_score: {name} must be contiguous, {shape} {dtype}, got {_describe(x)}")
+    for name, x, shape, dtype in (
+        ("weight", weight, (num_labels, size), hidden.dtype),
+        ("bias", bias, (num_labels,), hidden.dtype),
+        ("rows", rows, (n,), torch.int32),
+        ("slot", slot, (n,), torch.int32),
+        ("mask", mask, (n,), torch.bool),
+        ("state", state, (num_slots, 4), torch.float32),
+        ("counts", counts, (num_slots,), torch.int32),
+    ):
+        if x is not None:
+            check_tensor("step_score", name, x, shape, dtype, hidden.device)
 
 
 def _check_range(name: str, x: torch.Tensor, limit: int) -> None:
     for i, value in enumerate(x.tolist()):
         if not 0 <= value < limit:
             raise ValueError(f"step_score: {name}[{i}] is {value}, must be within [0, {limit})")
-
-
-def _describe(x: torch.Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ttc_kernels.cuda import Library, describe, library
+from ttc_kernels.checks import check_tensor, describe
+from ttc_kernels.cuda import Library, library
 from ttc_kernels.step_score.reference import LabelHead
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -102,6 +103,5 @@ def _check(hidden: torch.Tensor, head: LabelHead, given: Mapping[str, torch.Tens
         "norm_weight": ((size,), hidden.dtype),
     }
     for name, (shape, dtype) in shapes.items():
-        x = given[name]
-        if x is not None and (x.shape != shape or x.dtype is not dtype or not x.is_contiguous()):
-            raise ValueError(f"step_score: {name} must be contiguous, {shape} {dtype}, got {describe(x)}")
+        if given[name] is not None:
+            check_tensor("step_score", name, given[name], shape, dtype, hidden.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import check_rows, describe
 from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.swiglu import reference
 
@@ -34,20 +35,16 @@ def swiglu(
     ):
         raise ValueError(
             "swiglu: gate_up must be (rows, 2 * size) float32 or bfloat16 with adjacent elements on a CPU, in "
-            f"Triton also float16 or on a GPU, got {_describe(gate_up)} for impl {impl!r}"
+            f"Triton also float16 or on a GPU, got {describe(gate_up)} for impl {impl!r}"
         )
     rows, size = shape[0], shape[1] // 2
     if out is None:
         out = gate_up.new_empty((rows, size))
-    elif out.shape != (rows, size) or out.dtype is not dtype or out.stride(1) != 1:
-        raise ValueError(f"swiglu: out must be {(rows, size)} {dtype} with adjacent elements, got {_describe(out)}")
+    else:
+        check_rows("swiglu", "out", out, (rows, size), dtype, gate_up.device)
     if impl == "reference":
         return reference.swiglu(gate_up, out)
     if impl == "triton":
         return load_triton("swiglu", gate_up).swiglu(gate_up, out)
     _native.swiglu(gate_up, out, isa)
     return out
-
-
-def _describe(x: torch.Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ttc_kernels import _native
+from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.choice import DTYPES, chooser, load_triton
 from ttc_kernels.tree_attention import cuda, reference
 from ttc_kernels.tree_attention.prefill import split_of
@@ -38,8 +39,8 @@ def tree_attention(
     _check_shapes(q, k_cache, v_cache)
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    elif out.shape != q.shape or out.dtype is not q.dtype or not out.is_contiguous():
-        raise ValueError(f"tree_attention: out must be {tuple(q.shape)} {q.dtype}, contiguous, got {_describe(out)}")
+    else:
+        check_tensor("tree_attention", "out", out, q.shape, q.dtype, q.device)
     if impl == "auto" and (split := split_of(plan, q, k_cache)) is not None:
         if split.rest is not None:
             tree_attention(q, k_cache, v_cache, split.rest, scale, out, isa=isa)
@@ -90,7 +91,7 @@ def _check_for_native(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Ten
         raise ValueError(
             "tree_attention: the native kernel takes float32 or bfloat16 on a CPU, an even head_dim up to "
             "256, block_size a multiple of 16, adjacent elements in q and v_cache, adjacent keys in k_cache, "
-            f"got q {_describe(q)}, k_cache {_describe(k_cache)}, v_cache {_describe(v_cache)}"
+            f"got q {describe(q)}, k_cache {describe(k_cache)}, v_cache {describe(v_cache)}"
         )
 
 
@@ -104,10 +105,6 @@ def _check_for_triton(q: torch.Tensor, k_cache: torch.Tensor) -> None:
     ):
         raise ValueError(
             "tree_attention: the Triton kernel takes float32, bfloat16 or float16, an even head_dim up to 256, "
-            f"block_size a multiple of 16 and adjacent elements in q, got q {_describe(q)}, k_cache "
-            f"{_describe(k_cache)}"
+            f"block_size a multiple of 16 and adjacent elements in q, got q {describe(q)}, k_cache "
+            f"{describe(k_cache)}"
         )
-
-
-def _describe(x: torch.Tensor) -> str:
-    return f"{tuple(x.shape)} {x.dtype} with strides {x.stride()} on {x.device}"

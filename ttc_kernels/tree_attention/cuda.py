@@ -10,7 +10,8 @@ import ctypes
 
 import torch
 
-from ttc_kernels.cuda import Library, describe, library
+from ttc_kernels.checks import describe
+from ttc_kernels.cuda import Library, library
 from ttc_kernels.tree_attention.work import AttentionWork, work_of
 
 HEAD_DIMS = (64, 128)
