@@ -29,9 +29,12 @@ SLOW = [
     *(f"model/test_{name}.py" for name in ("families", "fields", "hub", "memory", "mutations")),
     *("runtime/executors", "tasks/test_grading.py", "prompts/test_template.py"),
     *(f"verifiers/test_{name}.py" for name in ("engine", "families", "formats")),
-    *(f"runtime/test_{name}.py" for name in ("abort", "independence", "preemption", "shared_steps")),
+    *(
+        f"runtime/test_{name}.py"
+        for name in ("abort", "independence", "limits", "one_thread", "preemption", "shared_steps")
+    ),
     *(f"ttc_kernels/test_{name}.py" for name in ("choice", "cuda_build", "cuda_kernels", "kv_tree", "sample_head")),
-    "ttc_kernels/test_tree_attention.py",
+    *(f"ttc_kernels/test_{name}.py" for name in ("tensors", "tree_attention")),
     *(f"ttc_kernels/test_triton_{name}.py" for name in ("compiles", "kv", "rows", "sample", "step_score")),
     "ttc_kernels/test_triton_tree_attention.py",
 ]
