@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # From pyproject.toml, so that they are written once.
 BUILD_REQUIRES = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
-.PHONY: setup build test quick lint demo models large equal-orm wheel clean
+.PHONY: setup build test quick fuzz lint demo models large equal-orm wheel clean
 
 # pip runs again only when pyproject.toml or setup.py changed; the module is brought up to date by ninja each time.
 setup: $(VENV)/.installed build
@@ -36,6 +36,17 @@ test: setup
 # Before a commit, in under a minute on two processors: all but the folders and files in SLOW of tests/conftest.py.
 quick: setup
 	$(PYTEST) -m "not slow"
+
+# The KV tree and the ops under random calls, in a build that AddressSanitizer watches. Python itself is not built with
+# it, so its library is loaded first (and that of C++, whose exceptions it follows), and leaks are not looked for.
+SANITIZED := build/sanitized
+FUZZ_SECONDS ?= 120
+fuzz: setup
+	TTC_SANITIZE=address TTC_CUDA=off $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED)/lib \
+		--build-temp $(SANITIZED)/temp
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 TTC_NATIVE=$(SANITIZED)/lib/ttc_kernels \
+		$(BIN)/python -m tests.ttc_kernels.fuzz --seconds $(FUZZ_SECONDS)
 
 lint: setup
 	$(BIN)/ruff check

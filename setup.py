@@ -3,7 +3,8 @@
 `build_ext` writes build/native/build.ninja and runs ninja on it, so a second build compiles only what
 changed. Everything else about the package stands in pyproject.toml. Needs a C++17 compiler (CXX, or c++)
 with OpenMP and the headers of this Python; neither torch nor a GPU is needed. nvcc is NVCC, or that of
-CUDA_HOME, or the one on the PATH; TTC_CUDA=off builds without it.
+CUDA_HOME, or the one on the PATH; TTC_CUDA=off builds without it. TTC_SANITIZE=address builds a module that stops at
+the first access outside its memory (see tests/ttc_kernels/fuzz.py).
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ COMPILE_FLAGS = [
 # two pools of spinning threads in one process ruin both. `-z now` turns a missing symbol into an ImportError
 # instead of a crash at the first parallel region.
 LINK_FLAGS = ["-shared", "-Wl,-z,now"]
+# Little is optimised, so that it is built in half the time.
+SANITIZE_FLAGS = ["-O1", "-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-Wno-maybe-uninitialized"]
 AVX512_FLAGS = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # the AVX-512 headers of gcc 12 trip these
@@ -141,6 +144,14 @@ def check_ptxas(log: str) -> None:
         raise CompileError("ptxas tells nothing about tree attention: its log has no line on stack frames and spills")
 
 
+def sanitize_flags() -> list[str]:
+    """What TTC_SANITIZE adds to the compiler's and the linker's flags. Raises CompileError for a wrong one."""
+    mode = os.environ.get("TTC_SANITIZE", "")
+    if mode not in ("", "address"):
+        raise CompileError(f"TTC_SANITIZE must be 'address' or empty, got {mode!r}")
+    return SANITIZE_FLAGS if mode else []
+
+
 def quote(text: str | Path) -> str:
     """A path as ninja writes it."""
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
@@ -158,7 +169,7 @@ class NinjaBuild(build_ext):
     """Compiles through ninja, in a folder that outlives the command."""
 
     def build_extension(self, ext: Extension) -> None:
-        folder = Path("build/native")
+        folder = Path("build/sanitized" if sanitize_flags() else "build/native")
         folder.mkdir(parents=True, exist_ok=True)
         module = folder / Path(self.get_ext_filename(ext.name)).name
         nvcc = find_nvcc()
@@ -199,8 +210,8 @@ class NinjaBuild(build_ext):
         cxx = shlex.join(compiler()).replace("$", "$$")
         rules = RULES.format(
             cxx=cxx,
-            flags=shlex.join(COMPILE_FLAGS + includes).replace("$", "$$"),
-            link=shlex.join(LINK_FLAGS).replace("$", "$$"),
+            flags=shlex.join(COMPILE_FLAGS + sanitize_flags() + includes).replace("$", "$$"),
+            link=shlex.join(LINK_FLAGS + sanitize_flags()).replace("$", "$$"),
         )
         lines = [f"builddir = {quote(folder)}", rules]
         objects = []

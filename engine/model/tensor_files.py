@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -244,7 +245,6 @@ def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object. Raises SafetensorError for a name that stands twice, of which readers take one or the other."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise SafetensorError(f"the name {twice[:80]!r} stands twice in its header")
     return found
