@@ -11,6 +11,8 @@ def check_tensor(
     op: str, name: str, x: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Raises ValueError, with the op and the argument's name, unless x is contiguous and of all three."""
+    if x is None:  # which the native code takes for an argument that may be left out
+        raise ValueError(f"{op}: {name} must be a tensor, got None")
     if x.shape != shape or x.dtype is not dtype or not x.is_contiguous() or x.device != device:
         raise _wrong(op, name, x, f"contiguous, {tuple(shape)} {dtype}", device)
 

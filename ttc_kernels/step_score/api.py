@@ -90,7 +90,7 @@ def _check_others(
         ("state", state, (num_slots, 4), torch.float32),
         ("counts", counts, (num_slots,), torch.int32),
     ):
-        if x is not None:
+        if x is not None or name not in ("bias", "mask"):
             check_tensor("step_score", name, x, shape, dtype, hidden.device)
 
 
