@@ -65,6 +65,7 @@ NVCC_FLAGS = [
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall",
     "-gencode=arch=compute_80,code=sm_80",
     "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_90,code=compute_90",  # PTX, which the driver of a newer chip compiles
     "-Xptxas=-v",  # what it says of registers and spills stays beside the object
 ]
 CUDA_LINK_FLAGS = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs=ALL", "-Xlinker=-Bsymbolic"]

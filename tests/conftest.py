@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-os.environ["TRITON_INTERPRET"] = "1"  # before torch._dynamo, which brings triton, is imported
+if os.environ.get("TTC_DEVICE") != "cuda":  # where Triton's kernels run on the GPU, as tests/gpu asserts
+    os.environ["TRITON_INTERPRET"] = "1"  # before torch._dynamo, which brings triton, is imported
 # Before torch brings OpenMP. As many processes run tests as there are processors: a thread that spins while it waits
 # for another that is not running costs thirty times what it computes.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from ttc_kernels.cuda import CUDA_OPS, LIBRARY
+from ttc_kernels.cuda import CUDA_OPS, runs_on
 
 IMPLEMENTATIONS = ("native", "triton", "cuda", "reference")
 # Types that an implementation takes in ops that hold the reference to the kernels' types.
@@ -47,13 +47,13 @@ class Choice:
     multiple: int = 1  # which divides the last dimension
 
     def applies(self, x: torch.Tensor) -> bool:
-        """Whether the conditions hold for a tensor on the choice's device and the implementation is installed."""
+        """Whether the conditions hold for a tensor on the choice's device, which the implementation can run on."""
         return (
             self.min_rows <= len(x)
             and (not self.dtypes or x.dtype in self.dtypes)
             and (not self.sizes or x.shape[-1] in self.sizes)
             and x.shape[-1] % self.multiple == 0
-            and (self.implementation != "cuda" or LIBRARY.exists())
+            and (self.implementation != "cuda" or runs_on(x.device))
             and (self.implementation != "flash_attn" or _has_flash_attn())
         )
 

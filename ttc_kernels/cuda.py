@@ -17,6 +17,15 @@ LIBRARY = Path(__file__).with_name("_cuda.so")  # where it is, if it was built
 CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")  # exported as ttc_<op>
 
 
+MIN_CAPABILITY = (8, 0)  # of the oldest device that there is code for; newer ones than the last compile its PTX
+
+
+@cache
+def runs_on(device: torch.device) -> bool:
+    """Whether the library was built and a GPU has what its kernels need."""
+    return LIBRARY.exists() and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
+
+
 class Library:
     """The functions of one build; `device_type` is where the tensors that it takes must lie."""
 

@@ -1,11 +1,12 @@
-"""How long a decode step takes, against its floor: the weights and the unique KV read once at the copy bandwidth.
+"""How long a decode step takes, against its floor: the longer of reading the weights and the unique KV once at the
+copy bandwidth, and of its FLOPs at the rate of a large matrix product of its type.
 
     python -m benchmarks.gpu.decode_steps --device cuda --json out/decode_steps.json
 
 A prompt is forked into a batch of branches, which then decode side by side; nothing stops them. Random weights in the
 shape of Qwen2.5-1.5B in bfloat16 on a GPU, the home policy in float32 on a CPU. Rows: `batch, is_scored` (a trunk head
 is read in every step), `has_graphs, seconds` (median of a step, host and device, of steps started four at a time, as
-where nobody waits for a branch), `floor_seconds, times_floor, tokens_per_second`.
+where nobody waits for a branch), `floor_seconds, floor` ("bytes" or "flops"), `times_floor, tokens_per_second`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import torch
 from benchmarks.options import make_parser
 from benchmarks.random_models import save_random
 from benchmarks.timing import Clock
+from engine.accounting import forward_flops
 from engine.commands import run_command
-from engine.model import HOME, ScoreHead
+from engine.model import HOME, ScoreHead, resolve_dtype
 from engine.reports.progress import Progress
 from engine.results.provenance import Bystanders, provenance, write_json
 from engine.runtime import LLM
@@ -47,6 +49,7 @@ class Row:
     has_graphs: bool
     seconds: float
     floor_seconds: float
+    floor: str
     times_floor: float
     tokens_per_second: float
 
@@ -94,14 +97,36 @@ def floor_bytes(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> float:
     return shape.num_matmul_params * size + num_tokens * pool.bytes_per_block / pool.tree.block_size
 
 
-def measure(llm: LLM, batch: int, is_scored: bool, rate: float, num_prompt: int, num_steps: int) -> Row:
-    """The row of one batch; `rate` is in bytes a second."""
+def floor_flops(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> int:
+    """FLOPs of a step in the middle of the run."""
+    return batch * forward_flops(llm.config.shape(), num_prompt + WARMUP + num_steps // 2, 1)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the device reaches."""
+
+    num_bytes: float
+    """Of a copy, a second."""
+    flops: float
+    """Of a large matrix product, a second."""
+
+    @classmethod
+    def of(cls, device: str, dtype: torch.dtype) -> Rates:
+        clock = Clock(device)
+        return cls(clock.copy_bandwidth(), clock.matmul_rate(dtype))
+
+
+def measure(llm: LLM, batch: int, is_scored: bool, rates: Rates, num_prompt: int, num_steps: int) -> Row:
+    """The row of one batch."""
     times = step_times(llm, batch, num_prompt, num_steps)
     seconds = statistics.median(times)
-    floor = floor_bytes(llm, batch, num_prompt, num_steps) / rate
+    sizes = (llm, batch, num_prompt, num_steps)
+    floors = {"bytes": floor_bytes(*sizes) / rates.num_bytes, "flops": floor_flops(*sizes) / rates.flops}
+    name, floor = max(floors.items(), key=lambda each: each[1])
     executor = llm.runner.executor
     has_graphs = isinstance(executor, GPUExecutor) and any(step.graph is not None for step in executor._steps.values())
-    return Row(batch, is_scored, has_graphs, seconds, floor, seconds / floor, batch / seconds)
+    return Row(batch, is_scored, has_graphs, seconds, floor, name, seconds / floor, batch / seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Times every batch, plain and scored, prints the rows and writes the report."""
     report, bystanders = provenance(args.device), Bystanders()
-    rate = Clock(args.device).copy_bandwidth()
-    report |= {"dtype": args.dtype, "copy_gbps": rate / 1e9, "rows": []}
+    rates = Rates.of(args.device, resolve_dtype(args.dtype, args.device))
+    report |= {"dtype": args.dtype, "copy_gbps": rates.num_bytes / 1e9, "matmul_tflops": rates.flops / 1e12, "rows": []}
     with tempfile.TemporaryDirectory() as folder, Progress("decode steps:", 2 * len(BATCHES)) as progress:
         policy = args.policy or (HOME / "policy" if args.device == "cpu" else save_random("qwen2.5-1.5b", Path(folder)))
         per_branch = 2 + (WARMUP + args.num_steps) // 16
@@ -129,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
         for is_scored in (False, True):
             llm = load(policy, args.device, args.dtype, is_scored=is_scored, num_blocks=num_blocks)
             for batch in BATCHES:
-                row = measure(llm, batch, is_scored, rate, args.num_prompt, args.num_steps)
+                row = measure(llm, batch, is_scored, rates, args.num_prompt, args.num_steps)
                 report["rows"].append(asdict(row))
                 print(line(row), flush=True)
                 progress.advance()
@@ -140,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
 def line(row: Row) -> str:
     return (
         f"batch {row.batch:4}, {'scored' if row.is_scored else 'plain':6}: {row.seconds * 1e3:8.3f} ms a step, "
-        f"{row.times_floor:5.2f} times the floor, {row.tokens_per_second:9,.0f} tokens/s"
+        f"{row.times_floor:5.2f} times the floor of {row.floor}, {row.tokens_per_second:9,.0f} tokens/s"
         f"{', graphs' if row.has_graphs else ''}"
     )
 

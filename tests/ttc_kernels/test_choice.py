@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ttc_kernels
-from ttc_kernels import choice
+from ttc_kernels import cuda
 from ttc_kernels.choice import CUDA_OPS, IMPLEMENTATIONS, TABLE, Choice, chooser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,17 +64,24 @@ def test_choices(op):
 
 def test_cuda_is_chosen_for_what_it_takes_where_it_was_built(monkeypatch, tmp_path):
     half = OnGpu(dtype=torch.bfloat16, size=128)
-    for is_built, chosen in ((True, "cuda"), (False, "triton")):
-        library = tmp_path / f"{is_built}.so"
-        monkeypatch.setattr(choice, "LIBRARY", library)
-        if is_built:
-            library.touch()
+    built, missing = tmp_path / "built.so", tmp_path / "missing.so"
+    built.touch()
+    for library, capability, chosen in (
+        (built, (8, 0), "cuda"),
+        (built, (12, 0), "cuda"),
+        (built, (7, 5), "triton"),
+        (missing, (9, 0), "triton"),
+    ):
+        cuda.runs_on.cache_clear()
+        monkeypatch.setattr(cuda, "LIBRARY", library)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert [chooser(op)("auto", half) for op in CUDA_OPS] == [chosen] * len(CUDA_OPS)
         for other in (OnGpu(dtype=torch.float32, size=128), OnGpu(dtype=torch.float16, size=96)):
             assert chooser("tree_attention")("auto", other) == "triton"
         assert chooser("sample_head")("auto", OnGpu()) == "triton"
         odd = OnGpu(dtype=torch.bfloat16, size=100)  # the kernel loads eight values at a time
         assert chooser("sample_head")("auto", odd) == "triton"
+    cuda.runs_on.cache_clear()
 
 
 def test_a_threshold_changes_the_choice():

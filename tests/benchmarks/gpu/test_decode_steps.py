@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import decode_steps
-from benchmarks.gpu.decode_steps import WARMUP, floor_bytes, load, main, step_times
+from benchmarks.gpu.decode_steps import WARMUP, Rates, floor_bytes, floor_flops, load, main, measure, step_times
 from benchmarks.timing import Clock
+from engine.accounting.flops import attention_flops
 from tests.tiny import tiny_policy
 
 
@@ -21,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_of_all_batches(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode_steps, "BATCHES", (1, 3))
     monkeypatch.setattr(Clock, "copy_bandwidth", lambda clock: 1e10)
+    monkeypatch.setattr(Clock, "matmul_rate", lambda clock, dtype: 1e11)
     path = tmp_path / "steps.json"
     assert main(["--policy", str(folder), "--num-prompt", "20", "--num-steps", "5", "--json", str(path)]) == 0
     report = json.loads(path.read_text())
@@ -47,6 +49,18 @@ def test_the_floor_counts_weights_and_unique_kv_once(folder):
     per_token = 2 * 2 * 1 * 16 * 4  # keys and values, layers, KV heads, head dim, bytes
     weights = 4 * llm.config.shape().num_matmul_params
     assert floor_bytes(llm, 3, 20, 4) == weights + per_token * (20 + 3 * (WARMUP + 2))
+
+
+def test_the_floor_is_the_longer_of_the_two(folder):
+    """One branch waits for the weights, many for their multiplications."""
+    llm = load(folder, "cpu", "float32", is_scored=False, num_blocks=256)
+    flops = floor_flops(llm, 3, 20, 4)
+    shape = llm.config.shape()
+    assert flops == 3 * (2 * shape.num_matmul_params + attention_flops(shape, 2 * (20 + WARMUP + 2 + 1)))
+    for batch, num_flops, name in ((1, 1e12, "bytes"), (3, 1e6, "flops")):
+        row = measure(llm, batch, False, Rates(1e10, num_flops), 20, 4)
+        floors = {"bytes": floor_bytes(llm, batch, 20, 4) / 1e10, "flops": floor_flops(llm, batch, 20, 4) / num_flops}
+        assert (row.floor, row.floor_seconds) == (name, floors[name])
 
 
 def test_a_device_that_is_not_there(capsys):

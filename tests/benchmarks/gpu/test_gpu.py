@@ -59,6 +59,17 @@ def test_the_gpu_tests_are_not_part_of_an_ordinary_run():
     assert ordinary.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, ordinary.stdout
 
 
+@pytest.mark.parametrize(("device", "is_interpreted"), [("cuda", False), ("cpu", True), (None, True)])
+def test_triton_is_interpreted_only_where_no_gpu_is_asked_for(device: str | None, is_interpreted: bool):
+    """The tests of a GPU would all pass on the interpreter, and show nothing."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("TTC_DEVICE", "TRITON_INTERPRET")}
+    environment = kept if device is None else kept | {"TTC_DEVICE": device}
+    code = "import tests.conftest\nfrom tests.gpu.conftest import check_compiled\n"
+    code += "try:\n    check_compiled()\nexcept ValueError:\n    print(1)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1\n" if is_interpreted else ""), done.stderr
+
+
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> list[Engine]:
     folder = tmp_path_factory.mktemp("models")
