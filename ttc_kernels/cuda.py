@@ -8,6 +8,7 @@ declares again field for field.
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 
@@ -61,7 +62,12 @@ class Library:
 
 @cache
 def library() -> Library:
-    """The library that was built with this package. Raises RuntimeError where there is none."""
+    """The library that was built with this package. Raises RuntimeError where there is none.
+
+    TTC_EMULATED_CUDA names one in its place whose kernels were compiled for a CPU, for a rehearsal without a GPU.
+    """
+    if emulated := os.environ.get("TTC_EMULATED_CUDA"):
+        return Library(Path(emulated), "cpu")
     if not LIBRARY.exists():
         raise RuntimeError(f"ttc_kernels was built without CUDA: {LIBRARY.name} is missing (no nvcc, or TTC_CUDA=off)")
     return Library(LIBRARY)

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,9 +54,11 @@ class Row:
     tokens_per_second: float
 
 
-def load(folder: Path, device: str, dtype: str, *, is_scored: bool, num_blocks: int) -> LLM:
+def load(
+    folder: Path, device: str, dtype: str, *, is_scored: bool, num_blocks: int, max_batch: int = max(BATCHES)
+) -> LLM:
     """A policy, with a random trunk head where it `is_scored`."""
-    llm = LLM.load(folder, device=device, dtype=dtype, max_batch=max(BATCHES), num_blocks=num_blocks)
+    llm = LLM.load(folder, device=device, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
     runner = llm.runner
     runner.stops.is_eos[:-1] = False  # before any rule is made: a branch ends at its limit alone
     if is_scored:
@@ -129,6 +131,25 @@ def measure(llm: LLM, batch: int, is_scored: bool, rates: Rates, num_prompt: int
     return Row(batch, is_scored, has_graphs, seconds, floor, name, seconds / floor, batch / seconds)
 
 
+def rows_of(
+    policy: Path,
+    device: str,
+    dtype: str,
+    batches: Sequence[int],
+    *,
+    is_scored: bool,
+    num_prompt: int,
+    num_steps: int,
+    rates: Rates | None = None,  # None: measured first
+) -> Iterator[Row]:
+    """The rows of batches, on a model that is loaded for them."""
+    rates = rates or Rates.of(device, resolve_dtype(dtype, device))
+    num_blocks = 8 + num_prompt // 16 + max(batches) * (2 + (WARMUP + num_steps) // 16)
+    llm = load(policy, device, dtype, is_scored=is_scored, num_blocks=num_blocks, max_batch=max(batches))
+    for batch in batches:
+        yield measure(llm, batch, is_scored, rates, num_prompt, num_steps)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = make_parser("gpu.decode_steps", __doc__)
@@ -149,12 +170,9 @@ def run(args: argparse.Namespace) -> None:
     report |= {"dtype": args.dtype, "copy_gbps": rates.num_bytes / 1e9, "matmul_tflops": rates.flops / 1e12, "rows": []}
     with tempfile.TemporaryDirectory() as folder, Progress("decode steps:", 2 * len(BATCHES)) as progress:
         policy = args.policy or (HOME / "policy" if args.device == "cpu" else save_random("qwen2.5-1.5b", Path(folder)))
-        per_branch = 2 + (WARMUP + args.num_steps) // 16
-        num_blocks = 8 + args.num_prompt // 16 + max(BATCHES) * per_branch
+        sizes = {"num_prompt": args.num_prompt, "num_steps": args.num_steps, "rates": rates}
         for is_scored in (False, True):
-            llm = load(policy, args.device, args.dtype, is_scored=is_scored, num_blocks=num_blocks)
-            for batch in BATCHES:
-                row = measure(llm, batch, is_scored, rates, args.num_prompt, args.num_steps)
+            for row in rows_of(policy, args.device, args.dtype, BATCHES, is_scored=is_scored, **sizes):
                 report["rows"].append(asdict(row))
                 print(line(row), flush=True)
                 progress.advance()

@@ -78,13 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(partial(run, parser.parse_args(arguments)))
 
 
-def run(args: argparse.Namespace) -> int:
-    """Compares, writes the report; returns 1 for a difference that is not allowed."""
+def compare_on(device: str, num_problems: int) -> dict[str, object]:
+    """What differs between the home models' greedy answers on a device and on the CPU."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    facts = provenance(args.device)
-    engines = [Engine.load("home", device=device, num_blocks=NUM_BLOCKS) for device in ("cpu", args.device)]
-    report = facts | compare(*engines, take_problems(engines[0].task, "test", args.num_problems))
+    engines = [Engine.load("home", device=each, num_blocks=NUM_BLOCKS) for each in ("cpu", device)]
+    return compare(*engines, take_problems(engines[0].task, "test", num_problems))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares, writes the report; returns 1 for a difference that is not allowed."""
+    report = provenance(args.device) | compare_on(args.device, args.num_problems)
     write_json(args.json, report)
     wrong = [each for each in report["differences"] if not each["is_allowed"]]
     print(

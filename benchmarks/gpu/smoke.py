@@ -1,13 +1,15 @@
 """Runs the smallest cases of every kernel on the GPU once: something for compute-sanitizer to watch.
 
-compute-sanitizer --error-exitcode 1 python -m benchmarks.gpu.smoke
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 python -m benchmarks.gpu.smoke
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import importlib
 import sys
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -19,38 +21,41 @@ from engine.model import resolve_device
 NUM_CASES = 4  # of an op: kernels that watch every access are slow
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 where an op has no kernel that ran, 2 without a GPU."""
-    return run_command(run)
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu.smoke")
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"), help="cpu: a rehearsal")
+    return run_command(partial(run, parser.parse_args(arguments).device))
 
 
-def run() -> int:
+def run(device: str) -> int:
     """Runs every op that a GPU has, and prints by which implementations; returns the exit status."""
-    resolve_device("cuda")
+    resolve_device(device)
     status = 0
     for op in OPS.values():
         if "cuda" in op.devices:
-            ran = run_op(op)
+            ran = run_op(op, device)
             print(f"{op.name}: {', '.join(ran) or 'NOTHING RAN'}")
             status = status if ran else 1
     return status
 
 
-def run_op(op: Op) -> list[str]:
+def run_op(op: Op, device: str) -> list[str]:
     """Runs the smallest cases; the implementations that took one, a name for each case."""
     ran = []
-    cases = importlib.import_module(f"ttc_kernels.{op.name}.cases").tiny()
+    cases, dtype = op.tiny(), torch.bfloat16 if device == "cuda" else torch.float16
     for case in [cases[i * len(cases) // NUM_CASES] for i in range(NUM_CASES)]:
         if hasattr(case, "dtype"):
-            case = dataclasses.replace(case, dtype=torch.bfloat16)
+            case = dataclasses.replace(case, dtype=dtype)
         for impl in IMPLS["cuda"]:
             try:
-                op.bind(case, impl, op.inputs(case, "cuda"))()
+                op.bind(case, impl, op.inputs(case, device))()
             except ValueError as refusal:
                 print(f"{op.name}, {impl} refused {describe(case)}: {refusal}")
             else:
                 ran.append(impl)
-    torch.cuda.synchronize()
+    if device == "cuda":
+        torch.cuda.synchronize()
     return ran
 
 

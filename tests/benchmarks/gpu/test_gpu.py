@@ -1,4 +1,4 @@
-"""The GPU's script as far as a machine without one can run it: its stages, and the comparison of searches."""
+"""The GPU's two calls as far as a machine without one can run them, and the comparison of searches."""
 
 from __future__ import annotations
 
@@ -10,46 +10,83 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.gpu.__main__ as main_module
+from benchmarks.gpu.__main__ import Spent, main, run_checks
+from benchmarks.gpu.checks import CALLS, FIVE, ROOT, TWELVE, Bench, Check, chosen_trees
 from benchmarks.gpu.search import MAX_GAP, compare
-from benchmarks.gpu.stages import ROOT, Stage, run, stages
+from benchmarks.kernels.trees import label
 from engine import Engine
 from engine.tasks import take_problems
 from tests.tiny import tiny_policy, tiny_prm
+from ttc_kernels import cuda
 
 
-def script(text: str) -> tuple[str, ...]:
-    return (sys.executable, "-c", text)
+def check(name: str, seconds: float, run=lambda bench: {"found": 1}) -> Check:
+    return Check(name, seconds, run)
 
 
-def test_every_stage_says_how_it_went(tmp_path: Path, capsys):
-    (tmp_path / "old.json").write_text("{}")
-    chosen = [
-        Stage("good", script("print('fine')"), 30),
-        Stage("bad", script("print('on the way'); raise SystemExit('it broke')"), 30),
-        Stage("slow", script("import time; time.sleep(60)"), 5.0),
-        Stage("absent", script(""), 30, needs="a-program-that-nobody-has"),
-        Stage("silent", script(""), 30, result="old.json"),
-    ]
-    assert run(chosen, tmp_path) == 1
-    report = {stage["name"]: stage for stage in json.loads((tmp_path / "stages.json").read_text())["stages"]}
-    assert [name for name, stage in report.items() if stage["passed"]] == ["good"]
-    assert report["good"]["reason"] == ""
-    assert report["bad"]["reason"] == "exit status 1: on the way | it broke"
-    assert report["slow"]["reason"].startswith("stopped after 5 s")
-    assert report["absent"]["reason"] == "not started: a-program-that-nobody-has is not on PATH"
-    assert report["silent"]["reason"].startswith("old.json was not written")
-    assert "fine" in (tmp_path / "log.txt").read_text()
-    assert "| bad | NO |" in (tmp_path / "table.md").read_text()
-    assert "bad: FAILED, exit status 1: on the way | it broke" in capsys.readouterr().out
+def broken(bench: Bench) -> dict:
+    raise AssertionError("3 of 4 values differ")
 
 
-def test_all_stages_fit_their_time_and_write_different_files(tmp_path: Path):
-    chosen = stages(tmp_path)
-    assert [stage.name for stage in chosen] == [
-        *("build", "tests", "engine", "search", "sanitizer", "decode_steps", "kernels", "equal_flops")
-    ]
-    results = [stage.result for stage in chosen if stage.result]
-    assert len(set(results)) == len(results) == 4
+def crashed(bench: Bench) -> dict:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def run_all(checks: list[Check], limit: float, tmp_path: Path) -> tuple[list[dict], list[dict]]:
+    """The rows, and the reports that were written on the way."""
+    report, written = {"checks": []}, []
+    write = lambda report: written.append(json.loads(json.dumps(report)))  # noqa: E731
+    assert run_checks(checks, limit, Spent(None), Bench("cpu", tmp_path), report, write)
+    return report["checks"], written
+
+
+def test_every_check_reports_by_itself_as_it_ends(tmp_path: Path):
+    checks = [check("good", 10), check("wrong", 10, broken), check("bug", 10, crashed), check("last", 10)]
+    rows, written = run_all(checks, 100, tmp_path)
+    assert [row["state"] for row in rows] == ["passed", "failed", "failed", "passed"]
+    assert rows[0]["figures"] == {"found": 1}
+    assert rows[1]["reason"] == "AssertionError: 3 of 4 values differ"
+    assert "in crashed" in rows[2]["figures"]["traceback"]
+    assert [len(report["checks"]) for report in written] == [1, 2, 3, 4]
+
+
+def test_a_check_that_does_not_fit_is_not_begun_and_a_shorter_one_is(tmp_path: Path):
+    rows, _ = run_all([check("long", 60), check("longer", 50), check("short", 30)], 100, tmp_path)
+    assert [row["state"] for row in rows] == ["passed", "not begun", "passed"]
+    assert rows[1]["reason"] == "40 s were left, it may take 50"
+
+
+def test_a_lost_device_ends_the_process_and_the_next_one_goes_on(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(main_module, "device_answers", lambda device: False)
+    report, bench = {"checks": []}, Bench("cpu", tmp_path)
+    checks = [check("good", 10), check("bug", 10, crashed), check("last", 10)]
+    assert not run_checks(checks, 100, Spent(None), bench, report, lambda report: None)
+    assert [row["name"] for row in report["checks"]] == ["good", "bug"]
+    assert run_checks(checks, 100, Spent(None), bench, report, lambda report: None)
+    assert [row["name"] for row in report["checks"]] == ["good", "bug", "last"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_rehearsal_of_each_call(call: int, tmp_path: Path, emulated, monkeypatch):
+    """Everything is run, on small inputs; with what each may take on a GPU, the call is over in time."""
+    limit, checks = CALLS[call]
+    assert sum(each.seconds for each in checks) <= limit <= 300
+    monkeypatch.setenv("TTC_EMULATED_CUDA", str(emulated.path))
+    cuda.library.cache_clear()
+    assert main(["--call", str(call), "--out", str(tmp_path), "--rehearse"]) == 0
+    cuda.library.cache_clear()
+    report = json.loads((tmp_path / f"call-{call}.json").read_text())
+    assert report["commit"]
+    assert {row["name"]: (row["state"], row["reason"]) for row in report["checks"]} == {
+        each.name: ("passed", "") for each in checks
+    }
+
+
+def test_all_chosen_trees_are_known_and_different():
+    found = chosen_trees(TWELVE)
+    assert len({label(tree) for tree in found}) == 12
+    assert TWELVE[:5] == FIVE
 
 
 def test_the_gpu_tests_are_not_part_of_an_ordinary_run():
