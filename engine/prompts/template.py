@@ -18,6 +18,7 @@ MAX_SOURCE = 1 << 18  # characters of a template
 _WORKER = Path(__file__).with_name("worker.py")
 _START_SECONDS, _WALL_SECONDS = 120.0, 60.0  # far above the worker's own limit, for a busy machine
 _ANSWER = "ANSWER"  # stands for any text of an assistant
+_REFUSED = "TemplateError:"  # what raise_exception raises
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 Message = Mapping[str, str]  # "role" and "content"
@@ -59,7 +60,21 @@ class ChatTemplate:
         return cls(source, special_tokens(config), origin=f"the chat template of {path}")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The text of a conversation. Raises UserError for a template that cannot be rendered."""
+        """The text of a conversation. Raises UserError for a template that cannot be rendered.
+
+        A system prompt that the template refuses, as Gemma's does, stands before what the user says first instead.
+        """
+        answer = self._ask(messages, add_generation_prompt)
+        if answer.get("error", "").startswith(_REFUSED) and [m["role"] for m in messages[:2]] == ["system", "user"]:
+            system, first, *others = messages
+            first = {**first, "content": f"{system['content'].strip()}\n\n{first['content']}"}
+            answer = self._ask([first, *others], add_generation_prompt)
+        if "error" in answer:
+            raise UserError(f"{self.origin} cannot be rendered: {answer['error']}")
+        return answer["text"]
+
+    def _ask(self, messages: Sequence[Message], add_generation_prompt: bool) -> dict:
+        """The worker's answer: a "text" or an "error". Raises UserError for a template that had to be stopped."""
         if self._worker is None:
             self._worker = _Worker()
         variables = {
@@ -73,9 +88,7 @@ class ChatTemplate:
         if answer is None:
             self._worker = None
             raise UserError(f"{self.origin} was stopped: it takes more time or memory than a template may")
-        if "error" in answer:
-            raise UserError(f"{self.origin} cannot be rendered: {answer['error']}")
-        return answer["text"]
+        return answer
 
     def after_answer(self) -> str:
         """What the template writes after an assistant's message, such as `<|im_end|>`; "" if it writes no such one."""

@@ -101,11 +101,11 @@ class LLM(RequestQueue):
             self.runner.tree.clear_cache()
 
     def encode(self, text: str, *, is_start: bool = True) -> list[int]:
-        """Token ids; special tokens that the tokenizer puts at the start of a text only if `is_start`."""
+        """Token ids; only if `is_start` with the special tokens and the space that the tokenizer puts before a text."""
         return self.vocabulary.encode(text, is_start=is_start)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Text without special tokens; some tokenizers leave out a space at its start."""
         return self.vocabulary.decode(token_ids)
 
     def read_trunk_head_at(self, mask: np.ndarray) -> None:

@@ -20,7 +20,8 @@ class StepEnds:
 
     A delimiter of one character ends a step at every token that contains it. A longer one may be spread over several
     tokens: its step ends at the token that completes it, if the step has any other text by then (blank lines make no
-    step). With `stops_at_box` the token that closes the answer's first `\\boxed{}` ends the answer.
+    step). Lines may end in a carriage return and a line feed, unless the delimiter names them. With `stops_at_box` the
+    token that closes the answer's first `\\boxed{}` ends the answer.
     """
 
     def __init__(self, llm: LLM, delimiter: str, stops_at_box: bool = False):
@@ -65,7 +66,7 @@ class StepEnds:
 
     def ends_step(self, tokens: Sequence[int]) -> bool:
         """Whether these tokens, the last of which may end a step, do end one."""
-        return self.is_plain or self.delimiter in self.llm.decode(tokens).lstrip()
+        return self.is_plain or self.delimiter in self._lines(self.llm.decode(tokens)).lstrip()
 
     def ends(self, tokens: Sequence[int]) -> list[int]:
         """The index after the last token of every step that a delimiter ends."""
@@ -82,8 +83,12 @@ class StepEnds:
     def _completing(self) -> np.ndarray:
         """(vocabulary,) bool: tokens that contain the delimiter, or start with an end of it."""
         tails = tuple(self.delimiter[i:] for i in range(1, len(self.delimiter)))
-        texts = self.llm.vocabulary.token_texts  # decoded alone, a token may have lost its leading space
-        found = [self.delimiter in text or f" {text}".startswith(tails) or text.startswith(tails) for text in texts]
+        texts = map(self._lines, self.llm.vocabulary.token_texts)
+        found = [self.delimiter in text or text.startswith(tails) for text in texts]
         if not any(found):
             raise UserError(f"no token of the vocabulary ends the step delimiter {self.delimiter!r}")
         return np.array(found)
+
+    def _lines(self, text: str) -> str:
+        """The text with a plain end to each line, in which the delimiter is looked for."""
+        return text if "\r" in self.delimiter else text.replace("\r\n", "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -9,6 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine.errors import UserError
+
+_PLAIN_DECODERS = ("ByteLevel", "Fuse")  # they put the tokens' texts together and change nothing
+_BEFORE = ("\n", "=", "a")  # texts to encode others after
 
 
 class Vocabulary:
@@ -18,17 +22,46 @@ class Vocabulary:
         self.tokenizer, self.size = tokenizer, size
 
     def encode(self, text: str, *, is_start: bool = True) -> list[int]:
-        """Token ids; special tokens that the tokenizer puts at the start of a text only if `is_start`."""
-        return self.tokenizer.encode(text, add_special_tokens=is_start).ids
+        """Token ids; only if `is_start` with the special tokens and the space that the tokenizer puts before a text."""
+        if is_start or not self._adds_space:
+            return self.tokenizer.encode(text, add_special_tokens=is_start).ids
+        for before in _BEFORE:  # one with which the text makes no token of both
+            start = self.tokenizer.encode(before, add_special_tokens=False).ids
+            ids = self.tokenizer.encode(before + text, add_special_tokens=False).ids
+            if ids[: len(start)] == start and self.decode(ids) == self.decode(start) + text:
+                return ids[len(start) :]
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Text without special tokens; some tokenizers leave out a space at its start."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def decode_part(self, token_ids: Sequence[int]) -> str:
+        """The text that the tokens add to one before them, without special tokens: a space at its start is kept."""
+        if self._anchor is None:
+            return self.decode(token_ids)
+        anchor, text = self._anchor
+        return self.decode([anchor, *token_ids])[len(text) :]
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """The text of each token, decoded alone."""
-        return [self.tokenizer.decode([i]) for i in range(self.size)]
+        """The text that each token adds to one before it."""
+        return [self.decode_part([i]) for i in range(self.size)]
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before a text, as those of SentencePiece do."""
+        ids = self.tokenizer.encode("a", add_special_tokens=False).ids
+        return self.decode_part(ids) != "a"
+
+    @cached_property
+    def _anchor(self) -> tuple[int, str] | None:
+        """A token to decode others after, and its text; None where each token's text stands for itself."""
+        decoder = self.tokenizer.decoder
+        if decoder is not None and json.loads(decoder.__getstate__())["type"] in _PLAIN_DECODERS:
+            return None
+        texts = ((i, self.decode([i])) for i in range(self.size))
+        return next(((i, text) for i, text in texts if len(text) == 1 and text.isalnum() and text.isascii()), None)
 
     def token_mask(self, texts: Sequence[str]) -> np.ndarray:
         """(vocabulary,) bool: the tokens whose own text contains one of `texts`.

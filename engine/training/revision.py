@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from engine.errors import UserError
 from engine.prompts.histories import after_attempts
+from engine.runtime.vocabulary import Vocabulary
 from engine.training.arguments import can_compile, load_base, read_tokenizer, run_trainer, training_arguments
 from engine.training.batches import LengthBatches
 from engine.training.checkpoints import Checkpoints, checkpoint_folders, is_whole, made_of, save_model
@@ -108,7 +109,8 @@ def _attempt(row: dict, tokenizer: PreTrainedTokenizerFast) -> Attempt:
     if "token_ids" in row:
         ids = [token for step in row["token_ids"] for token in step]
     else:  # only the end of text separates the attempts of a history
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        words = Vocabulary(tokenizer.backend_tokenizer, len(tokenizer))
+        ids = [*words.encode(text, is_start=False), tokenizer.eos_token_id]
     return Attempt(text, tuple(ids), row["labels"][-1] >= 0.5)
 
 

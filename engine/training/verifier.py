@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from transformers import (
 from engine.errors import UserError
 from engine.model import read_config, read_raw_config
 from engine.prompts.histories import after_attempts
+from engine.runtime.vocabulary import Vocabulary
 from engine.training.arguments import load_base, read_tokenizer, run_trainer, training_arguments
 from engine.training.batches import LengthBatches
 from engine.training.checkpoints import Checkpoints
@@ -82,6 +84,10 @@ class RowEncoder:
         max_positions = read_raw_config(base)["max_position_embeddings"]
         return cls(read_tokenizer(base), end, max_positions, separator)
 
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer.backend_tokenizer, len(self.tokenizer))
+
     def prompt(self, row: dict) -> list[int]:
         """The token ids of the prompt alone."""
         return list(self.tokenizer(row["prompt"])["input_ids"])
@@ -95,7 +101,7 @@ class RowEncoder:
         if "token_ids" in row:
             return row["token_ids"]
         texts = row["completions"]
-        steps = [list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        steps = [self._vocabulary.encode(text, is_start=False) for text in texts]  # as PRMVerifier does
         if not texts[-1].endswith(self.separator):
             steps[-1] += self.end
         return steps

@@ -130,3 +130,31 @@ def test_a_file_that_holds_none(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=words):
         ChatTemplate.load(tmp_path)
+
+
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "<start_of_turn>{{ m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+)
+MISTRAL = GEMMA.replace("{{ raise_exception('No system role') }}", "")  # roles must alternate from the first
+
+
+@pytest.mark.parametrize("source", [GEMMA, MISTRAL])
+def test_a_system_prompt_that_is_refused_goes_to_the_user(source):
+    template = ChatTemplate(source, {"bos_token": "<bos>"})
+    said = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2?"},
+    ]
+    folded = [{"role": "user", "content": "Be brief.\n\n1+1?"}, *said[1:]]
+    system = {"role": "system", "content": "Be brief.\n"}
+    assert template.render([system, *said]) == template.render(folded)
+    assert template.render([system, *said]).startswith("<bos><start_of_turn>user\nBe brief.\n\n1+1?<end_of_turn>")
+    for others in ([], said[1:]):
+        with pytest.raises(ValueError, match="cannot be rendered: TemplateError"):
+            template.render([system, *others])
+    with pytest.raises(ValueError, match="roles must alternate"):
+        template.render([system, *said, said[0]])
