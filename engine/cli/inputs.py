@@ -77,6 +77,10 @@ def check_prompts(
         if judge is not None and judge.llm is not None:
             held.append((judge.llm, judge.opening(problem)))
         for llm, ids in held:
+            try:
+                llm.vocabulary.check(ids)
+            except UserError as error:
+                raise UserError(f"{origin}: {error}: {llm.folder}") from None
             if len(ids) >= llm.config.context:
                 raise UserError(
                     f"{origin}: the prompt has {len(ids)} tokens, "

@@ -117,7 +117,8 @@ async def _score(engine: Engine, judge: Verifier, problem: Problem, row: dict) -
         steps = [Step(ids, "".join(step.text for step in steps), "eos")]
     earlier = {}
     if judge.reads_history and row.get("history"):
-        earlier["history"] = [(Step(tuple(ids), engine.policy.decode_part(ids), "eos"),) for ids in row["history"]]
+        text = engine.policy.vocabulary.decode_part
+        earlier["history"] = [(Step(tuple(ids), text(ids), "eos"),) for ids in row["history"]]
     branch = await judge.open(problem, ledger=Ledger(), **earlier)
     try:
         return (await judge.score([branch], [steps]))[0]

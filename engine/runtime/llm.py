@@ -131,6 +131,8 @@ class LLM(RequestQueue):
         the context holds.
         """
         tokens = self.encode(prompt) if isinstance(prompt, str) else as_ints("a prompt's tokens", prompt)
+        if isinstance(prompt, str):
+            self.vocabulary.check(tokens)
         check_prompt(prompt, tokens, self.config)
         check_purpose(purpose)
         ledger = Ledger() if ledger is None else ledger

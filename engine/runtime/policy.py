@@ -105,7 +105,7 @@ class ModelPolicy:
             steps.append(
                 Step(
                     token_ids=run,
-                    text=self.llm.decode_part(run),
+                    text=self.llm.vocabulary.decode_part(run),
                     finish=finish,
                     logprob=sum(generated.logprobs[start:end]),
                     trunk_score=generated.trunk_scores.get(end - 1) if finish in ("step", *FINISHED) else None,
@@ -115,5 +115,5 @@ class ModelPolicy:
         return steps
 
     def _whole(self, generated: GeneratedTokens) -> Step:
-        text, logprob = self.llm.decode_part(generated.token_ids), sum(generated.logprobs)
+        text, logprob = self.llm.vocabulary.decode_part(generated.token_ids), sum(generated.logprobs)
         return Step(generated.token_ids, text, generated.finish, logprob)

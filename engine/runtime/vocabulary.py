@@ -43,6 +43,17 @@ class Vocabulary:
         anchor, text = self._anchor
         return self.decode([anchor, *token_ids])[len(text) :]
 
+    def holds(self, token_ids: Sequence[int]) -> bool:
+        """Whether the embedding has a row for each token: a tokenizer may have more tokens than its model."""
+        return not len(token_ids) or 0 <= min(token_ids) <= max(token_ids) < self.size
+
+    def check(self, token_ids: Sequence[int]) -> None:
+        """Raises UserError, with its text, for a token that the embedding has no row for."""
+        if not self.holds(token_ids):
+            token = next(token for token in token_ids if not 0 <= token < self.size)
+            text = self.tokenizer.id_to_token(token) if token >= 0 else None
+            raise UserError(f"token {token}, {text!r}, is beyond the {self.size} rows of the model's embedding")
+
     @cached_property
     def token_texts(self) -> list[str]:
         """The text that each token adds to one before it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -74,19 +73,18 @@ class RowEncoder:
     tokenizer: PreTrainedTokenizerFast
     end: tuple[int, ...]  # token ids
     max_positions: int  # tokens that the verifier's context holds
+    vocabulary: Vocabulary
     separator: str = "\n"
 
     @classmethod
     def of(cls, base: Path, recipe: VerifierRecipe) -> RowEncoder:
         """The encoder for a verifier that starts from `base`."""
         separator = "\n" if recipe.step_separator is None else recipe.step_separator.replace("\\n", "\n")
-        end = read_config(base).eos_token_ids[:1]  # PRMVerifier appends the same one to texts
+        config, tokenizer = read_config(base), read_tokenizer(base)
+        end = config.eos_token_ids[:1]  # PRMVerifier appends the same one to texts
         max_positions = read_raw_config(base)["max_position_embeddings"]
-        return cls(read_tokenizer(base), end, max_positions, separator)
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.tokenizer.backend_tokenizer, len(self.tokenizer))
+        vocabulary = Vocabulary(tokenizer.backend_tokenizer, config.vocab_size)
+        return cls(tokenizer, end, max_positions, vocabulary, separator)
 
     def prompt(self, row: dict) -> list[int]:
         """The token ids of the prompt alone."""
@@ -101,7 +99,7 @@ class RowEncoder:
         if "token_ids" in row:
             return row["token_ids"]
         texts = row["completions"]
-        steps = [self._vocabulary.encode(text, is_start=False) for text in texts]  # as PRMVerifier does
+        steps = [self.vocabulary.encode(text, is_start=False) for text in texts]  # as PRMVerifier does
         if not texts[-1].endswith(self.separator):
             steps[-1] += self.end
         return steps
@@ -199,6 +197,11 @@ def fit(
 
 def _batches(rows: Sequence[dict], encode: Encode, encoder: RowEncoder, recipe: VerifierRecipe) -> LengthBatches:
     encoded = [(*encode(row, encoder), row["prompt"]) for row in rows]
+    for ids, _, prompt in encoded:
+        try:
+            encoder.vocabulary.check(ids)
+        except UserError as error:
+            raise UserError(f"an answer to {prompt[:60]!r} cannot be learned from: {error}") from None
     longest, most = max(len(ids) for ids, *_ in encoded), encoder.max_positions
     if longest > most:
         raise UserError(f"an answer with its prompt has {longest} tokens, the context of the model holds {most}")

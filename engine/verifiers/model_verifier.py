@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from copy import copy
@@ -11,6 +12,8 @@ from engine.accounting import Ledger
 from engine.runtime import LLM, Branch
 from engine.verifiers.base import Verifier
 from engine.verifiers.step_cache import StepCache
+
+NO_SCORE = math.nan  # flags an answer, which is then left out
 
 
 class ModelVerifier(Verifier):
@@ -43,13 +46,18 @@ async def read_steps(
     """Appends steps to each branch, given by their tokens; the score at the last token of each step.
 
     `is_shared`: a step that several branches have at the same place is read once. A step without tokens has the score
-    of the token before it, so that then none is shared.
+    of the token before it, so that then none is shared. Where the model has no embedding for a token of a branch's
+    steps, all of them get NO_SCORE and the branch is left as it is.
     """
-    if is_shared and all(all(map(len, run)) for run in steps):
-        request = llm.queue_append_steps(branches, steps)
+    readable = [all(map(llm.vocabulary.holds, run)) for run in steps]
+    branches = [branch for branch, is_read in zip(branches, readable, strict=True) if is_read]
+    runs = [run for run, is_read in zip(steps, readable, strict=True) if is_read]
+    if is_shared and all(all(map(len, run)) for run in runs):
+        request = llm.queue_append_steps(branches, runs)
     else:
-        tokens = [[token for step in run for token in step] for run in steps]
-        ends = [[end - 1 for end in itertools.accumulate(map(len, run))] for run in steps]
+        tokens = [[token for step in run for token in step] for run in runs]
+        ends = [[end - 1 for end in itertools.accumulate(map(len, run))] for run in runs]
         request = llm.queue_append(branches, tokens, score_at=ends, purpose="verified")
     await request
-    return request.scores
+    scores = iter(request.scores)
+    return [next(scores) if is_read else [NO_SCORE] * len(run) for run, is_read in zip(steps, readable, strict=True)]

@@ -44,7 +44,8 @@ class ORMVerifier(PRMVerifier):
 
     async def open(self, problem: Problem, *, ledger: Ledger, history: Sequence[Attempt] = ()) -> ORMBranch:
         """Raises UserError for a problem that the context cannot hold."""
-        return self._open(self.opening(problem), [self._attempt_ids(each) for each in history], 1, ledger)
+        attempts = filter(self.llm.vocabulary.holds, map(self._attempt_ids, history))
+        return self._open(self.opening(problem), list(attempts), 1, ledger)
 
     async def score(self, branches: Sequence[ORMBranch], steps: Sequence[Sequence[Step]]) -> list[list[float]]:
         """One score per answer, which then is an attempt that further answers revise.
@@ -61,7 +62,8 @@ class ORMVerifier(PRMVerifier):
                 reopened = self._open(branch.prompt, branch.held[1:], len(answer), ledger)
                 branch.live, branch.held, prompt = reopened.live, reopened.held, []
             tokens.append([*prompt, *answer])
-            branch.held, branch.is_answered = [*branch.held, answer], True
+            if self.llm.vocabulary.holds(answer):  # else it is not appended
+                branch.held, branch.is_answered = [*branch.held, answer], True
         live = [branch.live for branch, _ in judged]
         found = iter(await read_steps(self.llm, live, [[ids] for ids in tokens], self.shares_steps))
         return [list(next(found)) if run else [] for run in steps]

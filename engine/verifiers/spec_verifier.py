@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from engine.accounting import Ledger
@@ -10,9 +9,7 @@ from engine.errors import UserError
 from engine.runtime import LLM, Branch
 from engine.types import Problem, Step
 from engine.verifiers.layouts import Layout, num_common
-from engine.verifiers.model_verifier import ModelVerifier, read_steps
-
-NO_SCORE = math.nan
+from engine.verifiers.model_verifier import NO_SCORE, ModelVerifier, read_steps
 
 
 class SpecBranch:
@@ -72,7 +69,7 @@ class SpecVerifier(ModelVerifier):
                 live.append(branch.live)
                 ends = [place + 1 for place in places]
                 tokens.append([ids[start:end] for start, end in zip([kept, *ends], ends, strict=False)])
-                branch.ids = ids
+                branch.ids = ids if all(map(self.llm.vocabulary.holds, tokens[-1])) else ids[:kept]
         found = iter(await read_steps(self.llm, live, tokens, self.shares_steps))
         return [
             self._filled(branch, next(found) if places else [], len(new))

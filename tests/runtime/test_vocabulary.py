@@ -100,7 +100,7 @@ def test_steps_of_a_policy_and_of_a_verifier_keep_their_spaces(tmp_path, name):
     back.llm, back.shares_tokens = llm, False  # reads texts with the tokenizer above
     read = [token for step in steps for token in back._tokens(Step((), step.text, "step", 0.0))]
     assert tuple(read) == ids
-    encoder = RowEncoder(TOKENIZERS[name](), (), 128)
+    encoder = RowEncoder(TOKENIZERS[name](), (), 128, vocabulary(name))
     row = {"prompt": "x\n", "completions": [step.text for step in steps], "labels": [1.0] * len(steps)}
     assert [token for step in encoder.steps(row) for token in step] == read
 
