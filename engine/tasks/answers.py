@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import re
 
-from engine.prompts.boxed import after_thoughts, is_filled
+from engine.prompts.boxed import after_thoughts, last_box
 from engine.tasks.exact import as_number
-from engine.tasks.notation import normalise
+from engine.tasks.notation import FRACTION_SIGNS, MAX_CHARACTERS, normalise
 
 # Digits with or without thousands separators, a sign and a dollar sign before them, no unit after.
 _NUMBER = re.compile(r"([-+]?)\$?([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
-_NUMBER_IN_TEXT = re.compile(r"(?:(?<![\d)\w])-)?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+", re.ASCII)
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_STATED = re.compile(r"answer is:?[ \t]*([^\n]*)", re.IGNORECASE)
-_BRACES = re.compile(r"\\boxed\s*\{|\\fbox\s*\{|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
+# In a sentence: a fraction, a power or a time of day is read whole; before a minus nothing may be subtracted from.
+_IN_TEXT = re.compile(
+    r"(?:(?<![\d)\w])-)?\$?(?:"
+    r"(?:\d+\s?)?\\[dt]?frac\s?(?:\{\d+\}|\d)\s?(?:\{\d+\}|\d)"
+    r"|(?:\d+ )?\d+/\d+|\d+\^(?:\{-?\d+\}|\d+)|\d+(?::\d+)+"
+    r"|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?)|(?<!\d)\.\d+",
+    re.ASCII,
+)
+_TO_LAST_DIGIT = re.compile(rf".*[\d{FRACTION_SIGNS}]\}}?", re.ASCII | re.DOTALL)
+_HASHES = re.compile(r"####")
+_STATED = re.compile(r"answer is:?", re.IGNORECASE)
+_BARE_BOX = re.compile(r"\\boxed\s++([^\s{}$]+)")
 # A number with what may belong to it, up to the first word.
 _NUMERIC = re.compile(
     r"[-+(]*(?:\\[dt]?frac|\d|\.\d)(?:[\d.,+*/^!%(){}-]|\\(?:[dt]?frac|times|cdot|div|overline|%)|\s(?=[\d*/+^\\-]))*",
@@ -40,22 +47,13 @@ _WRITTEN_ALIKE = (
 _MAX_WRAPPERS = 8  # around one another
 _MAX_FRACTION = 60  # decimals that count
 _MAX_NUMBER = 400  # characters of an expression whose value is looked for
+_MAX_BEFORE = 100  # characters before the digits of a number that may belong to it
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last filled `\boxed{…}` whose braces balance, nested ones included, or None."""
-    opened: list[int | None] = []  # where the content starts, for a box; None for any other brace
-    best: tuple[int, int] | None = None
-    for match in _BRACES.finditer(text):
-        token = match[0]
-        if token[-1] == "{" and (token == "{" or len(token) > 2):
-            opened.append(match.end() if len(token) > 2 else None)
-        elif token == "}" and opened:
-            start = opened.pop()
-            if start is not None and (best is None or start > best[0]) and is_filled(text[start : match.start()]):
-                best = (start, match.start())
-    if best is not None:
-        return text[best[0] : best[1]]
+    r"""What the last filled box of a text holds, or where none has braces the word after the last `\boxed`; or None."""
+    if (content := last_box(text)) is not None:
+        return content
     bare = _BARE_BOX.findall(text)
     return bare[-1] if bare else None
 
@@ -67,19 +65,38 @@ def extract_number(completion: str) -> str | None:
     text. An expression counts as its value; what is no number, such as a time of day, is no answer.
     """
     completion = after_thoughts(completion)
-    hashes = _HASHES.findall(completion)
-    for part in (hashes[-1] if hashes else None, boxed(completion)):
+    for part in (_after_last(_HASHES, completion), boxed(completion)):
         if part is not None:
             return leading_number(part)
-    stated = _STATED.findall(completion)
-    if stated and (number := leading_number(stated[-1])) is not None:
+    stated = _after_last(_STATED, completion)
+    if stated is not None and (number := leading_number(stated)) is not None:
         return number
-    numbers = _NUMBER_IN_TEXT.findall(normalise(completion))
-    return plain_number(numbers[-1]) if numbers else None
+    return _last_number(completion)
+
+
+def _after_last(pattern: re.Pattern[str], text: str) -> str | None:
+    """The rest of the line after the last match, or None."""
+    end = max((found.end() for found in pattern.finditer(text)), default=None)
+    return None if end is None else text[end:].partition("\n")[0].strip(" \t")
+
+
+def _last_number(text: str) -> str | None:
+    """The last number of a text, looked for around its last digit; None where it is part of something else."""
+    found = _TO_LAST_DIGIT.match(text)
+    if found is None:
+        return None
+    start = len(found[0].rstrip(f"0123456789,.}}{FRACTION_SIGNS}"))
+    if len(found[0]) - start > MAX_CHARACTERS:
+        return plain_number(found[0][start:])
+    numbers = _IN_TEXT.findall(normalise(found[0][max(0, start - _MAX_BEFORE) :]))
+    number = numbers[-1].replace("$", "") if numbers else ""
+    return plain_number(number) or as_number(number)
 
 
 def leading_number(part: str) -> str | None:
     """The number that a short text states: after its last `=`, before a unit or other words."""
+    if len(part) > MAX_CHARACTERS:
+        return _leading_of_long(part)
     text = strip_wrappers(normalise(strip_wrappers(part))).rpartition("=")[2].replace(r"\$", "").replace("$", "")
     text = _PROSE.sub(" ", text).strip()
     if (number := plain_number(text) or as_number(text)) is not None:
@@ -91,6 +108,16 @@ def leading_number(part: str) -> str | None:
     return plain_number(expression) or as_number(expression)
 
 
+def _leading_of_long(part: str) -> str | None:
+    """As `leading_number`, of a text that is too long to be an expression: a plain number before its first word."""
+    part = part.rpartition("=")[2]
+    if (number := plain_number(part)) is not None:
+        return number
+    start = part.lstrip()[:MAX_CHARACTERS]
+    word = start.split(maxsplit=1)[:1]
+    return None if not word or len(word[0]) == MAX_CHARACTERS else leading_number(word[0])
+
+
 def extract_expression(completion: str) -> str | None:
     r"""What the last filled `\boxed{…}` holds, else what follows the last `####` or "answer is"; else None.
 
@@ -99,8 +126,8 @@ def extract_expression(completion: str) -> str | None:
     completion = after_thoughts(completion)
     content = boxed(completion)
     for pattern in (_HASHES, _STATED):
-        if content is None and (found := pattern.findall(completion)):
-            content = found[-1].partition(" I hope it is")[0]
+        if content is None and (content := _after_last(pattern, completion)) is not None:
+            content = content.partition(" I hope it is")[0]
     return (strip_wrappers(content) or None) if content is not None else None
 
 
@@ -127,7 +154,10 @@ def answer_key(answer: str) -> str:
 
     It ignores spacing, `\left`, `\dfrac`, degree signs and a `\text{…}` around the whole answer.
     """
-    key = normalise(strip_wrappers(answer))
+    key = strip_wrappers(answer)
+    if len(key) > MAX_CHARACTERS:  # no expression: equal to the same text alone
+        return plain_number(key) or key
+    key = normalise(key)
     for pattern, by in _WRITTEN_ALIKE:
         key = pattern.sub(by, key)
     if key.startswith(r"\text{") and key.find("}") == len(key) - 1:

@@ -11,9 +11,8 @@ from engine.errors import UserError
 from engine.tasks.answers import answer_key
 from engine.tasks.exact import are_equal
 from engine.tasks.grading_pool import WorkerPool
-from engine.tasks.notation import normalise
+from engine.tasks.notation import MAX_CHARACTERS, normalise
 
-_MAX_CHARACTERS = 2000  # of an answer that is given to math-verify
 _MAX_CACHED = 100_000  # verdicts
 
 
@@ -136,6 +135,6 @@ def _verdict_by_keys(gold: str, answer: str) -> Verdict | None:
         return Verdict.INCORRECT
     if (is_equal := are_equal(gold, answer)) is not None:
         return _VERDICTS[is_equal]
-    if max(len(gold), len(answer)) > _MAX_CHARACTERS:
-        return Verdict.ERROR if len(gold) > _MAX_CHARACTERS else Verdict.INCORRECT
+    if max(len(gold), len(answer)) > MAX_CHARACTERS:
+        return Verdict.ERROR if len(gold) > MAX_CHARACTERS else Verdict.INCORRECT
     return None

@@ -33,6 +33,7 @@ _FRACTIONS = {
     "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5),
     "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
 }  # fmt: skip
+FRACTION_SIGNS = "".join(_FRACTIONS)
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TABLE = str.maketrans(
     {**_CHARACTERS, **{sign: rf"\frac{{{over}}}{{{under}}}" for sign, (over, under) in _FRACTIONS.items()}}
@@ -66,7 +67,7 @@ _SPELLINGS = (
     ),
 )
 _WORDS = {"pi": r"\pi ", "infty": r"\infty ", "infinity": r"\infty ", "inf": r"\infty "}
-_MAX_CHARACTERS = 2000  # beyond, only single characters are replaced
+MAX_CHARACTERS = 2000  # longer texts are no answers in notation, and stay as they are
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])(?!,\d)")
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,/])(?! ?/)")
 
@@ -76,9 +77,9 @@ def normalise(text: str) -> str:
 
     Units after a number at the end are left out, and thousands separators inside tuples and lists.
     """
-    text = text.translate(_TABLE)
-    if len(text) > _MAX_CHARACTERS:
+    if len(text) > MAX_CHARACTERS:
         return text
+    text = text.translate(_TABLE)
     for pattern, by in _SPELLINGS:
         text = pattern.sub(by, text)
     text = _SPACED.sub(lambda found: found[0].replace(" ", ""), text)
