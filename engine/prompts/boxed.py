@@ -47,7 +47,10 @@ def has_closed_box(text: str) -> bool:
 
 
 def _boxes(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where the content of each filled box starts, and the depth of braces after each character, up to the last closing brace."""
+    """Where the content of each filled box starts, and the depth of braces after each character.
+
+    Up to the last closing brace: what comes after it closes no box.
+    """
     bare = text.replace(r"\\", "xx").replace(r"\{", "xx").replace(r"\}", "xx")  # without what is escaped
     bare = bare[: bare.rfind("}") + 1]
     starts = np.array([box.end() for box in _FILLED.finditer(bare)], int)

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from engine.tasks.notation import normalise
 
@@ -48,8 +49,11 @@ class _NotExact(Exception):
 def read_exact(text: str) -> Exact | None:
     """The exact value of a whole text, or None where it is none, or too large to be worth it."""
     text = normalise(text).strip().strip("$").strip()
-    if not text or len(text) > _MAX_CHARACTERS:
-        return None
+    return None if not text or len(text) > _MAX_CHARACTERS else _read(text)
+
+
+@lru_cache(maxsize=4096)  # a vote compares each answer with all others
+def _read(text: str) -> Exact | None:
     if (based := _BASE.fullmatch(text.replace(" ", ""))) is not None:
         base = int(based[2])
         if 2 <= base <= 36 and all(int(digit, 36) < base for digit in based[1]):

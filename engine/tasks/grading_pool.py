@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import UserError
@@ -25,6 +26,17 @@ _SCRIPT = Path(__file__).with_name("grading_worker.py")
 _START_SECONDS = 120.0  # for sympy's import on a busy machine
 _GRACE_SECONDS = 1.0  # after the limit at which a worker's own timer should have ended it
 _MAX_STARTS = 3  # in a row that fail
+
+
+@dataclass
+class Allowance:
+    """The seconds that comparisons may still take, over all of those that share it."""
+
+    seconds: float
+
+    @property
+    def is_spent(self) -> bool:
+        return self.seconds <= 0
 
 
 class WorkerPool:
@@ -42,9 +54,12 @@ class WorkerPool:
         """Process ids of the live workers."""
         return [worker.process.pid for worker in self._workers]
 
-    def compare(self, pairs: Sequence[tuple[str, str]], seconds: float) -> list[bool | None]:
+    def compare(
+        self, pairs: Sequence[tuple[str, str]], seconds: float, allowances: Sequence[Allowance]
+    ) -> list[bool | None]:
         """Whether each (gold, answer) is equal; None for a pair that took over `seconds` or ended its worker.
 
+        `allowances` has one per pair, from which the pair's time is taken; once it is spent, its pairs are None too.
         Raises UserError if math-verify is not installed, RuntimeError if no worker can be started.
         """
         if os.getpid() != self._owner:  # a fork: the workers are the parent's
@@ -54,7 +69,7 @@ class WorkerPool:
             self._finalizer = weakref.finalize(self, _kill_all, self._workers, self._owner)
         verdicts: list[bool | None] = [None] * len(pairs)
         try:
-            self._run(pairs, seconds, verdicts)
+            self._run(pairs, seconds, allowances, verdicts)
         except BaseException:  # pending replies would be taken for those to later pairs
             self.close()
             raise
@@ -64,16 +79,27 @@ class WorkerPool:
         """Ends all workers; the next `compare` starts new ones."""
         _kill_all(self._workers, self._owner)
 
-    def _run(self, pairs: Sequence[tuple[str, str]], seconds: float, verdicts: list[bool | None]) -> None:
+    def _run(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        seconds: float,
+        allowances: Sequence[Allowance],
+        verdicts: list[bool | None],
+    ) -> None:
         todo = deque(range(len(pairs)))
-        num_left = len(pairs)
+        num_asked = 0
         num_failed_starts = 0
-        while num_left:
-            while len(self._workers) < min(self.num_workers, num_left):
+        while True:
+            while todo and allowances[todo[0]].is_spent:
+                todo.popleft()
+            if not todo and not num_asked:
+                return
+            while len(self._workers) < min(self.num_workers, num_asked + len(todo)):
                 self._workers.append(_Worker(self.max_bytes))
             for worker in self._workers:
                 if worker.is_idle and todo:
                     worker.ask(todo.popleft(), pairs, seconds)
+                    num_asked += 1
             for worker in self._wait():
                 reply = worker.read()
                 if reply is None:
@@ -90,8 +116,9 @@ class WorkerPool:
                         raise RuntimeError("the grading processes end before they are ready")
                 if worker.task is not None:
                     verdicts[worker.task] = {"1": True, "0": False}.get(reply)
+                    allowances[worker.task].seconds -= time.monotonic() - worker.asked_at
                     worker.task = None
-                    num_left -= 1
+                    num_asked -= 1
 
     def _wait(self) -> list[_Worker]:
         """Waits for workers with output or over their time limit, kills the latter, and returns both."""
@@ -127,7 +154,8 @@ class _Worker:
         )
         self.is_ready = False
         self.task: int | None = None  # index of the pair that it compares
-        self.deadline = time.monotonic() + _START_SECONDS
+        self.asked_at = time.monotonic()
+        self.deadline = self.asked_at + _START_SECONDS
         self._received = b""
 
     @property
@@ -136,7 +164,8 @@ class _Worker:
 
     def ask(self, task: int, pairs: Sequence[tuple[str, str]], seconds: float) -> None:
         self.task = task
-        self.deadline = time.monotonic() + seconds + _GRACE_SECONDS
+        self.asked_at = time.monotonic()
+        self.deadline = self.asked_at + seconds + _GRACE_SECONDS
         with contextlib.suppress(BrokenPipeError):  # it has died: the next read finds the end of file
             self.process.stdin.write(json.dumps([*pairs[task], seconds]).encode() + b"\n")
 

@@ -6,6 +6,7 @@ Everything here takes time linear in the text: what a model writes can be hostil
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _CHARACTERS = {
     **dict.fromkeys("\u2212\ufe63\uff0d\u2010\u2011\u2012\u2013\u2014\u2015", "-"),
@@ -77,8 +78,11 @@ def normalise(text: str) -> str:
 
     Units after a number at the end are left out, and thousands separators inside tuples and lists.
     """
-    if len(text) > MAX_CHARACTERS:
-        return text
+    return text if len(text) > MAX_CHARACTERS else _normalised(text)
+
+
+@lru_cache(maxsize=4096)  # a vote compares each answer with all others
+def _normalised(text: str) -> str:
     text = text.translate(_TABLE)
     for pattern, by in _SPELLINGS:
         text = pattern.sub(by, text)

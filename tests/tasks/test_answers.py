@@ -151,10 +151,13 @@ def a_million(text: str) -> str:
     return text * (1_000_000 // len(text))
 
 
+REPEATED = [
+    *("{", "}", "{}", r"\boxed{", r"\boxed{}", r"\boxed{1}", r"\boxed ", r"\fbox{", r"5\text{ "),
+    *("9", "1,", "111,", "1.", "1 ", "$", r"\(", "½", "√", ".", " ", "-", "\ud800"),
+    *("####", "answer is ", "answer is\n", "<think>", "</think>", "**7** "),
+]
 HOSTILE = {
-    **{text: a_million(text) for text in ("{", "}", "{}", r"\boxed{", r"\boxed{}", r"\boxed{1}", r"\boxed ", r"\fbox{")},
-    **{text: a_million(text) for text in ("9", "1,", "111,", "1.", "1 ", "$", r"\(", "½", "√", ".", " ", "-", "\ud800")},
-    **{text: a_million(text) for text in ("####", "answer is ", "answer is\n", "<think>", "</think>", r"5\text{ ", "**7** ")},
+    **{text: a_million(text) for text in REPEATED},
     "nested": a_million("{")[::2] + a_million("}")[::2],
     "nested boxes": r"\boxed{" * 120_000 + "}" * 120_000,
     "a long box": r"\boxed{" + "1e5 " * 250_000 + "}",

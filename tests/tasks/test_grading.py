@@ -118,6 +118,20 @@ def test_hostile_answers_get_a_verdict_in_time_and_nothing_runs(tmp_path):
     grader.close()
 
 
+def test_many_hostile_answers_to_one_problem_share_one_time():
+    """Each would take a time-out of its own, four minutes together, and as long again where they are voted on."""
+    hostile = [rf"\sum_{{k=1}}^{{10^9}} \sin({number}k)" for number in range(256)]
+    with_limits = Grader(num_workers=1, seconds=1.0, problem_seconds=1.5)
+    with_limits.grade("x+1", "1+x")  # starts the process
+    start = time.monotonic()
+    verdicts = with_limits.grade_all([("5", answer) for answer in hostile] + [("x+1", "x+2"), ("y+1", "1+y")])
+    assert verdicts == [Verdict.ERROR] * 256 + [Verdict.INCORRECT, Verdict.CORRECT]
+    assert with_limits.classify(hostile) == list(range(256))
+    assert time.monotonic() - start < 100  # a few time-outs, and as many new processes on a busy machine
+    assert with_limits.grade("x+1", "1+x") is Verdict.CORRECT
+    with_limits.close()
+
+
 def test_memory_is_bounded():
     """A number of some 75 MB, and of as much for every step of its making, is refused by a limit of 32 MiB."""
     grader = Grader(num_workers=1, seconds=30.0, max_bytes=32 << 20)
