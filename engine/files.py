@@ -27,18 +27,22 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     /dev/null) is written to directly. Raises OSError.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        with naming(path):
+    with naming(path):
+        if target.exists() and not target.is_file():
             target.write_bytes(data)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp")
-    with naming(temporary), open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-    sync_folder(target.parent)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,11 @@ from engine.counts import check_count
 from engine.errors import UserError
 from engine.model import HOME, ScoreHead, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
+from engine.prompts.text import check_encodable
 from engine.runtime import LLM, shared_blocks
 from engine.runtime.runner import MAX_BATCH
 from engine.search.registry import VERIFIERS
 from engine.tasks import Task, get_task
-from engine.tasks.data import check_encodable
 from engine.verifiers import OracleVerifier, TrunkVerifier, Verifier, as_verifier
 from engine.verifiers.detect import find_spec, trunk_architecture
 from engine.verifiers.loading import build_verifier, load_verifier_model

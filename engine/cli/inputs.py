@@ -72,7 +72,10 @@ def check_prompts(
 ) -> None:
     """Raises UserError for a prompt that a model cannot hold, before any problem is searched."""
     for problem, origin in zip(problems, origins, strict=True):
-        ids = engine.prompt_ids(problem.prompt)
+        try:
+            ids = engine.prompt_ids(problem.prompt)
+        except UserError as error:  # too long to be tokenized, or for a chat template
+            raise UserError(f"{origin}: {error}") from None
         held = [(llm, ids) for llm in (engine.policy, engine.reviser) if llm is not None]
         if judge is not None and judge.llm is not None:
             held.append((judge.llm, judge.opening(problem)))

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from engine.errors import UserError
 from engine.prompts.template import ChatTemplate
+from engine.prompts.text import check_encodable, read_text
 
 # The usual prompt of the "## Step k:" format, which common PRMs were trained on.
 STEPS_PROMPT = """\
@@ -131,7 +132,7 @@ def read_system_prompt(text_or_file: str) -> str:
         is_file = Path(text_or_file).is_file()
     except (OSError, ValueError):  # too long for a name, or not one at all
         is_file = False
-    return _read_text(Path(text_or_file)).strip() if is_file else text_or_file
+    return read_text(Path(text_or_file)).strip() if is_file else text_or_file
 
 
 def read_few_shot(path: str | Path) -> tuple[Sequence[tuple[str, str]], str]:
@@ -142,28 +143,27 @@ def read_few_shot(path: str | Path) -> tuple[Sequence[tuple[str, str]], str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no few-shot file at {str(path)!r}")
-    text = _read_text(path)
+    text = read_text(path)
     if path.suffix != ".jsonl":
         return (), text
     examples = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            pair = (row["problem"], row["solution"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: needs 'problem' and 'solution' ({error}): {line[:60]!r}") from None
-        if not all(isinstance(each, str) and each.strip() for each in pair):
-            raise UserError(f"{path}, line {number}: 'problem' and 'solution' must be texts, got {line[:60]!r}")
-        examples.append(pair)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            examples.append(_example(line, f"{path}, line {number}"))
     if not examples:
         raise UserError(f"{path} holds no example")
     return examples, ""
 
 
-def _read_text(path: Path) -> str:
+def _example(line: str, origin: str) -> tuple[str, str]:
     try:
-        return path.read_text(encoding="utf-8")
-    except ValueError:
-        raise UserError(f"{path} is not UTF-8 text") from None
+        row = json.loads(line)
+        pair = (row["problem"], row["solution"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{origin}: needs 'problem' and 'solution' ({error}): {line[:60]!r}") from None
+    if not all(isinstance(each, str) and each.strip() for each in pair):
+        raise UserError(f"{origin}: 'problem' and 'solution' must be texts, got {line[:60]!r}")
+    try:
+        return check_encodable(pair[0]), check_encodable(pair[1])
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None

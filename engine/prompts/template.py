@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.prompts.text import read_text
 
 MAX_SOURCE = 1 << 18  # characters of a template
 _WORKER = Path(__file__).with_name("worker.py")
@@ -44,10 +45,7 @@ class ChatTemplate:
         if path.is_file():
             if path.stat().st_size > 4 * MAX_SOURCE:
                 raise UserError(f"{path} has {path.stat().st_size} bytes, a chat template has {MAX_SOURCE} at most")
-            try:
-                source = path.read_text(encoding="utf-8")
-            except ValueError:
-                raise UserError(f"{path} is not UTF-8 text") from None
+            source = read_text(path)
         else:
             path, source = folder / "tokenizer_config.json", config.get("chat_template")
         if isinstance(source, list):  # several with names
@@ -106,7 +104,7 @@ def read_tokenizer_config(folder: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except ValueError as error:  # bad JSON, or not UTF-8
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):

@@ -25,8 +25,11 @@ _MARK = json.dumps({"format": _FORMAT})[:-1].encode()  # every journal starts wi
 
 
 def journal_path(out: str | os.PathLike[str]) -> Path:
-    """The path of a results file's journal: `results.jsonl.ledger` for `results.jsonl`."""
-    return Path(f"{os.fspath(out)}.ledger")
+    """The path of a results file's journal: `results.jsonl.ledger` for `results.jsonl`.
+
+    It stands beside the file that a symbolic link leads to, so that two runs into one file share one lock.
+    """
+    return Path(f"{os.path.realpath(out) if os.path.islink(out) else os.fspath(out)}.ledger")
 
 
 def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> Journal:

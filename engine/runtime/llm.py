@@ -101,7 +101,16 @@ class LLM(RequestQueue):
             self.runner.tree.clear_cache()
 
     def encode(self, text: str, *, is_start: bool = True) -> list[int]:
-        """Token ids; only if `is_start` with the special tokens and the space that the tokenizer puts before a text."""
+        """Token ids; only if `is_start` with the special tokens and the space that the tokenizer puts before a text.
+
+        Raises UserError for a lone surrogate, and for the start of a text that the context cannot hold, however few
+        tokens it has.
+        """
+        if is_start and len(text) > self.vocabulary.most_characters(self.config.context):
+            raise UserError(
+                f"a text of {len(text)} characters is more than the {self.config.context} tokens that the context of "
+                f"{self.folder} holds, got {text[:40]!r}..."
+            )
         return self.vocabulary.encode(text, is_start=is_start)
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -10,7 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine.errors import UserError
+from engine.prompts.text import check_encodable
 
+_LEAST_LONGEST = 16  # characters
 _PLAIN_DECODERS = ("ByteLevel", "Fuse")  # they put the tokens' texts together and change nothing
 _BEFORE = ("\n", "=", "a")  # texts to encode others after
 
@@ -22,7 +24,11 @@ class Vocabulary:
         self.tokenizer, self.size = tokenizer, size
 
     def encode(self, text: str, *, is_start: bool = True) -> list[int]:
-        """Token ids; only if `is_start` with the special tokens and the space that the tokenizer puts before a text."""
+        """Token ids; only if `is_start` with the special tokens and the space that the tokenizer puts before a text.
+
+        Raises UserError for a lone surrogate.
+        """
+        check_encodable(text)
         if is_start or not self._adds_space:
             return self.tokenizer.encode(text, add_special_tokens=is_start).ids
         for before in _BEFORE:  # one with which the text makes no token of both
@@ -31,6 +37,10 @@ class Vocabulary:
             if ids[: len(start)] == start and self.decode(ids) == self.decode(start) + text:
                 return ids[len(start) :]
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def most_characters(self, num_tokens: int) -> int:
+        """The length of the longest text that so many tokens can hold."""
+        return num_tokens * self._longest
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens; some tokenizers leave out a space at its start."""
@@ -53,6 +63,11 @@ class Vocabulary:
             token = next(token for token in token_ids if not 0 <= token < self.size)
             text = self.tokenizer.id_to_token(token) if token >= 0 else None
             raise UserError(f"token {token}, {text!r}, is beyond the {self.size} rows of the model's embedding")
+
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token; a few where all are short, for tokenizers that leave characters out."""
+        return max(_LEAST_LONGEST, *map(len, self.tokenizer.get_vocab()))
 
     @cached_property
     def token_texts(self) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from engine.errors import UserError
+from engine.prompts.text import check_encodable
 from engine.tasks.sources import read_rows, shown
 
 PROBLEM_COLUMNS = ("problem",)
@@ -85,15 +86,6 @@ def plain_float(value: float) -> str | None:
         raise UserError(f"an answer must be a finite number, got {value}")
     text = format(Decimal(repr(value)), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def check_encodable(text: str) -> str:
-    """Returns `text`. Raises UserError for a lone surrogate, which JSON can contain but UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"not valid Unicode: {shown(text)}") from None
-    return text
 
 
 def _row(

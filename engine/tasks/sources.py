@@ -12,6 +12,7 @@ from engine.errors import UserError
 
 _HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")  # owner/name or owner/name:configuration
 _SUFFIXES = (".jsonl", ".parquet")
+_MAX_PROBLEM, _MAX_RESULT = 32 << 20, 1 << 30  # bytes of a line; a result row may have a thousand long completions
 
 
 def read_rows(
@@ -67,7 +68,7 @@ def parse_line(line: bytes) -> object:
 def shown(value: object) -> str:
     """A value as shown in an error message: at most 60 printable characters."""
     if isinstance(value, bytes):
-        value = value.decode(errors="replace").strip()
+        value = value[:200].decode(errors="replace").strip()
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -80,10 +81,13 @@ def _local(source: str | os.PathLike[str]) -> Path:
 
 
 def _lines(path: str | os.PathLike[str], what: str) -> Iterator[tuple[int, bytes]]:
-    """Yields (number from 1, line) for all lines that are not blank."""
+    """Yields (number from 1, line) for all lines that are not blank. None is read on beyond what it may hold."""
+    most = _MAX_RESULT if what == "results" else _MAX_PROBLEM
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), 1):
+                if len(line) > most:
+                    raise UserError(f"{os.fspath(path)}, line {number} is longer than {most:,} bytes: {shown(line)}")
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
                     yield number, line

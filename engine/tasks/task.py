@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from engine.counts import check_count
 from engine.errors import UserError
-from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, check_encodable, gold_answer, read_problems
+from engine.prompts.text import check_encodable
+from engine.tasks.data import ANSWER_COLUMNS, PROBLEM_COLUMNS, ProblemRow, gold_answer, read_problems
 from engine.types import Problem
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.files import write_atomically
 
 FORMATS = ("stepwise", "math-shepherd", "prm800k")
 NEUTRALS = ("good", "bad")
@@ -73,8 +74,7 @@ def stepwise_line(row: dict, separator: str = "\n", *, threshold: float | None =
 def write_stepwise(rows: Iterable[dict], path: Path, separator: str = "\n", *, threshold: float | None = None) -> None:
     """Writes rows in TRL's format (see `stepwise_line`). Raises UserError for a threshold outside 0..1."""
     check_threshold(threshold)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(stepwise_line(row, separator, threshold=threshold) for row in rows))
+    write_atomically(path, "".join(stepwise_line(row, separator, threshold=threshold) for row in rows).encode())
 
 
 def check_threshold(threshold: float | None) -> None:

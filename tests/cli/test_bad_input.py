@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
+import time
 
 import pytest
 
@@ -93,6 +95,25 @@ def test_a_file_that_is_not_text_or_empty(ttc, models, tmp_path):
     assert_refused(ttc(*small_search(models, tmp_path / "x"), file), f"{file}, line 1: not UTF-8")
     file.write_bytes(b"\n\n")
     assert_refused(ttc(*small_search(models, tmp_path / "x"), file), f"{file} holds no problem")
+
+
+def test_a_line_of_a_hundred_megabytes_is_not_read(ttc, models, tmp_path):
+    file = tmp_path / "problems.jsonl"
+    with open(file, "wb") as long:
+        long.write(b'{"problem": "1;+1"}\n{"problem": "')
+        long.truncate(100 << 20)  # zeros, which need no disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert_refused(ttc(*small_search(models, tmp_path / "x"), file), f"{file}, line 2 is longer than", '{"problem"')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 90 << 10  # KiB
+
+
+def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenized(ttc, models, tmp_path):
+    file = tmp_path / "problems.jsonl"
+    file.write_text(f"{GOOD}\n" + json.dumps({"problem": "1" + ";+1" * 3_000_000}) + "\n")
+    start = time.process_time()
+    outcome = ttc(*small_search(models, tmp_path / "x"), file)
+    assert_refused(outcome, f"{file}, line 2: a text of 9000002 characters is more than", "1;+1;+1")
+    assert time.process_time() - start < 5  # the tokenizer alone would take longer, and a gigabyte
 
 
 def test_a_prompt_over_the_context(ttc, models, tmp_path):

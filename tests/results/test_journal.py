@@ -131,6 +131,25 @@ def test_a_second_writer_is_refused(tmp_path):
         assert set(journal.done) == {0, 1}
 
 
+def test_a_link_and_its_target_have_one_lock(tmp_path):
+    target, link, second = (tmp_path / name for name in ("target.jsonl", "link.jsonl", "second.jsonl"))
+    link.symlink_to("target.jsonl")
+    second.symlink_to(link)
+    for one, other in ((target, link), (link, target), (link, second)):
+        with open_run(one, CONFIG) as journal:
+            journal.append(len(journal.done), make_row(f"p{len(journal.done)}"))
+            with pytest.raises(ValueError, match="another run is writing to"):
+                open_run(other, CONFIG)
+    with open_run(second, CONFIG) as journal:
+        assert journal.num_resumed == 3
+        journal.write_rows(second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("link.jsonl", "second.jsonl", "target.jsonl", "target.jsonl.ledger")
+    ]
+    assert link.is_symlink()
+    assert target.read_bytes() == b"".join(row_line(make_row(f"p{index}")) for index in range(3))
+
+
 def test_a_refused_file_is_not_left_locked(tmp_path):
     path = tmp_path / "ledger"
     fill(path, [0])

@@ -132,6 +132,12 @@ def test_many_hostile_answers_to_one_problem_share_one_time():
     with_limits.close()
 
 
+def test_a_lone_surrogate_is_an_answer_like_others(grader):
+    assert grader.grade("5", "\ud800") is Verdict.INCORRECT
+    assert grader.grade("x+1", "\udfff") is Verdict.INCORRECT
+    assert grader.classify(["\ud800", "x+\ud800", "1", "\ud800"]) == [0, 1, 2, 0]
+
+
 def test_memory_is_bounded():
     """A number of some 75 MB, and of as much for every step of its making, is refused by a limit of 32 MiB."""
     grader = Grader(num_workers=1, seconds=30.0, max_bytes=32 << 20)
