@@ -1,1 +1,1 @@
-"""What must hold whatever happens: searches given up at random."""
+"""What must hold whatever happens: searches given up and runs killed at random."""
