@@ -9,7 +9,7 @@ import re
 
 from engine.prompts.boxed import after_thoughts, last_box
 from engine.tasks.exact import as_number
-from engine.tasks.notation import FRACTION_SIGNS, MAX_CHARACTERS, normalise
+from engine.tasks.notation import FRACTION_SIGNS, MAX_CHARACTERS, normalise, unstyled
 
 # Digits with or without thousands separators, a sign and a dollar sign before them, no unit after.
 _NUMBER = re.compile(r"([-+]?)\$?([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
@@ -23,7 +23,11 @@ _IN_TEXT = re.compile(
 )
 _TO_LAST_DIGIT = re.compile(rf".*[\d{FRACTION_SIGNS}]\}}?", re.ASCII | re.DOTALL)
 _HASHES = re.compile(r"####")
-_STATED = re.compile(r"answer is:?", re.IGNORECASE)
+_STATED = re.compile(
+    r"answer\s+is\b:?(?:\s+(?:therefore|thus|then|simply|just|exactly|about|approximately|equal to)\b)*", re.IGNORECASE
+)
+_LABELLED = re.compile(r"\banswer\**:", re.IGNORECASE)
+_MATHS = re.compile(r"[-$\\*(\d]")  # how a line begins that holds an answer alone
 _BARE_BOX = re.compile(r"\\boxed\s++([^\s{}$]+)")
 # A number with what may belong to it, up to the first word.
 _NUMERIC = re.compile(
@@ -43,6 +47,14 @@ _WRITTEN_ALIKE = (
     (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\\$"), "$"),
+)
+# An answer that is set off from a sentence which ends behind it; and the end of one that is not.
+_MARKED = re.compile(
+    r"(?:(\*\*[^*\n]+\*\*|\$\$[^$\n]+\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\])|\*([^*\s][^*\n]*)\*|`([^`\n]+)`)"
+    r"[.,;!:]*(?=\s*$|\s+(?:[A-Z∎]|because\b|since\b|as\b))"
+)
+_SENTENCE_END = re.compile(
+    r"(?:[.!;,](?=\s))?\s+(?:I hope it is\b|because\b|since\b|∎)|(?<=\S)[.!]\s+(?=[A-Z∎])|(?<=[\w})*])!\s*$"
 )
 _MAX_WRAPPERS = 8  # around one another
 _MAX_FRACTION = 60  # decimals that count
@@ -68,16 +80,34 @@ def extract_number(completion: str) -> str | None:
     for part in (_after_last(_HASHES, completion), boxed(completion)):
         if part is not None:
             return leading_number(part)
-    stated = _after_last(_STATED, completion)
+    stated = _stated(_STATED, completion)
     if stated is not None and (number := leading_number(stated)) is not None:
         return number
     return _last_number(completion)
 
 
 def _after_last(pattern: re.Pattern[str], text: str) -> str | None:
-    """The rest of the line after the last match, or None."""
+    """What follows the last match, to the end of its line, or of the next one where that is set off; or None."""
     end = max((found.end() for found in pattern.finditer(text)), default=None)
-    return None if end is None else text[end:].partition("\n")[0].strip(" \t")
+    if end is None:
+        return None
+    rest, _, following = text[end:].partition("\n")
+    if not rest.strip(" \t\r*:"):
+        following = following.lstrip().partition("\n")[0]
+        rest = following if _MATHS.match(following) else ""
+    return rest.strip()
+
+
+def _stated(pattern: re.Pattern[str], text: str) -> str | None:
+    """The answer that a sentence states after the last match, without what else the sentence says."""
+    rest = _after_last(pattern, text)
+    if rest is None:
+        return None
+    start = rest[:MAX_CHARACTERS]
+    if (marked := _MARKED.match(start)) is not None:
+        return next(filter(None, marked.groups()))
+    answer, *others = _SENTENCE_END.split(start, maxsplit=1)
+    return (answer if others else rest).replace("**", "").strip()
 
 
 def _last_number(text: str) -> str | None:
@@ -125,17 +155,17 @@ def extract_expression(completion: str) -> str | None:
     """
     completion = after_thoughts(completion)
     content = boxed(completion)
-    for pattern in (_HASHES, _STATED):
-        if content is None and (content := _after_last(pattern, completion)) is not None:
-            content = content.partition(" I hope it is")[0]
+    for pattern in (_HASHES, _STATED, _LABELLED):
+        content = _stated(pattern, completion) if content is None else content
     return (strip_wrappers(content) or None) if content is not None else None
 
 
 def strip_wrappers(answer: str) -> str:
-    r"""The answer without surrounding blanks, `$…$`, `\(…\)`, `\[…\]`, or a final full stop."""
+    r"""The answer without `$…$`, `\(…\)`, `\[…\]`, a final full stop, and `\large` and the like (see `unstyled`)."""
     answer = answer.strip()
     for _ in range(_MAX_WRAPPERS):
         before = answer
+        answer = unstyled(answer)
         if answer.endswith(".") and not answer.endswith(".."):
             answer = answer[:-1].rstrip()
         for opening, closing in _WRAPPERS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import accumulate
 
 _CHARACTERS = {
     **dict.fromkeys("\u2212\ufe63\uff0d\u2010\u2011\u2012\u2013\u2014\u2015", "-"),
@@ -39,6 +40,19 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TABLE = str.maketrans(
     {**_CHARACTERS, **{sign: rf"\frac{{{over}}}{{{under}}}" for sign, (over, under) in _FRACTIONS.items()}}
 )
+# What changes the look of an answer alone: blanks at its ends, and commands before or around all of it.
+_BLANK = r"(?:[\s~]|\\(?:[ ,;:!>\\]|q?quad(?![a-zA-Z])|text\s?\{[\s.]*\}))"
+_BLANKS = (re.compile(rf"^{_BLANK}+"), re.compile(rf"{_BLANK}*\\?$"))
+_STYLE = re.compile(
+    r"^\\(?:(?:displaystyle|textstyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|boldmath)(?![a-zA-Z])"
+    r"|color\s*\{[^{}]*\})\s*"
+)
+_AROUND = re.compile(
+    r"^(?:\\(?:(?:math|text)(?:bf|rm|it|sf|tt|normal)|mathbf|boldsymbol|bm|emph|underline|text|mbox|boxed|fbox"
+    r"|textcolor\s*\{[^{}]*\})\s*)?\{"
+)
+_WORD = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}")
+_LABEL = re.compile(r"^\\(?:text|mathrm|mbox)\s?\{(?:[^{}]*?(?::|\bis)\s*\}\s*|[^{}]*\}\s*[=:]\s*)(?=\S)")
 _UNITS = (
     "millimeters?|centimeters?|kilometers?|meters?|mm|cm|km|m|inch(?:es)?|feet|foot|ft|yards?|yd|miles?|mi|"
     "milligrams?|kilograms?|grams?|mg|kg|g|pounds?|lbs?|ounces?|oz|tons?|liters?|milliliters?|ml|mL|L|gallons?|"
@@ -48,6 +62,9 @@ _UNITS = (
 _SPELLINGS = (
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"), lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}"),
     (re.compile(r"\{([-,])\}"), r"\1"),
+    (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset "),
+    (re.compile(r"\\[lc]dots(?![a-zA-Z])"), r"\\dots "),
+    (re.compile(r"∛\s*(\d+|[A-Za-z])"), r"\\sqrt[3]{\1}"),
     (re.compile(r"(?<=\d),\\[!,;:](?=\d)"), ","),
     (re.compile(r"\\(?:mathrm|mathbf|mathit|operatorname)\{([A-Za-z])\}"), r"\1"),
     (re.compile(r"\\displaystyle(?![a-zA-Z])|\\[!,;:](?=\d)"), ""),
@@ -57,11 +74,13 @@ _SPELLINGS = (
     (re.compile(r"(?<=[\d)}])\s*\*\s*(?=[\d({\\A-Za-z])"), r"\\cdot "),
     (re.compile(r"(?<![\w.,])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\w.])"), r"\1\\times 10^{\2}"),
     (re.compile(r"(\d)\.0+(?!\d)"), r"\1"),
+    (re.compile(r"(?<==)\s*\d{1,3}(?:,\d{3})+(?=(?:\.\d+)?$)"), lambda found: found[0].replace(",", "")),
     (re.compile(r"(?<![\d.])1(?=i(?![a-zA-Z]))"), ""),
     (
         re.compile(
-            r"(?<=[\d}])\s*(?:\\ |~)?\s*(?:\\text\s*\{\s*)?(?:square |cubic |sq\.? |cu\.? )?"
-            rf"(?<![A-Za-z])(?:{_UNITS})"
+            r"(?:(?<=[\d}])|(?<=\\pi)(?=[\s\\]))\s*(?:\\[ ,;:!]|~)?\s*"
+            r"(?:\\text\s*\{\s*)?(?:square |cubic |sq\.? |cu\.? )?"
+            rf"(?<![A-Za-z])(?:{_UNITS})(?:\s?(?:/|\bper\b)\s?(?:{_UNITS}|h|s))?"
             r"\.?\s*\}?(?:\^\{?[23]\}?)?\s*$"
         ),
         "",
@@ -71,6 +90,32 @@ _WORDS = {"pi": r"\pi ", "infty": r"\infty ", "infinity": r"\infty ", "inf": r"\
 MAX_CHARACTERS = 2000  # longer texts are no answers in notation, and stay as they are
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d])(?!,\d)")
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,/])(?! ?/)")
+
+
+def unstyled(text: str) -> str:
+    r"""The text without what only changes its look: blanks at its ends, `\large`, `\mathbf{…}` around all of it.
+
+    A label such as `\text{Area} =` goes too. Words keep a `\text{…}`: without it they would be products of variables.
+    """
+    if len(text) > MAX_CHARACTERS:
+        return text.strip()
+    for pattern in (*_BLANKS, _STYLE, _LABEL):
+        text = pattern.sub("", text)
+    found = _AROUND.match(text)
+    if found is None or not _closes_at_end(text, found.end()):
+        return text
+    inner = text[found.end() : -1]
+    if not inner.strip():
+        return text
+    is_text = found[0] != "{" and _WORD.search(inner) is not None and re.search(r"[=\\^_+\d]", inner) is None
+    return rf"\text{{{inner.strip()}}}" if is_text else inner
+
+
+def _closes_at_end(text: str, start: int) -> bool:
+    """Whether the brace before `start` is closed by the last character."""
+    bare = text.replace(r"\\", "xx").replace(r"\{", "xx").replace(r"\}", "xx")
+    depths = accumulate((character == "{") - (character == "}") for character in bare[start:])
+    return next((start + index for index, depth in enumerate(depths) if depth < 0), -1) == len(text) - 1
 
 
 def normalise(text: str) -> str:

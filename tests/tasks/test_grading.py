@@ -16,6 +16,7 @@ import pytest
 
 from engine.search import merge_equal, vote
 from engine.tasks import Grader, Verdict, get_task
+from engine.tasks.answers import boxed
 from engine.types import Candidate
 
 # In the shapes of MATH's gold answers: fractions, tuples, intervals, matrices, text, units, bases, money ...
@@ -303,3 +304,126 @@ def test_the_beginning_of_an_answer_is_not_the_answer(grader, gold, answer):
 def test_the_same_in_another_notation(grader, gold, answer):
     assert grader.grade(gold, answer) is Verdict.CORRECT
     assert grader.grade(answer, gold) is Verdict.CORRECT
+
+
+LOOKS = [
+    *(
+        r"\mathbf{%s}",
+        r"\textbf{%s}",
+        r"\color{red}%s",
+        r"\large %s",
+        r"\displaystyle %s",
+        "{%s}",
+        r"\boxed{%s}",
+        "$%s$",
+    ),
+    *(r"\quad %s\quad", "~%s~", r"\ %s\ ", r"\,%s\;", "%s.", "**%s**", r"%s\text{}", "\n%s\n"),
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_look_of_an_answer_changes_no_verdict(grader, look):
+    """Each of the completions with a box, its content written otherwise."""
+    for case in CASES:
+        content = boxed(case["completion"])
+        if content is None or "boxed{}" in case["completion"] or "think" in case["completion"]:
+            continue
+        if ("bf" in look and r"\begin" in content) or (look in ("%s.", "%s..") and content.endswith(".")):
+            continue  # no LaTeX, and an ellipsis
+        task = get_task(case["task"])
+        answer = task.extract(rf"So \boxed{{{look % content}}}")
+        assert task.are_right([(answer, task.gold(case["gold"]))]) == [case["right"]], (case, answer)
+
+
+AROUND = [
+    "Let me think: 3 + 4 = 7.\n\n%s",
+    "<think>\\boxed{99}\n#### 99</think>%s",
+    "%s\n\nI hope it is correct.",
+    "%s\n",
+]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_the_text_around_an_answer_changes_no_verdict(around):
+    for case in CASES:
+        if case["completion"] and "think" not in case["completion"]:
+            task = get_task(case["task"])
+            answer = task.extract(around % case["completion"])
+            assert task.are_right([(answer, task.gold(case["gold"]))]) == [case["right"]], (case, answer)
+
+
+SENTENCES = [
+    *(
+        "The answer is %s",
+        "The answer is: %s.",
+        "The final answer is $%s$. I hope it is correct.",
+        "The answer is **%s**.",
+    ),
+    *(
+        "So the answer is $%s$ because we added 5.",
+        r"The answer is \(%s\).",
+        "The answer is %s. This follows from step 2.",
+    ),
+    *(
+        "The answer is %s!",
+        "The answer is `%s`.",
+        "The answer is *%s*.",
+        "The answer is approximately %s.",
+        "**Answer:** %s",
+    ),
+    *("The answer is therefore $%s$.", "The answer is:\n\n$$%s$$", "The answer is:\n%s\n", "Answer: %s", "#### **%s**"),
+    *(
+        "**Answer: the answer is %s**",
+        "The answer is 1. No: the answer is %s. Thanks!",
+        "Final Answer: \\boxed{%s}\n\nCheck: 2+2=4.",
+    ),
+]
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+@pytest.mark.parametrize(
+    ("task", "answers"),
+    [("math", ["7", "-3", r"\frac{1}{2}", "1000", r"2\sqrt{3}"]), ("gsm8k", ["7", "-3", "1000", "2.5"])],
+)
+def test_an_answer_is_found_in_any_sentence(task, answers, sentence):
+    task = get_task(task)
+    found = [(task.extract(sentence % answer), answer) for answer in answers]
+    assert task.are_right(found) == [True] * len(answers), found
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\emptyset", r"\varnothing"),
+        ("2^{1/3}", "∛2"),
+        (r"12\pi", "12π cm^2"),
+        ("20", "20 km/h"),
+        ("5", "5 m/s"),
+        ("1000", "x = 1,000"),
+        ("5", r"\text{Area} = 5"),
+        ("5", r"\text{The answer is } 5"),
+        (r"\frac{4}{33}", r"0.\overline{12}"),
+        (r"\{1,2\}", "{2, 1}"),
+        ("f(x)=2x", "2x"),
+    ],
+)
+def test_fresh_pairs_that_are_equal(grader, gold, answer):
+    assert grader.grade(gold, answer) is Verdict.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("5", r"5\ldots"),
+        (r"\text{east}", r"\text{seat}"),
+        (r"\text{east}", r"\textbf{seat}"),
+        ("10", r"4 10/3\ "),
+        ("4", r"4 \quad (x > 2)"),
+        ("7", r"7 \text{ or } 8"),
+        ("100!", "101!"),
+        ("10^{100}", "10^{100}+1"),
+        ("x<3", r"x\le 3"),
+    ],
+)
+def test_fresh_pairs_that_differ(grader, gold, answer):
+    assert grader.grade(gold, answer) is Verdict.INCORRECT
