@@ -24,9 +24,10 @@ _IN_TEXT = re.compile(
 _TO_LAST_DIGIT = re.compile(rf".*[\d{FRACTION_SIGNS}]\}}?", re.ASCII | re.DOTALL)
 _HASHES = re.compile(r"####")
 _STATED = re.compile(
-    r"answer\s+is\b:?(?:\s+(?:therefore|thus|then|simply|just|exactly|about|approximately|equal to)\b)*", re.IGNORECASE
+    r"answer\s+is\b:?(?:\s++(?:therefore|thus|then|simply|just|exactly|about|approximately|equal to)\b)*+",
+    re.IGNORECASE,
 )
-_LABELLED = re.compile(r"\banswer\**:", re.IGNORECASE)
+_LABELLED = re.compile(r"\banswer\*{0,2}:", re.IGNORECASE)
 _MATHS = re.compile(r"[-$\\*(\d]")  # how a line begins that holds an answer alone
 _BARE_BOX = re.compile(r"\\boxed\s++([^\s{}$]+)")
 # A number with what may belong to it, up to the first word.
