@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -119,6 +120,73 @@ def test_hostile_answers_get_a_verdict_in_time_and_nothing_runs(tmp_path):
     assert not marker.exists()
     assert grader.grade("5", "9^{9^{9^9}}") is Verdict.ERROR
     assert grader.grade(r"\frac12", "0.5") is Verdict.CORRECT
+    grader.close()
+
+
+PARTS = [
+    *(
+        "{",
+        "}",
+        r"\frac",
+        r"\sqrt",
+        "^",
+        "_",
+        "9",
+        "10^",
+        "!",
+        r"\int",
+        "eval(",
+        "lambda:0",
+        r"\text{",
+        "&",
+        r"\\",
+        "٣",
+        "½",
+    ),
+    *(
+        "１",
+        "𝟙",
+        "∞",
+        "\ud800",
+        "\0",
+        "\u202e",
+        "x",
+        "(",
+        ")",
+        "[",
+        ",",
+        "=",
+        "<",
+        r"\log",
+        r"\left",
+        "%",
+        "$",
+        "'",
+        ";",
+        "\n",
+    ),
+]
+
+
+def test_fuzz(tmp_path):
+    """No verdict that an answer is right, nothing executed, no more processes than were asked for."""
+    marker = tmp_path / "marker"
+    rng, parts = random.Random(0), [*PARTS, f"__import__('os').system('touch {marker}')"]
+    texts = ["".join(rng.choices(parts, k=rng.randint(1, 25))) for _ in range(150)]
+    texts += [
+        "9" * 1_000_000,
+        "1/" + "9" * 1990,
+        "(" * 900 + "1" + ")" * 900,
+        r"\sqrt{" * 300 + "}" * 300,
+        "1e999999999",
+    ]
+    grader = Grader(num_workers=2, seconds=1.0, problem_seconds=5.0, max_bytes=256 << 20)
+    start = time.monotonic()
+    verdicts = grader.grade_all([("5", text) for text in texts])
+    assert time.monotonic() - start < 5 + 2 + 60  # the time of the problem, the last two pairs, and new processes
+    assert Verdict.CORRECT not in verdicts
+    assert len(grader.pool.process_ids) <= 2
+    assert not marker.exists()
     grader.close()
 
 
