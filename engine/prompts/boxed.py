@@ -7,8 +7,11 @@ and a search looks at every closing brace that it samples.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _THOUGHT = re.compile(r"<(/?)think(?:ing)?>")
 # An empty box, or one with dots, only repeats how answers are to be written.
@@ -28,12 +31,9 @@ def after_thoughts(text: str) -> str:
 
 def last_box(text: str) -> str | None:
     r"""The content of the last filled `\boxed{…}` or `\fbox{…}` whose braces balance, nested ones included, or None."""
-    starts, depth = _boxes(text)
-    if not len(starts):
-        return None
-    lowest = np.minimum.accumulate(depth[::-1])[::-1]  # from here on
-    closed = starts[lowest[starts] < depth[starts - 1]]
-    return _content(text, closed[-1], depth) if len(closed) else None
+    boxes = _Boxes.of(text)
+    closed = [] if boxes is None else boxes.starts[boxes.is_closed]
+    return boxes.content(text, closed[-1]) if len(closed) else None
 
 
 def has_closed_box(text: str) -> bool:
@@ -41,27 +41,34 @@ def has_closed_box(text: str) -> bool:
 
     Escaped braces are part of what a box holds.
     """
-    text = after_thoughts(text)
-    starts, depth = _boxes(text)
-    return len(starts) > 0 and _content(text, starts[0], depth) is not None
+    boxes = _Boxes.of(after_thoughts(text))
+    return boxes is not None and bool(boxes.is_closed[0])
 
 
-def _boxes(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where the content of each filled box starts, and the depth of braces after each character.
+@dataclass(frozen=True)
+class _Boxes:
+    """The filled boxes of a text, closed or not, that begin before its last closing brace."""
 
-    Up to the last closing brace: what comes after it closes no box.
-    """
-    bare = text.replace(r"\\", "xx").replace(r"\{", "xx").replace(r"\}", "xx")  # without what is escaped
-    bare = bare[: bare.rfind("}") + 1]
-    starts = np.array([box.end() for box in _FILLED.finditer(bare)], int)
-    if not len(starts):
-        return starts, starts
-    codes = np.frombuffer(bare.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return starts, np.cumsum((codes == ord("{")).astype(np.int32) - (codes == ord("}")), dtype=np.int32)
+    starts: np.ndarray  # of the contents
+    is_closed: np.ndarray  # of each box
+    depth: np.ndarray  # of braces, after each character
 
+    @classmethod
+    def of(cls, text: str) -> _Boxes | None:
+        """The boxes, or None where there is none."""
+        bare = text.replace(r"\\", "xx").replace(r"\{", "xx").replace(r"\}", "xx")  # without what is escaped
+        bare = bare[: bare.rfind("}") + 1]
+        found = [box.end() for box in _FILLED.finditer(bare)]
+        if not found:
+            return None
+        import numpy as np  # here, because `ttc --help` imports this module and needs no arrays
 
-def _content(text: str, start: int, depth: np.ndarray) -> str | None:
-    """What the box holds whose content starts there; None where it is not closed."""
-    is_closed = depth[start:] < depth[start - 1]
-    end = int(is_closed.argmax())
-    return text[start : start + end] if is_closed[end] else None
+        codes = np.frombuffer(bare.encode("utf-32-le", "surrogatepass"), np.uint32)
+        depth = np.cumsum((codes == ord("{")).astype(np.int32) - (codes == ord("}")), dtype=np.int32)
+        lowest = np.minimum.accumulate(depth[::-1])[::-1]  # from each character on
+        starts = np.array(found)
+        return cls(starts, lowest[starts] < depth[starts - 1], depth)
+
+    def content(self, text: str, start: int) -> str:
+        """What the closed box holds whose content starts there."""
+        return text[start : start + int((self.depth[start:] < self.depth[start - 1]).argmax())]
