@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
+
+from engine.errors import UserError
+from engine.runtime.vocabulary import Vocabulary
+
+
+def check_tokens(token_ids: Sequence[int], prompt: str, vocabulary: Vocabulary) -> None:
+    """Raises UserError, with the prompt, for a token that the model has no row for."""
+    try:
+        vocabulary.check(token_ids)
+    except UserError as error:
+        raise UserError(f"an answer to {prompt[:60]!r} cannot be learned from: {error}") from None
 
 
 class LengthBatches(Dataset):

@@ -25,7 +25,7 @@ from engine.errors import UserError
 from engine.prompts.histories import after_attempts
 from engine.runtime.vocabulary import Vocabulary
 from engine.training.arguments import can_compile, load_base, read_tokenizer, run_trainer, training_arguments
-from engine.training.batches import LengthBatches
+from engine.training.batches import LengthBatches, check_tokens
 from engine.training.checkpoints import Checkpoints, checkpoint_folders, is_whole, made_of, save_model
 from engine.training.policy import IGNORED
 from engine.training.stepwise import read_stepwise
@@ -188,7 +188,8 @@ def train_revision(
     model = load_base(AutoModelForCausalLM, base)
     if device == "cpu" and can_compile():
         model.set_attn_implementation("eager")  # see train_policy
-    batches = [_batches(part, tokenizer, recipe, model.config.max_position_embeddings) for part in (train, held)]
+    limits = model.config.max_position_embeddings, Vocabulary(tokenizer.backend_tokenizer, model.config.vocab_size)
+    batches = [_batches(part, tokenizer, recipe, *limits) for part in (train, held)]
     steps_each = max(1, len(batches[0]) // 4)
     arguments = training_arguments(
         work,
@@ -214,8 +215,16 @@ def train_revision(
     return {"data": str(counts), "held_out_loss": losses[step], "step": step, "of_steps": max(losses)}
 
 
-def _batches(rows: Sequence[dict], tokenizer, recipe: RevisionRecipe, context: int) -> LengthBatches:
+def _batches(
+    rows: Sequence[dict],
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: RevisionRecipe,
+    context: int,
+    vocabulary: Vocabulary,
+) -> LengthBatches:
     encoded = [encode(row["trajectory"], tokenizer) for row in rows]
+    for (ids, _), row in zip(encoded, rows, strict=True):
+        check_tokens(ids, row["prompt"], vocabulary)
     longest = max(len(ids) for ids, _ in encoded)
     if longest > context:
         raise UserError(f"a trajectory has {longest} tokens, over the context of {context}: take fewer max_attempts")

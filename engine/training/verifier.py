@@ -27,7 +27,7 @@ from engine.model import read_config, read_raw_config
 from engine.prompts.histories import after_attempts
 from engine.runtime.vocabulary import Vocabulary
 from engine.training.arguments import load_base, read_tokenizer, run_trainer, training_arguments
-from engine.training.batches import LengthBatches
+from engine.training.batches import LengthBatches, check_tokens
 from engine.training.checkpoints import Checkpoints
 from engine.training.stepwise import check_format, read_steps
 from engine.verifiers.figures import auc, auc_within
@@ -198,10 +198,7 @@ def fit(
 def _batches(rows: Sequence[dict], encode: Encode, encoder: RowEncoder, recipe: VerifierRecipe) -> LengthBatches:
     encoded = [(*encode(row, encoder), row["prompt"]) for row in rows]
     for ids, _, prompt in encoded:
-        try:
-            encoder.vocabulary.check(ids)
-        except UserError as error:
-            raise UserError(f"an answer to {prompt[:60]!r} cannot be learned from: {error}") from None
+        check_tokens(ids, prompt, encoder.vocabulary)
     longest, most = max(len(ids) for ids, *_ in encoded), encoder.max_positions
     if longest > most:
         raise UserError(f"an answer with its prompt has {longest} tokens, the context of the model holds {most}")

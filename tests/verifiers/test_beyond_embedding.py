@@ -13,6 +13,7 @@ from engine import Engine, Problem
 from engine.accounting import Ledger
 from engine.runtime import Batcher
 from engine.training.prm import PRMRecipe, train_prm
+from engine.training.revision import RevisionRecipe, train_revision
 from engine.types import Attempt, Step
 from tests.cli.conftest import models, ttc
 from tests.tiny import tiny_policy, tiny_prm
@@ -115,3 +116,13 @@ def test_rows_that_a_base_cannot_read_are_told(folders, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"an answer to '3;\+1.n' cannot be learned from: token 25, '€'"):
         train_prm([file], folders["prm"], tmp_path / "out", tmp_path / "work", PRMRecipe())
+
+
+def test_attempts_that_a_base_cannot_read_are_told(folders, tmp_path):
+    """By `ttc train revision`, whose rows hold the token ids of another model."""
+    answers = [{"completions": ["1"], "token_ids": [[25, 1]], "labels": [0]}, {"completions": ["2"], "labels": [1]}]
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{i};+1\n", **answer} for i in range(8) for answer in answers]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"an answer to '\d;\+1.n' cannot be learned from: token 25, '€'"):
+        train_revision([file], folders["policy"], tmp_path / "out", tmp_path / "work", RevisionRecipe())
