@@ -192,9 +192,11 @@ class Commanded:
         """Kills, tears and resumes once, and compares."""
         folder, when = self._killed(number)
         torn = tear(folder, self.rng)
-        kept = whole_rows(folder)
-        self.counts.update({"rows kept": len(kept), f"torn: {torn}": bool(torn), "before the first row": not kept})
-        if number % 10 == 9 and (kept or list(folder.glob("work/checkpoint-*"))):
+        kept, checkpoints = whole_rows(folder), list(folder.glob("work/checkpoint-*"))
+        self.counts.update(
+            {"rows kept": len(kept), f"torn: {torn}": bool(torn), "nothing to resume": not (kept or checkpoints)}
+        )
+        if number % 10 == 9 and (kept or checkpoints):
             self._check_refused(folder)
         found = self._finish(folder, number)
         log = (folder / "log").read_text(errors="replace")
@@ -239,7 +241,7 @@ class Commanded:
 
 
 COLUMNS = (
-    *("points", "equal", "before the first row", "rows kept", "torn: cut", "torn: garbage"),
+    *("points", "equal", "nothing to resume", "rows kept", "torn: cut", "torn: garbage"),
     *("asked with another seed", "refused"),
 )
 
