@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+_UNFINISHED = ".unfinished-model"  # a name that no folder of a user's has
+
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
@@ -54,7 +56,8 @@ def filled_folder(path: str | os.PathLike[str], *, last: str, stale: Sequence[st
     Raises OSError.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f"{target.name}.tmp")
+    # Within a folder that exists, which may be a file system of its own, where nothing can be moved to from beside it.
+    temporary = target / _UNFINISHED if target.exists() else target.with_name(f".{target.name}{_UNFINISHED}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
     temporary.mkdir(parents=True)
     try:
@@ -74,13 +77,13 @@ def _move_files(source: Path, target: Path, last: str, stale: Sequence[str]) -> 
     """Moves the files of a folder over those of another."""
     (target / last).unlink(missing_ok=True)
     sync_folder(target)
-    names = sorted((file.name for file in source.iterdir()), key=lambda name: name == last)
-    for old in {old for pattern in stale for old in target.glob(pattern) if old.name not in names}:
-        old.unlink()
-    for name in names:
-        if name == last:
-            sync_folder(target)
+    names = {file.name for file in source.iterdir()}
+    for name in names - {last}:
         os.replace(source / name, target / name)
+    for old in {old for pattern in stale for old in target.glob(pattern)} - {target / name for name in names}:
+        old.unlink()
+    sync_folder(target)
+    os.replace(source / last, target / last)
 
 
 def sync_files(folder: Path) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
@@ -59,7 +60,9 @@ class Bench:
 
     device: str
     folder: Path
-    """For models and logs."""
+    """For logs."""
+    seconds_left: Callable[[], float] = lambda: 600.0
+    """Until the call must be over."""
 
     @property
     def is_rehearsal(self) -> bool:
@@ -72,7 +75,30 @@ class Bench:
     @cached_property
     def policy(self) -> Path:
         """A model in the shape of Qwen2.5-1.5B; in a rehearsal the home policy."""
-        return HOME / "policy" if self.is_rehearsal else save_random("qwen2.5-1.5b", self.folder / "policy")
+        if self.is_rehearsal:
+            return HOME / "policy"
+        self._models = tempfile.TemporaryDirectory()  # some gigabytes, which are no result
+        return save_random("qwen2.5-1.5b", Path(self._models.name))
+
+    def program(self, *command: str, **environment: str) -> str:
+        """What a program prints. Raises AssertionError where it fails, UserError where it is missing or too slow."""
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=os.environ | environment,
+                capture_output=True,
+                text=True,
+                timeout=self.seconds_left(),
+            )
+        except FileNotFoundError:
+            raise UserError(f"{command[0]} is not on PATH") from None
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{command[0]} was stopped when the time of the call was over") from None
+        if done.returncode:
+            text = last_lines(done.stdout + done.stderr, 8)
+            raise AssertionError(f"{command[0]}: exit status {done.returncode}: {text}")
+        return done.stdout
 
 
 @dataclass(frozen=True)
@@ -158,13 +184,10 @@ def racecheck(bench: Bench) -> Figures:
 
 def _sanitized(tool: str, bench: Bench) -> Figures:
     """compute-sanitizer over small cases of every kernel; without torch's cache, which would hide what lies beside."""
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"] if not bench.is_rehearsal else []
-    command += [sys.executable, "-m", "benchmarks.gpu.smoke", "--device", bench.device]
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise AssertionError(f"{tool}: exit status {done.returncode}: {last_lines(done.stdout + done.stderr, 8)}")
-    return {"last_line": last_lines(done.stdout, 1)}
+    watched = [sys.executable, "-m", "benchmarks.gpu.smoke", "--device", bench.device]
+    by = [] if bench.is_rehearsal else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    printed = bench.program(*by, *watched, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    return {"printed": last_lines(printed, 20)}
 
 
 def decode_plain(bench: Bench) -> Figures:
@@ -228,16 +251,15 @@ def _measured(bench: Bench, pairs: Sequence[tuple[Op, object]]) -> Figures:
 
 def profile(bench: Bench) -> Figures:
     """What ncu says of one launch of tree attention, if it is there."""
+    metrics = ("dram__bytes_read.sum", "sm__inst_executed.sum", "sm__throughput.avg.pct_of_peak_sustained_elapsed")
+    watched = [sys.executable, "-m", "benchmarks.gpu.smoke", "--device", bench.device]
     if bench.is_rehearsal:
-        return {"report": ""}
-    metrics = "dram__bytes_read.sum,sm__inst_executed.sum,sm__throughput.avg.pct_of_peak_sustained_elapsed"
-    command = ["ncu", "--metrics", metrics, "--kernel-name", "regex:tree_attention", "--launch-count", "2"]
-    command += [sys.executable, "-m", "benchmarks.gpu.smoke", "--device", bench.device]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UserError("ncu is not on PATH") from None
-    return {"report": done.stdout[-6000:]}
+        return {"report": last_lines(bench.program(*watched), 20)}
+    by = ["ncu", "--metrics", ",".join(metrics), "--kernel-name", "regex:tree_attention", "--launch-count", "2"]
+    printed = bench.program(*by, *watched)
+    if missing := [name for name in metrics if name not in printed]:
+        raise AssertionError(f"ncu gave no {', '.join(missing)}: {last_lines(printed, 8)}")
+    return {"report": printed[-6000:]}
 
 
 CALLS = {  # seconds of a call, and its checks: first what else nothing would be worth, then what is most wanted

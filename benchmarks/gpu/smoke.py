@@ -17,6 +17,7 @@ from benchmarks.kernels.measure import IMPLS, describe
 from benchmarks.kernels.ops import OPS, Op
 from engine.commands import run_command
 from engine.model import resolve_device
+from ttc_kernels.cuda import CUDA_OPS
 
 NUM_CASES = 4  # of an op: kernels that watch every access are slow
 
@@ -35,9 +36,17 @@ def run(device: str) -> int:
     for op in OPS.values():
         if "cuda" in op.devices:
             ran = run_op(op, device)
-            print(f"{op.name}: {', '.join(ran) or 'NOTHING RAN'}")
-            status = status if ran else 1
+            missing = expected(op.name, device) - set(ran)
+            print(f"{op.name}: {', '.join(ran)}{f'; NO CASE BY {sorted(missing)}' if missing else ''}")
+            status = 1 if missing else status
     return status
+
+
+def expected(name: str, device: str) -> set[str]:
+    """The implementations of an op that take some of its small cases."""
+    if name not in CUDA_OPS or (device == "cpu" and name == "tree_attention"):  # a CPU's caches lie otherwise
+        return {"triton"}
+    return {"triton", "cuda"}
 
 
 def run_op(op: Op, device: str) -> list[str]:

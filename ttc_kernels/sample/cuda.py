@@ -74,7 +74,7 @@ def sample_head(
     device = lib.check_device("sample_head", hidden=hidden, weight=weight, **draws, **tables)
     _check_product(hidden, weight)
     (num_rows, size), vocab = hidden.shape, len(weight)
-    _check_rows(draws | tables, num_rows, vocab)
+    _check_rows(draws | tables, num_rows, vocab, device)
     num_tiles = -(-vocab // TOKENS_PER_TILE)
     parts = torch.empty(4, num_rows, num_tiles, dtype=torch.float32, device=device)
     part_tokens = torch.empty(num_rows, num_tiles, dtype=torch.int32, device=device)
@@ -102,7 +102,7 @@ def sample_head(
     return tokens, logprobs, flags
 
 
-def _check_rows(given: Mapping[str, torch.Tensor], num_rows: int, vocab: int) -> None:
+def _check_rows(given: Mapping[str, torch.Tensor], num_rows: int, vocab: int, device: torch.device) -> None:
     shapes = {
         "keys": ((num_rows,), torch.int64),
         "positions": ((num_rows,), torch.int32),
@@ -113,7 +113,7 @@ def _check_rows(given: Mapping[str, torch.Tensor], num_rows: int, vocab: int) ->
     if "ends" in given:
         shapes["ends"] = ((len(given["ends"]), vocab + 1), torch.bool)
     for name, x in given.items():
-        check_tensor("sample_head", name, x, *shapes[name], x.device)
+        check_tensor("sample_head", name, x, *shapes[name], device)
 
 
 def _check_product(hidden: torch.Tensor, weight: torch.Tensor) -> None:

@@ -83,6 +83,17 @@ def test_a_rehearsal_of_each_call(call: int, tmp_path: Path, emulated, monkeypat
     }
 
 
+def test_a_program_that_fails_or_hangs_or_is_missing_says_so(tmp_path: Path):
+    bench = Bench("cpu", tmp_path, lambda: 5.0)
+    assert bench.program(sys.executable, "-c", "print(7)") == "7\n"
+    with pytest.raises(AssertionError, match=r"exit status 3: no permission"):
+        bench.program(sys.executable, "-c", "print('no permission'); raise SystemExit(3)")
+    with pytest.raises(ValueError, match="a-program-that-nobody-has is not on PATH"):
+        bench.program("a-program-that-nobody-has")
+    with pytest.raises(ValueError, match="was stopped when the time of the call was over"):
+        Bench("cpu", tmp_path, lambda: 0.5).program(sys.executable, "-c", "import time; time.sleep(60)")
+
+
 def test_all_chosen_trees_are_known_and_different():
     found = chosen_trees(TWELVE)
     assert len({label(tree) for tree in found}) == 12
