@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -199,6 +199,8 @@ class Engine:
         """Checks what is asked for, then runs one search per problem side by side, as `search_iter` yields them."""
         if config.max_tokens is None:
             config = replace(config, max_tokens=self.task.max_tokens)
+        if isinstance(strategy, type) or not hasattr(strategy, "groups"):
+            raise UserError(f"strategy must be a strategy such as BestOfN(), got {repr(strategy)[:100]}")
         if isinstance(strategy, ComputeOptimal):
             strategy = strategy.checked(self.conditions(strategy, config))
         judge = self.resolve_verifier(config.verifier) if strategy.is_scored else None
@@ -269,7 +271,12 @@ class Engine:
         return self._verifiers.resolve(verifier)
 
     def as_problems(self, problems: Sequence[str | dict | Problem]) -> list[Problem]:
-        """Problems from texts, or from dicts with `problem` and perhaps `answer` and `id`."""
+        """Problems from texts, or from dicts with `problem` and perhaps `answer` and `id`.
+
+        Raises UserError for what is no list of these, one problem alone included, and for one without a text.
+        """
+        if isinstance(problems, str | Mapping | Problem) or not isinstance(problems, Iterable):
+            raise UserError(f"problems must be a list of problems, got {repr(problems)[:100]}")
         return [self.as_problem(problem, index) for index, problem in enumerate(problems)]
 
     def as_problem(self, problem: str | dict | Problem, index: int) -> Problem:

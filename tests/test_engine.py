@@ -353,3 +353,21 @@ def test_conditions_name_what_accuracies_depend_on(engine, folders, tmp_path):
     found.append(Engine.load(folders.prm, prm=folders.prm, num_blocks=64).conditions(BestOfN()))
     assert all(each != plain for each in found)
     assert engine.conditions(Majority()) == engine.conditions(Majority(), verifier="trunk", agg_strategy="min")
+
+
+@pytest.mark.parametrize("problems", ["473;+38", {"problem": "473;+38"}, Problem("0", "1;+1\n"), None, 5])
+def test_problems_that_are_no_list(engine, problems):
+    """A text would be searched letter by letter, a row name by name."""
+    with pytest.raises(UserError, match="problems must be a list of problems, got "):
+        engine.search(problems, BestOfN(), 4)
+
+
+def test_a_problem_whose_prompt_is_no_text(engine):
+    with pytest.raises(UserError, match="the prompt of problem 'a' must be a text, got None"):
+        engine.search([Problem("a", None)], BestOfN(), 4)
+
+
+@pytest.mark.parametrize("strategy", ["majority", None, 5, [BestOfN()], BestOfN])
+def test_a_strategy_that_is_none(engine, strategy):
+    with pytest.raises(UserError, match="strategy must be a strategy such as BestOfN"):
+        engine.search(["473;+38"], strategy, 4)

@@ -122,7 +122,7 @@ def calibrate(
     """
     from engine.cli.runs import check_out, run_rows
 
-    check_out(output.out)
+    check_out(output.out, source.problems, models.few_shot)
     check_verifier_used(config.verifier, given)
     if config.verifier == "orm" and "strategies" not in given:
         options = replace(options, strategies=_ORM_STRATEGIES)

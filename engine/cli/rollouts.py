@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.options import command, option
-from engine.cli.runs import cut_answers, run_rows
+from engine.cli.runs import check_out, cut_answers, run_rows
 from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.files import write_atomically
@@ -59,6 +59,7 @@ def rollouts(
 ) -> None:
     """Labels the steps of sampled answers by how often rollouts from there end right."""
     _check(model, output, workers)
+    check_out(output.out, recipe.problems)
     problems = questions(recipe)
     folder = resolve_folder(model.policy)
     limits = {each: getattr(model, each) for each in ("device", "dtype", "max_batch", "num_blocks")}

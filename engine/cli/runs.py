@@ -74,10 +74,13 @@ def cut_answers(num_cut: int, num_answers: int) -> str:
     return f"{num_cut} of {num_answers} answers were cut off at --max-tokens ({advice})"
 
 
-def check_out(out: str) -> None:
-    """Raises UserError for a path that results cannot be written to."""
-    if Path(out).is_dir():
-        raise UserError(f"results go to a file, {out!r} is a folder")
+def check_out(out: str, *sources: str | None) -> None:
+    """Raises UserError for a path that results cannot be written to: none, a folder, or one of the `sources` read."""
+    if not out or Path(out).is_dir():
+        raise UserError(f"results go to a file, {out!r} is {'a folder' if out else 'no name'}")
+    for source in sources:
+        if source is not None and Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
+            raise UserError(f"--out {out} is the file {source} that is read: the results would replace it")
 
 
 def _open(out: str, config: dict, overwrite: bool) -> Journal:

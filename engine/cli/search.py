@@ -68,7 +68,7 @@ def search(
     from engine.cli.runs import check_out, run_rows
     from engine.model.digest import checkpoint_digest
 
-    check_out(output.out)
+    check_out(output.out, source.problems, models.few_shot)
     strategy = build_strategy(chosen, config.verifier, given)
     problems, origins = find_problems(source, models.task, given)
     config = _with_total(config, chosen.total_budget, given, strategy, len(problems))

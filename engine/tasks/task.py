@@ -38,6 +38,8 @@ class Task:
     def as_problem(self, asked: str | Mapping[str, object] | Problem, index: int) -> Problem:
         """A Problem from a text, or from a row with `problem` and perhaps `answer` and `id` (by default its index)."""
         if isinstance(asked, Problem):
+            if not isinstance(asked.prompt, str):
+                raise UserError(f"the prompt of problem {asked.id!r} must be a text, got {asked.prompt!r}")
             check_encodable(asked.prompt)
             return asked
         row = {"problem": asked} if isinstance(asked, str) else asked

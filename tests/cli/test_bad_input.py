@@ -175,3 +175,15 @@ def test_a_full_disk_names_the_file(ttc, models, tmp_path, monkeypatch):
 
 def test_unknown_command(ttc):
     assert_refused(ttc("teleport"), "'teleport'")
+
+
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_results_do_not_replace_what_is_read(ttc, models, tmp_path, link):
+    file = tmp_path / "problems.jsonl"
+    file.write_text(GOOD + "\n")
+    out = file if link is None else tmp_path / "link"
+    if link is not None:
+        link(file, out)
+    assert_refused(ttc(*small_search(models, out), file, "--overwrite"), f"--out {out} is the file {file}")
+    assert file.read_text() == GOOD + "\n"
+    assert_refused(ttc("search", "--out", ""), "results go to a file, '' is no name")
