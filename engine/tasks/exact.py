@@ -29,6 +29,13 @@ _TOKENS = re.compile(
     re.ASCII,
 )
 _TIME = re.compile(r"\d{1,9}(?::\d{1,9})+", re.ASCII)
+# What makes of a number something else: a relation, a residue class, a bound, a list. Parsers pass over some of these.
+_NO_NUMBER = re.compile(
+    r"[<>]|\\(?:ne|neq|le|leq|ge|geq|lt|gt|equiv|pmod|bmod|mod)(?![a-zA-Z])|\bmod\b"
+    r"|\b(?:or|and) (?:more|less|fewer|above|below|over|under)\b|\bat (?:least|most)\b|\b(?:more|less) than\b"
+    r"|\d\s*[,;]\s*-?\d(?!\d\d(?!\d))",
+    re.ASCII,
+)
 _TOLERANCE = Fraction(1, 10**6)
 
 
@@ -66,7 +73,7 @@ def _read(text: str) -> Exact | None:
 
 
 def are_equal(first: str, second: str) -> bool | None:
-    """Whether two answers are equal, where both are exact; None where one of them is not.
+    """Whether two answers are equal, where both are exact; None where one of them is not, and may be a number.
 
     A decimal may be the rounding of the other value to six places or more. A percentage is equal to its number and to
     a hundredth of it. Numbers in two bases are equal if both base and value are; where one names no base its digits
@@ -76,7 +83,9 @@ def are_equal(first: str, second: str) -> bool | None:
         return list(map(int, first.split(":"))) == list(map(int, second.split(":")))
     one, two = read_exact(first), read_exact(second)
     if one is None or two is None:
-        return None
+        is_half_exact = (one is None) != (two is None)
+        other = normalise(second if two is None else first)
+        return False if is_half_exact and _NO_NUMBER.search(other) else None
     if one.base is not None and two.base is not None:
         return (one.value, one.base) == (two.value, two.base)
     if one.base is not None or two.base is not None:

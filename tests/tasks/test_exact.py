@@ -62,7 +62,6 @@ def test_different(first, second):
     [
         "",
         "x",
-        "1,2",
         r"\sqrt{2}",
         r"2\pi",
         "1/0",
@@ -92,3 +91,17 @@ def test_a_hostile_text_is_refused_at_once(text):
     start = time.process_time()
     assert are_equal(text, "1") is None
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [r"\ne 5", "≠5", r"\le 5", "x<5", r"x \geq 5", r"5 \pmod 7", "5 mod 7", r"5\text{ or more}", "at least 5", "5,5"],
+)
+def test_a_number_is_no_relation_and_no_list(answer):
+    assert are_equal("5", answer) is False
+    assert are_equal(answer, "5") is False
+
+
+@pytest.mark.parametrize("answer", ["x=5", "n = 1,000 apples", r"\frac{x}{2}", "five"])
+def test_what_may_be_a_number_is_left_to_others(answer):
+    assert are_equal("5", answer) is None
