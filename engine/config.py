@@ -62,7 +62,13 @@ class EngineConfig:
     r"""Ends a step, \n being a line's end; by default the style's or task's."""
 
     device: str = "cpu"
-    """cpu, cuda."""
+    """cpu, cuda, or a GPU by its number: cuda:1."""
+
+    verifier_device: str | None = None
+    """Device of the PRM and ORM, as --device, which it is by default."""
+
+    tensor_parallel: int = 1
+    """Processes that share every layer, started by torchrun --nproc-per-node."""
 
     dtype: str = "float32"
     """float32, bfloat16; with cuda float16."""

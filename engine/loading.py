@@ -10,7 +10,16 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.counts import check_count
 from engine.errors import UserError
-from engine.model import HOME, ScoreHead, load_trunk_head, read_config, resolve_device, resolve_dtype, resolve_folder
+from engine.model import (
+    HOME,
+    Placement,
+    ScoreHead,
+    load_trunk_head,
+    read_config,
+    resolve_device,
+    resolve_dtype,
+    resolve_folder,
+)
 from engine.prompts import PromptFormat, build_prompt, read_system_prompt
 from engine.prompts.text import check_encodable
 from engine.runtime import LLM, shared_blocks
@@ -46,15 +55,19 @@ def load_models(config: EngineConfig) -> Loaded:
     _check(config)
     folders = _folders(config)
     prompt = _prompt(config, folders["policy"])
-    head = _trunk_head(config, folders)
-    limits = {"device": config.device, "dtype": config.dtype, "max_batch": config.max_batch}
+    place, verifier_place = _places(config)
+    head = _trunk_head(config, folders, place)
+    limits = {"dtype": config.dtype, "max_batch": config.max_batch}
     limits["num_blocks"] = _num_blocks(config, folders)
     specs = {
         part: find_spec(folders[part], getattr(config, f"{part}_spec"), judges=judged)
         for part, judged in _JUDGED.items()
         if part in folders
     }
-    verifiers = {part: load_verifier_model(folders[part], spec, **limits) for part, spec in specs.items()}
+    verifiers = {
+        part: load_verifier_model(folders[part], spec, device=verifier_place, **limits) for part, spec in specs.items()
+    }
+    limits["device"] = place
     policy = LLM.load(folders["policy"], trunk_head=head, **limits)
     reviser = _load_reviser(folders["reviser"], policy, **limits) if "reviser" in folders else None
     _set_end_tokens(prompt, policy, reviser)
@@ -113,8 +126,8 @@ def home_part(part: str) -> str | None:
 
 def _check(config: EngineConfig) -> None:
     """Raises UserError for what can be refused before any file is read."""
-    resolve_device(config.device)
-    resolve_dtype(config.dtype, config.device)
+    for place in _places(config):
+        resolve_dtype(config.dtype, place.device.type)
     for name, most in (("max_batch", MAX_BATCH), ("num_blocks", None)):
         if (count := getattr(config, name)) is not None:
             check_count(name, count, 1, most)
@@ -122,6 +135,19 @@ def _check(config: EngineConfig) -> None:
         spec = getattr(config, f"{part}_spec")
         if spec is not None and getattr(config, part) is None:
             raise UserError(f"{part}_spec {str(spec)!r} has no effect without {part}")
+
+
+def _places(config: EngineConfig) -> tuple[Placement, Placement]:
+    """Where what generates runs, and where what verifies. Raises UserError for what is not there."""
+    place = resolve_device(config.device, config.tensor_parallel)
+    if config.verifier_device is None:
+        return place, place
+    if place.ranks.size > 1:
+        raise UserError(
+            f"with tensor_parallel {place.ranks.size} the ranks share all models, so that verifier_device "
+            f"{config.verifier_device!r} has no effect"
+        )
+    return place, resolve_device(config.verifier_device)
 
 
 def _folders(config: EngineConfig) -> dict[str, Path]:
@@ -143,21 +169,25 @@ def _prompt(config: EngineConfig, policy: Path) -> PromptFormat | None:
     )
 
 
-def _trunk_head(config: EngineConfig, folders: Mapping[str, Path]) -> ScoreHead | None:
+def _trunk_head(config: EngineConfig, folders: Mapping[str, Path], place: Placement) -> ScoreHead | None:
     if "trunk_head" not in folders:
         return None
-    dtype, place = resolve_dtype(config.dtype, config.device), resolve_device(config.device).device
-    return load_trunk_head(folders["trunk_head"], read_config(folders["policy"]), dtype, place)
+    dtype = resolve_dtype(config.dtype, place.device.type)
+    return load_trunk_head(folders["trunk_head"], read_config(folders["policy"]), dtype, place.device)
 
 
 def _num_blocks(config: EngineConfig, folders: Mapping[str, Path]) -> int | None:
-    """Blocks of each model's KV pool; not named and on a GPU, the models share what its memory has left."""
-    if config.num_blocks is not None or config.device != "cuda":
+    """Blocks of each model's KV pool; not named and on GPUs, the models of each share what its memory has left."""
+    places = _places(config)
+    if config.num_blocks is not None or any(place.device.type == "cpu" for place in places):
         return config.num_blocks
-    architectures: dict[Path, str | None] = {folders["policy"]: None}
-    architectures |= {folders[part]: trunk_architecture(folders[part]) for part in _JUDGED if part in folders}
-    architectures |= {folders["reviser"]: None} if "reviser" in folders else {}
-    return shared_blocks(architectures, resolve_dtype(config.dtype, "cuda"), resolve_device("cuda").device)
+    samplers: dict[Path, str | None] = {folders[part]: None for part in ("policy", "reviser") if part in folders}
+    judges = {folders[part]: trunk_architecture(folders[part]) for part in _JUDGED if part in folders}
+    together: dict[Placement, dict[Path, str | None]] = {}
+    for place, architectures in zip(places, (samplers, judges), strict=True):
+        together.setdefault(place, {}).update(architectures)
+    dtype = resolve_dtype(config.dtype, "cuda")
+    return min(shared_blocks(held, dtype, place) for place, held in together.items() if held)
 
 
 def _set_end_tokens(prompt: PromptFormat | None, policy: LLM, reviser: LLM | None) -> None:

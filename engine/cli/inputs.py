@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # The headings of `ttc --help` for the fields of an EngineConfig, where a command has them all.
 PROMPTS = "prompt_style system_prompt few_shot step_delimiter"
 MODELS = "policy prm prm_spec orm orm_spec trunk_head reviser device dtype max_batch num_blocks"
+PLACES = "verifier_device tensor_parallel"  # of a command that runs on several GPUs
 _MODEL_OF = {"prm": "prm", "trunk": "trunk_head", "orm": "orm"}  # the part that a verifier is; the oracle is none
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
 from engine.reports.progress import RunProgress
 from engine.results import Journal, open_run
 from engine.results.rows import Row
+
+if TYPE_CHECKING:
+    from engine.model import Ranks
 
 # From the positions that are still to be done, to (position, row) in any order.
 MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
@@ -25,10 +29,12 @@ def run_rows(
     label: str,
     overwrite: bool,
     write: Callable[[Journal], str] | None = None,
+    ranks: Ranks | None = None,
 ) -> str:
     """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
 
-    `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went.
+    `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went. Of
+    several `ranks` the first one calls this and the others `follow_rows`.
     Raises UserError where `out` holds another run.
     """
     check_out(out)
@@ -37,6 +43,7 @@ def run_rows(
         try:
             with RunProgress(label, num_total, done.values()) as progress:
                 todo = [index for index in range(num_total) if index not in done]
+                todo = todo if ranks is None else ranks.of_first(todo)
                 for index, row in make_rows(todo) if todo else ():
                     with Uninterrupted():
                         journal.append(index, row)
@@ -64,6 +71,13 @@ def run_rows(
         if journal.num_resumed:
             parts.append(f"resumed {journal.num_resumed}")
         return ", ".join(filter(None, parts)) + f": {out}"
+
+
+def follow_rows(make_rows: MakeRows, ranks: Ranks) -> None:
+    """Makes the rows that the first rank makes, and writes none."""
+    if todo := ranks.of_first([]):
+        for _ in make_rows(todo):
+            pass
 
 
 def cut_answers(num_cut: int, num_answers: int) -> str:

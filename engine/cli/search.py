@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from engine.cli.inputs import MODELS, PROMPTS, check_prompts, checked_config, load_engine
+from engine.cli.inputs import MODELS, PLACES, PROMPTS, check_prompts, checked_config, load_engine
 from engine.cli.options import Given, command
 from engine.cli.problems import ProblemOptions, find_problems
 from engine.cli.strategies import StrategyOptions, build_strategy
@@ -49,7 +49,7 @@ class Output:
         "Search": "strategy budget beam_width lookahead num_iterations max_duplicates rebase_temperature "
         "adaptive_batch confidence parallel context judge_alone calibration total_budget vote agg_strategy verifier",
         "Sampling": "temperature top_p top_k min_p max_tokens seed",
-        "Models": MODELS,
+        "Models": f"{MODELS} {PLACES}",
         "Output": "out overwrite with_tree",
     }
 )
@@ -65,7 +65,7 @@ def search(
 
     A killed run goes on where it stopped when the same command is given again.
     """
-    from engine.cli.runs import check_out, run_rows
+    from engine.cli.runs import check_out, follow_rows, run_rows
     from engine.model.digest import checkpoint_digest
 
     check_out(output.out, source.problems, models.few_shot)
@@ -99,13 +99,16 @@ def search(
         "seed": config.seed,
         **{f"{part}_digest": checkpoint_digest(folder) for part, folder in folders.items()},
         "device": models.device,
+        **({} if models.verifier_device is None else {"verifier_device": models.verifier_device}),
+        **({} if models.tensor_parallel == 1 else {"tensor_parallel": models.tensor_parallel}),
         "dtype": models.dtype,
         "with_tree": output.with_tree,
     }  # what changes no row, such as the batch limit, is left out
-    closing_line = run_rows(
-        output.out, depends_on, make_rows, num_total=len(problems), label="problems", overwrite=output.overwrite
-    )
-    typer.echo(closing_line)
+    if engine.policy.ranks.rank:
+        follow_rows(make_rows, engine.policy.ranks)
+        return
+    limits = {"num_total": len(problems), "label": "problems", "overwrite": output.overwrite}
+    typer.echo(run_rows(output.out, depends_on, make_rows, ranks=engine.policy.ranks, **limits))
 
 
 def _with_total(

@@ -21,6 +21,7 @@ from engine.model.loader import (
     weight_bytes,
 )
 from engine.model.placement import CPU, Placement, resolve_device
+from engine.model.ranks import Ranks
 from engine.model.transformer import Decoder
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "LMHead",
     "ModelConfig",
     "Placement",
+    "Ranks",
     "ScoreHead",
     "classification_head",
     "linear_head",

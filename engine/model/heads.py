@@ -17,7 +17,7 @@ from engine.model.tensor_files import TensorFiles, runs, take
 from engine.model.transformer import MAX_PACKED_WEIGHTS
 from engine.model.unpacked import linear
 from ttc_kernels.decoder import PackedLinear
-from ttc_kernels.sample import sample_head
+from ttc_kernels.sample import sample, sample_head
 from ttc_kernels.step_score import LabelHead, step_score
 
 
@@ -63,7 +63,10 @@ class ScoreHead:
 
 
 class LMHead:
-    """Float32 logits of chosen rows. As for the trunk, the model's size alone decides the implementation."""
+    """Float32 logits of chosen rows. As for the trunk, the model's size alone decides the implementation.
+
+    Of several ranks each has the weights of some of the tokens.
+    """
 
     def __init__(
         self,
@@ -72,20 +75,25 @@ class LMHead:
         max_packed_weights: int = MAX_PACKED_WEIGHTS,
         placement: Placement = CPU,
     ):
-        self.placement = placement
+        self.placement, self.ranks, self.vocab_size = placement, placement.ranks, config.vocab_size
         name, shape = _lm_head_name(config), (config.vocab_size, config.hidden_size)
         self.weight = self.packed = None  # exactly one of them is set below
         if placement.is_native and math.prod(shape) <= max_packed_weights:
             dtype = tensors.dtype if isinstance(tensors, TensorFiles) else tensors[name].dtype
             self.packed = PackedLinear.from_runs(runs(tensors, name, shape), dtype, *shape)
         else:
-            self.weight = take(tensors, name, shape)
+            whole, tokens = take(tensors, name, shape), self.ranks.tokens(config.vocab_size)
+            part = whole[tokens.start : tokens.stop]
+            self.weight = part if config.is_tied or len(part) == len(whole) else part.clone()
 
     def logits(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits of `hidden[rows]`, (len(rows), vocabulary) float32; `rows` is int64."""
         if self.packed is not None:
             return self.packed.forward(hidden, rows)
-        return linear(hidden, self.weight, rows)
+        return self._of_all_ranks(linear(hidden, self.weight, rows))
+
+    def _of_all_ranks(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self.ranks.size == 1 else self.ranks.all_logits(logits, self.vocab_size)
 
     def draw(
         self,
@@ -98,8 +106,15 @@ class LMHead:
 
         With `marks`, a third tensor says whether each sampled token is marked.
         """
-        options = {"is_filtered": is_filtered, "marks": marks, "impl": self.placement.impl}
-        return sample_head(hidden, self.weight, sampling, **options)
+        impl = self.placement.impl
+        if self.ranks.size == 1:
+            return sample_head(hidden, self.weight, sampling, is_filtered=is_filtered, marks=marks, impl=impl)
+        logits = torch.mm(hidden, self.weight.t()).float()
+        if is_filtered:
+            tokens, logprobs = sample(self._of_all_ranks(logits), *sampling, impl=impl)
+        else:
+            tokens, logprobs = self.ranks.draw(logits, self.vocab_size, sampling, impl)
+        return (tokens, logprobs) if marks is None else (tokens, logprobs, marks[tokens.long()])
 
 
 def _lm_head_name(config: ModelConfig) -> str:

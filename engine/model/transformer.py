@@ -8,6 +8,7 @@ import torch
 
 from engine.model.config import ModelConfig
 from engine.model.placement import CPU, Placement
+from engine.model.tensor_files import origin
 from engine.model.unpacked import TorchDecoder
 from engine.model.weights import is_plain, read_trunk
 from ttc_kernels.decoder import PackedDecoder
@@ -38,10 +39,11 @@ class Decoder:
         shape = config.shape()
         num_weights = shape.num_matmul_params - shape.num_head_params
         self.is_packed = placement.is_native and is_plain(config) and num_weights <= max_packed_weights
-        trunk = read_trunk(config, tensors, is_streamed=self.is_packed)
+        self.part = placement.ranks.part(config, origin(tensors))  # what this rank computes and holds the KV of
+        trunk = read_trunk(config, tensors, self.is_packed, placement.ranks)
         self.embedding, self.dtype = trunk.weights.embedding, trunk.weights.embedding.dtype
         self.packed = PackedDecoder(trunk.weights) if self.is_packed else None
-        self._trunk = self.packed or TorchDecoder(trunk, placement.impl)
+        self._trunk = self.packed or TorchDecoder(trunk, placement.impl, placement.ranks)
 
     @property
     def best_batch(self) -> int:

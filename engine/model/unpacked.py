@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.model.ranks import ALONE, Ranks
 from engine.model.weights import LayerExtras, Trunk
 from engine.model.window import Part, clip
 from ttc_kernels.decoder import DecoderWeights
@@ -108,11 +109,12 @@ class Workspace:
 class TorchDecoder:
     """Computes what `PackedDecoder` does, but pads its result. Every op is called with `impl`.
 
-    A model with sliding windows needs a plan on the host; others take any that tree_attention accepts.
+    A model with sliding windows needs a plan on the host; others take any that tree_attention accepts. Of several
+    ranks each has some of the heads and of the intermediate values: what it adds to the residual is summed over them.
     """
 
-    def __init__(self, trunk: Trunk, impl: str = "auto"):
-        self.weights, self.extras, self.impl = trunk.weights, trunk.extras, impl
+    def __init__(self, trunk: Trunk, impl: str = "auto", ranks: Ranks = ALONE):
+        self.weights, self.extras, self.impl, self.ranks = trunk.weights, trunk.extras, impl, ranks
         self._head_ones = trunk.weights.embedding.new_ones(trunk.weights.head_dim)
         self._workspaces: dict[int, Workspace] = {}
 
@@ -142,10 +144,12 @@ class TorchDecoder:
             rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, weights.num_heads, impl=impl)
             self._attend(work, k, v, plan, parts.get(extras.window))
             padded_mm(work.padded_attended, layer.out, work.padded_delta)
+            self.ranks.add(work.padded_delta)
             rms_norm(work.delta, layer.post_norm, eps, residual=work.residual, out=work.normed, impl=impl)
             padded_mm(work.padded_normed, layer.gate_up, work.padded_gate_up)
             swiglu(work.gate_up, out=work.activated, impl=impl)
             padded_mm(work.padded_activated, layer.down, work.padded_delta)
+            self.ranks.add(work.padded_delta)
             is_last = i + 1 == len(weights.layers)
             norm = weights.final_norm if is_last else weights.layers[i + 1].input_norm
             rms_norm(work.delta, norm, eps, residual=work.residual, out=work.normed, impl=impl)

@@ -9,6 +9,7 @@ import torch
 
 from engine.errors import UserError
 from engine.model.config import ModelConfig
+from engine.model.ranks import ALONE, Ranks
 from engine.model.rope import rope_tables
 from engine.model.tensor_files import check_shape, fill, origin, runs, take
 from ttc_kernels.decoder import DecoderWeights, LayerWeights
@@ -30,11 +31,20 @@ class LayerExtras:
 class _Reader:
     """Reads the layers of a checkpoint, each tensor directly into its final memory, of `like`'s type and device.
 
-    If `is_streamed`, it yields each tensor's rows instead, several at a time, for a caller that copies them.
+    If `is_streamed`, it yields each tensor's rows instead, several at a time, for a caller that copies them. Of several
+    ranks each reads its part; `config` is that of the part.
     """
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], like: torch.Tensor, is_streamed: bool):
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, torch.Tensor],
+        like: torch.Tensor,
+        is_streamed: bool,
+        ranks: Ranks,
+    ):
         self.config, self.tensors, self.like, self.is_streamed = config, tensors, like, is_streamed
+        self.ranks = ranks
 
     def layer(self, i: int) -> LayerWeights:
         config = self.config
@@ -62,7 +72,11 @@ class _Reader:
         """Tensors of a layer, of shapes (sizes[j], *rest), concatenated."""
         out = self.like.new_empty(sum(sizes), *rest)
         for name, part in zip(names, out.split(sizes), strict=True):
-            fill(self.tensors, f"model.layers.{i}.{name}", part)
+            stored = f"model.layers.{i}.{name}"
+            if self.ranks.size == 1:
+                fill(self.tensors, stored, part)
+            else:  # the whole tensor is in memory for a moment
+                part.copy_(self.ranks.cut(name, self.tensors[stored]))
         return out
 
     def runs(self, i: int, names: list[str], sizes: list[int], *rest: int) -> Iterator[torch.Tensor]:
@@ -95,14 +109,17 @@ def is_plain(config: ModelConfig) -> bool:
     return not (config.has_qkv_bias or config.has_qk_norm or any(config.windows))
 
 
-def read_trunk(config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_streamed: bool = False) -> Trunk:
-    """Reads the trunk of a checkpoint; no tensor is in memory twice.
+def read_trunk(
+    config: ModelConfig, tensors: Mapping[str, torch.Tensor], is_streamed: bool = False, ranks: Ranks = ALONE
+) -> Trunk:
+    """Reads the trunk of a checkpoint, or a rank's part of it; no tensor is in memory twice.
 
     If `is_streamed`, a layer's weights are iterators over runs of rows, which `PackedDecoder` copies. Raises
-    UserError for a tensor that is missing or of another shape.
+    UserError for a tensor that is missing or of another shape, and for sizes that the ranks do not divide.
     """
+    config = ranks.part(config, origin(tensors))
     embedding = take(tensors, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-    reader = _Reader(config, tensors, embedding, is_streamed)
+    reader = _Reader(config, tensors, embedding, is_streamed, ranks)
     tables = rope_tables(config.rope, config.rope_theta, config.head_dim, config.context)
     cos, sin = (table.to(embedding.device) for table in tables)
     weights = DecoderWeights(

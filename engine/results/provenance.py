@@ -46,8 +46,7 @@ def hardware(device: str = "cpu") -> dict[str, object]:
 
 
 def _gpu(device: str) -> dict[str, object]:
-    resolve_device(device)
-    gpu = torch.cuda.get_device_properties(0)
+    gpu = torch.cuda.get_device_properties(resolve_device(device).device)
     return {
         "gpu": gpu.name,
         "gpu_memory_gib": round(gpu.total_memory / 2**30, 1),

@@ -11,7 +11,7 @@ import torch
 
 from engine.counts import check_count, shown
 from engine.errors import UserError
-from engine.model import ModelConfig, read_config, weight_bytes
+from engine.model import CPU, ModelConfig, Placement, read_config, weight_bytes
 from ttc_kernels import _native, kv_cache
 
 DEFAULT_KV_BYTES = 1 << 30  # on a CPU
@@ -36,18 +36,21 @@ class KVPool:
         config: ModelConfig,
         dtype: torch.dtype,
         num_blocks: int | None = None,
-        device: torch.device | str = "cpu",
+        placement: Placement = CPU,
     ) -> KVPool:
-        """A pool of `num_blocks` blocks; by default as many as fit 1 GiB on a CPU, GPU_SHARE of a GPU's free memory."""
-        per_block = bytes_per_block(config, dtype)
-        if num_blocks is None and torch.device(device).type == "cuda":
-            num_blocks = blocks_within(torch.cuda.mem_get_info(device)[0], [config], dtype)
+        """A pool of `num_blocks` blocks; by default as many as fit 1 GiB on a CPU, GPU_SHARE of a GPU's free memory.
+
+        All ranks have as many; `config` is that of this rank's part.
+        """
+        per_block, device = bytes_per_block(config, dtype), placement.device
+        if num_blocks is None and device.type == "cuda":
+            num_blocks = placement.ranks.least(blocks_within(torch.cuda.mem_get_info(device)[0], [config], dtype))
         if num_blocks is None:
             num_blocks = max(64, DEFAULT_KV_BYTES // per_block)
         num_blocks = check_count("num_blocks", num_blocks)
         num_all = num_blocks + config.num_scratch_blocks  # the tree gives out the first ones
         sizes = (config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
-        needed, had = num_all * per_block, memory_bytes(torch.device(device))
+        needed, had = num_all * per_block, memory_bytes(device)
         need = f"num_blocks {shown(num_blocks)} needs {_mib(needed)} of memory, {per_block:,} bytes a block"
         if needed > had:
             raise UserError(f"{need}; there are {_mib(had)}")
@@ -79,15 +82,18 @@ def bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize * BLOCK_SIZE
 
 
-def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, device: torch.device) -> int:
-    """KV blocks for each of the models that are to be loaded onto a GPU.
+def shared_blocks(folders: Mapping[Path, str | None], dtype: torch.dtype, placement: Placement) -> int:
+    """KV blocks for each of the models that are to be loaded onto a GPU, of several ranks the part of each.
 
     `folders` maps each model's folder to its architecture; None reads it from config.json. Raises UserError if nothing
     is left beside the weights.
     """
-    weights = sum(weight_bytes(folder, dtype) for folder in folders)
-    configs = [read_config(folder, architecture) for folder, architecture in folders.items()]
-    return blocks_within(torch.cuda.mem_get_info(device)[0] - weights, configs, dtype)
+    ranks, whole = placement.ranks, [read_config(folder, architecture) for folder, architecture in folders.items()]
+    weights = sum(weight_bytes(folder, dtype) for folder in folders) // ranks.size
+    if ranks.size > 1:  # the embedding is not split
+        weights += sum(config.vocab_size * config.hidden_size for config in whole) * dtype.itemsize
+    configs = [ranks.part(config, f"{folder}: ") for folder, config in zip(folders, whole, strict=True)]
+    return ranks.least(blocks_within(torch.cuda.mem_get_info(placement.device)[0] - weights, configs, dtype))
 
 
 def blocks_within(num_bytes: int, configs: Sequence[ModelConfig], dtype: torch.dtype) -> int:

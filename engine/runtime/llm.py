@@ -18,6 +18,7 @@ from engine.model import (
     LMHead,
     ModelConfig,
     Placement,
+    Ranks,
     ScoreHead,
     classification_head,
     load_checkpoint,
@@ -58,7 +59,7 @@ class LLM(RequestQueue):
         cls,
         folder: str | Path,
         *,
-        device: str | Placement = "cpu",  # "cpu" or "cuda"
+        device: str | Placement = "cpu",  # "cpu", "cuda", "cuda:1"
         dtype: str = "float32",  # or "bfloat16"; on a GPU also "float16"
         trunk_head: ScoreHead | None = None,  # a score head on the policy's trunk, on the device already
         max_batch: int | None = None,  # branches of one forward; None: what is fastest for the model
@@ -77,7 +78,7 @@ class LLM(RequestQueue):
         parts = ModelParts(
             decoder,
             lm_head=None if make_head else LMHead(config, tensors, placement=placement),
-            pool=KVPool.allocate(config, torch_dtype, num_blocks, placement.device),
+            pool=KVPool.allocate(decoder.part, torch_dtype, num_blocks, placement),
             score_head=make_head(config, tensors) if make_head else trunk_head,
         )
         runner = Runner(
@@ -88,6 +89,11 @@ class LLM(RequestQueue):
         return cls(checkpoint, runner)
 
     # -- the model -------------------------------------------------------------------------
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share every layer of the model, and this one's number among them."""
+        return self.runner.parts.decoder.placement.ranks
 
     @property
     def free_share(self) -> float:

@@ -86,7 +86,7 @@ class SegmentStore:
     def __init__(self, tree: KVTree):
         self.tree = tree
         self.block_size = tree.block_size
-        self.resident: set[Segment] = set()
+        self.resident: dict[Segment, None] = {}  # in an order that every run repeats
         self.roots: dict[tuple[int, ...], Segment] = {}  # prompts that branches opened later share, by their tokens
 
     def num_blocks(self, num_tokens: int) -> int:
@@ -155,7 +155,7 @@ class SegmentStore:
             assert segment.origin.is_computed
             (segment.handle,) = self.tree.fork(segment.origin.handle, 1).tolist()
         segment.num_computed = num_cached
-        self.resident.add(segment)
+        self.resident[segment] = None
         return num_cached
 
     def fork_all(self, segments: Sequence[Segment]) -> None:
@@ -167,7 +167,7 @@ class SegmentStore:
             assert origin.is_computed
             for segment, handle in zip(group, self.tree.fork(origin.handle, len(group)).tolist(), strict=True):
                 segment.handle, segment.num_computed = handle, 0
-            self.resident.update(group)
+            self.resident.update(dict.fromkeys(group))
 
     def drop(self, segment: Segment) -> None:
         """Suspends a segment: its KV is freed, its tokens are kept."""
@@ -175,7 +175,7 @@ class SegmentStore:
 
     def _close(self, segment: Segment, keep: bool) -> None:
         self.tree.close(segment.handle, keep)
-        self.resident.discard(segment)
+        self.resident.pop(segment, None)
         segment.handle, segment.num_computed = NOT_RESIDENT, 0
 
     def leaves(self) -> list[Segment]:

@@ -7,6 +7,7 @@ import torch
 
 from engine.model import Placement
 from engine.runtime import Batcher, PoolTooSmall
+from engine.runtime.preemption import choose_victim
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead
 from engine.types import GREEDY, Sampling
 
@@ -167,3 +168,13 @@ def test_the_oldest_problem_is_not_suspended(folders):
     results = dict(Batcher(models(engine)).run(coroutines, rows_each=1))
     assert engine.policy.runner.num_suspensions > 0
     assert results[0].ledger.tokens["recomputed"] == 0
+
+
+def test_equal_segments_give_way_in_the_order_they_came(folders):
+    """Every run repeats it: of several ranks each gives up the same segment."""
+    llm = load_llm(folders.policy)
+    store, branches = llm.runner.store, llm.open("1+2\n").fork(12)
+    llm.append(branches, [[5, 6]] * 12)
+    for branch in branches:
+        assert choose_victim(store, (), frozenset(), may_suspend=True) is branch.segment
+        branch.close()

@@ -37,9 +37,11 @@ class GPUExecutor:
         make_graph: Callable[[Callable[[], None]], Graph] | None = Graph,  # Graph works on a GPU alone
     ):
         self.parts, self.pool = parts, parts.pool
-        self.impl, device = parts.decoder.placement.impl, parts.decoder.placement.device
+        placement = parts.decoder.placement
+        self.impl, self.ranks, device = placement.impl, placement.ranks, placement.device
         self.transfers = Transfers(device)
-        self.make_graph = None if make_graph is Graph and not self.transfers.is_gpu else make_graph
+        is_captured = self.transfers.is_gpu and self.ranks.size == 1  # what ranks exchange is not
+        self.make_graph = None if make_graph is Graph and not is_captured else make_graph
         self.stream: torch.cuda.Stream | None = None
         if self.transfers.is_gpu:
             self.stream = torch.cuda.Stream(device, priority=0 if parts.lm_head is None else -1)
@@ -48,8 +50,11 @@ class GPUExecutor:
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether a verifier's forward goes on while the host does something else."""
-        return self.stream is not None
+        """Whether a verifier's forward goes on while the host does something else.
+
+        Ranks do not let it: when its scores are there differs between them, and all of them must do the same.
+        """
+        return self.stream is not None and self.ranks.size == 1
 
     def forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:
         """Implements `Executor.forward`."""

@@ -52,7 +52,7 @@ class DecodeStep:
         self.parts, self.transfers, self.make_graph = parts, transfers, make_graph
         self.size, self.is_filtered = size, is_filtered
         self.impl = parts.decoder.placement.impl
-        config, k = parts.decoder.config, parts.pool.k
+        config, k = parts.decoder.part, parts.pool.k
         query = k.new_empty(size, config.num_heads, config.head_dim)
         has_windows = any(config.window(i) is not None for i in range(config.num_layers))
         self.work: AttentionWork | None = None

@@ -64,8 +64,8 @@ def test_weights_are_counted_without_being_read(folders, config):
 
 def test_devices_and_their_types():
     assert resolve_device("cpu").is_native
-    for name in ("abacus", "cuda:1", ""):
-        with pytest.raises(ValueError, match=f"device must be 'cpu' or 'cuda', got '{name}'"):
+    for name in ("abacus", "cuda:", "cuda:x", "cuda:-1", "cpu:0", ""):
+        with pytest.raises(ValueError, match=rf"device must be 'cpu', 'cuda' or .* as 'cuda:1', got '{name}'"):
             resolve_device(name)
     assert resolve_dtype("fp16", "cuda") is resolve_dtype("float16", "cuda") is torch.float16
     with pytest.raises(ValueError, match=r"dtype must be one of .*bf16, float16, fp16; .* got 'int4'"):
