@@ -47,6 +47,8 @@ def _rope_store_kv(case, inputs: dict) -> Call:
     low = case.head_dim // 2
 
     def call() -> None:
+        if inputs["bias"] is not None:
+            qkv.add_(inputs["bias"])
         cos = inputs["cos"][positions].to(qkv.dtype).repeat(1, 2)[:, None]
         sin = inputs["sin"][positions].to(qkv.dtype).repeat(1, 2)[:, None]
         turned = rotated * cos + torch.cat([-rotated[..., low:], rotated[..., :low]], -1) * sin

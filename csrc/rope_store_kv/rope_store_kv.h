@@ -16,6 +16,7 @@ struct RopeCall {
     const int32_t* slots;      // (rows), -1: store nothing
     void* k;                 // (num_blocks, num_kv_heads, block_size, head_dim)
     void* v;
+    const void* bias;          // (row of qkv), contiguous; null: none
     int64_t qkv_row, k_block, k_head, k_token, k_dim, v_block, v_head, v_token;
     int num_heads, num_kv_heads, head_dim, block_size;
     bool is_bf16;

@@ -1,4 +1,4 @@
-// Rotary embedding of queries and keys, keys and values stored at their slots: one pass over the fused QKV rows.
+// Bias, rotary embedding of queries and keys, keys and values stored at their slots: one pass over the fused QKV rows.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -60,7 +60,7 @@ void run_rows(const RopeCall& call, int rows, RunFn run) {
 
 void rope_store_kv(const TensorView& qkv, const TensorView& cos, Elements<const float> sin,
                    Elements<const int32_t> positions, Elements<const int32_t> slots, const TensorView& k_cache,
-                   const TensorView& v_cache, int num_heads, const std::string& isa) {
+                   const TensorView& v_cache, Elements<const void> bias, const std::string& isa) {
     const RunFn run = run_fn(parse_isa(isa));
     const int rows = int(qkv.shape[0]);
     RopeCall call;
@@ -71,8 +71,10 @@ void rope_store_kv(const TensorView& qkv, const TensorView& cos, Elements<const 
     call.k_block = k_cache.strides[0], call.k_head = k_cache.strides[1];
     call.k_token = k_cache.strides[2], call.k_dim = k_cache.strides[3];
     call.v_block = v_cache.strides[0], call.v_head = v_cache.strides[1], call.v_token = v_cache.strides[2];
-    call.num_heads = num_heads, call.num_kv_heads = int(k_cache.shape[1]);
+    call.bias = bias;
     call.block_size = int(k_cache.shape[2]), call.head_dim = int(k_cache.shape[3]);
+    call.num_kv_heads = int(k_cache.shape[1]);
+    call.num_heads = int(qkv.shape[1]) / call.head_dim - 2 * call.num_kv_heads;
     call.is_bf16 = qkv.is_bf16();
     check_rows(call, rows, cos.shape[0], k_cache.shape[0] * call.block_size);
     py::gil_scoped_release release;
@@ -84,6 +86,7 @@ void rope_store_kv(const TensorView& qkv, const TensorView& cos, Elements<const 
 
 void bind_rope_store_kv(py::module_& m) {
     m.def("rope_store_kv", &ttc::rope_store_kv, py::arg("qkv"), py::arg("cos"), py::arg("sin"), py::arg("positions"),
-          py::arg("slots"), py::arg("k_cache"), py::arg("v_cache"), py::arg("num_heads"), py::arg("isa") = "auto",
+          py::arg("slots"), py::arg("k_cache"), py::arg("v_cache"), py::arg("bias") = py::none(),
+          py::arg("isa") = "auto",
           "See ttc_kernels/rope_store_kv/api.py, which checks what it passes.");
 }

@@ -140,8 +140,8 @@ class TorchDecoder:
         rms_norm(work.residual, weights.layers[0].input_norm, eps, out=work.normed, impl=impl)
         for i, (layer, extras, (k, v)) in enumerate(zip(weights.layers, self.extras, caches, strict=True)):
             padded_mm(work.padded_normed, layer.qkv, work.padded_qkv)
-            self._add_extras(work, extras)
-            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, weights.num_heads, impl=impl)
+            bias = self._norm_heads(work, extras)
+            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, bias, impl=impl)
             self._attend(work, k, v, plan, parts.get(extras.window))
             padded_mm(work.padded_attended, layer.out, work.padded_delta)
             self.ranks.add(work.padded_delta)
@@ -155,17 +155,19 @@ class TorchDecoder:
             rms_norm(work.delta, norm, eps, residual=work.residual, out=work.normed, impl=impl)
         return work.padded_normed
 
-    def _add_extras(self, work: Views, extras: LayerExtras) -> None:
-        """Applies to `work.qkv` the projections' bias, and the norm of every query and key head."""
+    def _norm_heads(self, work: Views, extras: LayerExtras) -> torch.Tensor | None:
+        """Norms every query and key head of `work.qkv` where the layer does; returns the bias still to be added."""
+        if extras.q_norm is None:
+            return extras.qkv_bias
         if extras.qkv_bias is not None:
             work.qkv.add_(extras.qkv_bias)
-        if extras.q_norm is not None:
-            # One call norms all heads; the value heads' results are not used. Weights multiply after the rounding.
-            flat, normed = work.heads.flatten(0, 1), work.normed_heads
-            rms_norm(flat, self._head_ones, self.weights.rms_eps, out=normed.flatten(0, 1), impl=self.impl)
-            first, last = self.weights.num_heads, self.weights.num_heads + self.weights.num_kv_heads
-            torch.mul(normed[:, :first], extras.q_norm, out=work.heads[:, :first])
-            torch.mul(normed[:, first:last], extras.k_norm, out=work.heads[:, first:last])
+        # One call norms all heads; the value heads' results are not used. Weights multiply after the rounding.
+        flat, normed = work.heads.flatten(0, 1), work.normed_heads
+        rms_norm(flat, self._head_ones, self.weights.rms_eps, out=normed.flatten(0, 1), impl=self.impl)
+        first, last = self.weights.num_heads, self.weights.num_heads + self.weights.num_kv_heads
+        torch.mul(normed[:, :first], extras.q_norm, out=work.heads[:, :first])
+        torch.mul(normed[:, first:last], extras.k_norm, out=work.heads[:, first:last])
+        return None
 
     def _attend(self, work: Views, k: torch.Tensor, v: torch.Tensor, plan, parts: list[Part] | None) -> None:
         """Attention of one layer; `parts` is the plan under the layer's sliding window, None without one."""

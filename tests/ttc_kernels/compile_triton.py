@@ -42,7 +42,11 @@ CASES = {
         AttentionCase(6, 2, 16, FP32, TREE),
         AttentionCase(16, 1, 256, FP32, TREE),
     ],
-    "rope_store_kv": [RopeCase(5, 12, 2, 128, BF16), RopeCase(5, 4, 1, 80, FP16), RopeCase(5, 6, 2, 16, FP32)],
+    "rope_store_kv": [
+        RopeCase(5, 12, 2, 128, BF16, has_bias=True),
+        RopeCase(5, 4, 1, 80, FP16),
+        RopeCase(5, 6, 2, 16, FP32),
+    ],
     "copy_blocks": [CopyCase(2, 2, 8, 2, 128, BF16), CopyCase(2, 2, 8, 2, 16, FP32)],
     "rms_norm": [NormCase(4, 1536, BF16, True), NormCase(4, 8192, FP16, True), NormCase(4, 96, FP32, False)],
     "swiglu": [SwigluCase(4, 8960, BF16), SwigluCase(4, 85, FP16), SwigluCase(4, 256, FP32)],

@@ -11,11 +11,14 @@ ISAS = _native.supported_isas()
 isas = pytest.mark.parametrize("isa", ISAS)
 
 
+NAMES = ("qkv", "k_cache", "v_cache")
+
+
 def run(inputs: dict, dtype: torch.dtype, **options) -> dict:
     """The tensors after the call: qkv, k_cache, v_cache, on copies in `dtype`."""
-    names = ("qkv", "k_cache", "v_cache")
-    copies = {name: inputs[name].to(dtype, copy=True) for name in names}
-    rope_store_kv(**{**inputs, **copies}, **options)
+    copies = {name: inputs[name].to(dtype, copy=True) for name in NAMES}
+    bias = None if inputs["bias"] is None else inputs["bias"].to(dtype)
+    rope_store_kv(**{**inputs, **copies, "bias": bias}, **options)
     return copies
 
 
@@ -31,6 +34,20 @@ def test_matches_the_reference_in_float64(case):
         assert torch.equal(result["v_cache"], plain["v_cache"])
         num_q = case.num_heads * case.head_dim
         assert torch.equal(result["qkv"][:, num_q:], inputs["qkv"][:, num_q:])  # only queries change
+
+
+@isas
+def test_a_bias_is_what_torch_adds_beforehand(isa):
+    """To the bit, so that layers may leave it to this op."""
+    for case in cases.tiny():
+        if case.has_bias:
+            inputs = case.inputs()
+            added = run({**inputs, "qkv": inputs["qkv"] + inputs["bias"], "bias": None}, case.dtype, isa=isa)
+            result = run(inputs, case.dtype, isa=isa)
+            num_queries = case.num_heads * case.head_dim
+            added["qkv"][:, num_queries:] = inputs["qkv"][:, num_queries:]  # keys and values stay as they were
+            for name in NAMES:
+                assert torch.equal(result[name], added[name])
 
 
 def test_agrees_with_transformers():
@@ -99,7 +116,9 @@ def test_strided_rows(isa):
         ({"qkv": torch.zeros(5, 63)}, r"\(5, 63\)"),
         ({"qkv": torch.zeros(5, 64).half()}, "float16"),
         ({"qkv": torch.zeros(5, 64).bfloat16()}, "bfloat16"),
-        ({"num_heads": 1}, "for 1 heads"),
+        ({"qkv": torch.zeros(5, 32)}, r"\(5, 32\)"),
+        ({"bias": torch.zeros(63)}, r"bias must be .*\(64,\) .*, got \(63,\)"),
+        ({"bias": torch.zeros(64).bfloat16()}, "bfloat16"),
         ({"cos": torch.zeros(1024, 16)}, r"cos must be .*\(1024, 8\) .*, got \(1024, 16\)"),
         ({"slots": torch.zeros(4, dtype=torch.int32)}, r"slots must be .*\(5,\) .*, got \(4,\)"),
         ({"positions": torch.zeros(5, dtype=torch.int64)}, "int64"),

@@ -25,7 +25,7 @@ def decoder(
     residual = weights.embedding[token_ids]
     for layer, k, v in zip(weights.layers, k_cache, v_cache, strict=True):
         qkv = rms_norm(residual, layer.input_norm, eps) @ layer.qkv.T
-        rope_store_kv(qkv, weights.cos, weights.sin, positions, slots, k, v, heads)
+        rope_store_kv(qkv, weights.cos, weights.sin, positions, slots, k, v)
         query = qkv[:, : heads * dim].unflatten(1, (heads, dim))
         attended = tree_attention(query, k, v, plan, dim**-0.5).flatten(1)
         residual = residual + attended @ layer.out.T

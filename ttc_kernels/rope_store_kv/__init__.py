@@ -1,4 +1,4 @@
-"""Rotary position embedding of the fused QKV rows, and the store of their keys and values."""
+"""Bias and rotary position embedding of the fused QKV rows, and the store of their keys and values."""
 
 from ttc_kernels.rope_store_kv.api import rope_store_kv
 

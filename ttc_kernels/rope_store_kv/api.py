@@ -20,55 +20,58 @@ def rope_store_kv(
     slots: torch.Tensor,  # (rows,) int32; -1 stores nothing, no other may occur twice
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim): one layer of `kv_cache.allocate`
     v_cache: torch.Tensor,  # the same
-    num_heads: int,  # of the queries; the KV heads are the caches'
+    bias: torch.Tensor | None = None,  # ((num_heads + 2 * num_kv_heads) * head_dim,): added to every row first
     *,
     impl: str = "auto",
     isa: str = "auto",
 ) -> None:
     """Rotates the queries inside `qkv`, and stores its rotated keys and its values at `slots`.
 
-    qkv and the caches are float32 or bfloat16, in Triton also float16; only the queries of qkv change. `impl` is
-    "auto" (see choice.py), "native" (CPU), "triton" or "reference"; `isa` picks the native build ("portable", "avx2",
-    "avx512"). Raises ValueError for anything else, and for a position or slot outside its table; in Triton, where an
-    error would wait for the device, such a position makes NaN and such a slot stores nothing.
+    The KV heads are the caches', the other heads of a row are queries. qkv, the bias and the caches are float32 or
+    bfloat16, in Triton also float16; only the queries of qkv change. `impl` is "auto" (see choice.py), "native" (CPU),
+    "triton" or "reference"; `isa` picks the native build ("portable", "avx2", "avx512"). Raises ValueError for anything
+    else, and for a position or slot outside its table; in Triton, where an error would wait for the device, such a
+    position makes NaN and such a slot stores nothing.
     """
-    _check_shapes(qkv, k_cache, v_cache, num_heads)
+    _check_shapes(qkv, k_cache, v_cache)
     impl = choose(impl, qkv)
     if impl != "reference" and qkv.dtype not in DTYPES[impl]:
         raise ValueError(
             f"rope_store_kv: the kernels take float32 or bfloat16, in Triton also float16, got {qkv.dtype} for {impl!r}"
         )
     _check_layouts(qkv, cos, sin, positions, slots, k_cache, v_cache)
+    if bias is not None:
+        check_tensor("rope_store_kv", "bias", bias, qkv.shape[1:], qkv.dtype, qkv.device)
     if impl == "reference":
-        reference.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads)
+        reference.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, bias)
         return
     if impl == "triton":
         if qkv.stride(1) != 1:
             raise ValueError(f"rope_store_kv: qkv must have adjacent elements, got {describe(qkv)}")
         kernels = load_triton("rope_store_kv", qkv)
-        kernels.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads)
+        kernels.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, bias)
         return
     if not (qkv.is_cpu and k_cache.is_cpu and v_cache.is_cpu) or qkv.stride(1) != 1 or v_cache.stride(3) != 1:
         raise ValueError(
             "rope_store_kv: the native kernel takes tensors on a CPU, with adjacent elements in qkv and "
             f"v_cache, got {describe(qkv)}, {describe(v_cache)}"
         )
-    _native.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, num_heads, isa)
+    _native.rope_store_kv(qkv, cos, sin, positions, slots, k_cache, v_cache, bias, isa)
 
 
-def _check_shapes(qkv: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, num_heads: int) -> None:
+def _check_shapes(qkv: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
     shape, k_shape = qkv.shape, k_cache.shape
     if (
         len(k_shape) != 4
         or v_cache.shape != k_shape
-        or num_heads < 1
         or len(shape) != 2
-        or shape[1] != (num_heads + 2 * k_shape[1]) * k_shape[3]
+        or shape[1] <= 2 * k_shape[1] * k_shape[3]
+        or shape[1] % k_shape[3]
     ):
         raise ValueError(
-            "rope_store_kv: qkv must be (rows, (num_heads + 2 * num_kv_heads) * head_dim) and k_cache, "
-            f"v_cache (num_blocks, num_kv_heads, block_size, head_dim), got {tuple(shape)}, "
-            f"{tuple(k_shape)}, {tuple(v_cache.shape)} for {num_heads} heads"
+            "rope_store_kv: qkv must be (rows, (num_heads + 2 * num_kv_heads) * head_dim), with a head of queries or "
+            "more, and k_cache, v_cache (num_blocks, num_kv_heads, block_size, head_dim), got "
+            f"{tuple(shape)}, {tuple(k_shape)}, {tuple(v_cache.shape)}"
         )
 
 

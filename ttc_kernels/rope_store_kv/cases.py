@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,6 +18,7 @@ class Case:
     dtype: torch.dtype
     block_size: int = 16
     max_position: int = 1024
+    has_bias: bool = False
 
     @property
     def width(self) -> int:
@@ -32,7 +33,8 @@ class Case:
     def num_bytes(self) -> int:
         """Queries both ways, keys and values read and written, a row of the tables."""
         elements = 2 * self.num_rows * self.width
-        return elements * self.dtype.itemsize + 4 * self.num_rows * self.head_dim
+        bias = self.width * self.dtype.itemsize if self.has_bias else 0
+        return elements * self.dtype.itemsize + 4 * self.num_rows * self.head_dim + bias
 
     def inputs(self, seed: int = 0) -> dict:
         """Arguments of rope_store_kv; every fifth row stores nothing."""
@@ -51,16 +53,17 @@ class Case:
             "slots": slots,
             "k_cache": k[0],
             "v_cache": v[0],
-            "num_heads": self.num_heads,
+            "bias": torch.randn(self.width, generator=generator).to(self.dtype) if self.has_bias else None,
         }
 
 
 def tiny() -> list[Case]:
     sizes = [(1, 1, 1, 2), (7, 6, 2, 16), (5, 3, 1, 24), (9, 4, 4, 80), (33, 4, 2, 64), (3, 2, 1, 256)]
-    return [Case(*size, dtype) for size in sizes for dtype in (torch.float32, torch.bfloat16)]
+    cases = [Case(*size, dtype) for size in sizes for dtype in (torch.float32, torch.bfloat16)]
+    return [*cases, *(replace(case, has_bias=True) for case in cases[2:])]
 
 
 def full() -> list[Case]:
-    """The home model's decode, and a 1.5B model's decode and prefill."""
+    """The home model's decode, and a 1.5B model's decode and prefill, which has a bias."""
     sizes = [(256, 6, 2, 16), (1024, 6, 2, 16), (64, 12, 2, 128), (2048, 12, 2, 128)]
-    return [Case(*size, dtype) for size in sizes for dtype in (torch.float32, torch.bfloat16)]
+    return [Case(*size, dtype, has_bias=size[-1] == 128) for size in sizes for dtype in (torch.float32, torch.bfloat16)]

@@ -1,4 +1,4 @@
-"""The definition of rope_store_kv, with transformers' rotate_half convention; rounds once, at the end."""
+"""The definition of rope_store_kv, with transformers' rotate_half convention; rounds the biased row, and the result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ def rope_store_kv(
     slots: torch.Tensor,  # (rows,), -1 stores nothing
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     v_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
-    num_heads: int,
+    bias: torch.Tensor | None = None,  # (row of qkv,), added first; the sum is rounded
 ) -> None:
     num_kv_heads, block_size, head_dim = k_cache.shape[1:]
-    heads = qkv.view(len(qkv), -1, head_dim)
-    q, k, v = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    biased = (qkv if bias is None else qkv + bias).unflatten(1, (-1, head_dim))
+    num_heads = biased.shape[1] - 2 * num_kv_heads
+    q, k, v = biased.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
     wide = torch.promote_types(qkv.dtype, torch.float32)
     c = cos[positions].repeat(1, 2)[:, None].to(wide)
     s = sin[positions].repeat(1, 2)[:, None].to(wide)
@@ -30,4 +31,4 @@ def rope_store_kv(
     block, offset = slots[is_stored] // block_size, slots[is_stored] % block_size
     k_cache[block, :, offset] = rotate(k)[is_stored]
     v_cache[block, :, offset] = v[is_stored]
-    q.copy_(rotate(q))
+    qkv.unflatten(1, (-1, head_dim))[:, :num_heads] = rotate(q)

@@ -1,4 +1,4 @@
-"""rope_store_kv on a GPU: a program for some heads of a row; rotates in float32, rounds once."""
+"""rope_store_kv on a GPU: a program for some heads of a row; rounds where reference.py does."""
 
 from __future__ import annotations
 
@@ -8,32 +8,23 @@ import triton.language as tl
 
 
 @triton.jit
+def _biased(x, bias_ptr, mask):
+    return (x.to(tl.float32) + tl.load(bias_ptr, mask=mask, other=0.0).to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
 def _rope_store_kv(
-    qkv_ptr,
-    cos_ptr,
-    sin_ptr,
-    positions_ptr,
-    slots_ptr,
-    k_ptr,
-    v_ptr,
-    qkv_stride,
-    max_position,
-    num_slots,
-    k_block_stride,
-    k_head_stride,
-    k_token_stride,
-    k_dim_stride,
-    v_block_stride,
-    v_head_stride,
-    v_token_stride,
-    v_dim_stride,
+    qkv_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, k_ptr, v_ptr, bias_ptr, qkv_stride, max_position, num_slots,
+    k_block_stride, k_head_stride, k_token_stride, k_dim_stride,
+    v_block_stride, v_head_stride, v_token_stride, v_dim_stride,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,  # of head_dim
     BLOCK_SIZE: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
-):
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
     dim = tl.arange(0, BLOCK_HALF)[None, :]
@@ -48,6 +39,9 @@ def _rope_store_kv(
     low_ptr = qkv_ptr + row * qkv_stride + head * (2 * HALF) + dim
     low = tl.load(low_ptr, mask=is_inside, other=0.0)
     high = tl.load(low_ptr + HALF, mask=is_inside, other=0.0)
+    if HAS_BIAS:
+        low = _biased(low, bias_ptr + head * (2 * HALF) + dim, is_inside)
+        high = _biased(high, bias_ptr + head * (2 * HALF) + dim + HALF, is_inside)
     wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
     rotated_low = (wide_low * cos - wide_high * sin).to(low.dtype)
     rotated_high = (wide_high * cos + wide_low * sin).to(low.dtype)
@@ -78,12 +72,12 @@ def rope_store_kv(
     slots: torch.Tensor,  # (rows,), -1 stores nothing
     k_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
     v_cache: torch.Tensor,  # (num_blocks, num_kv_heads, block_size, head_dim)
-    num_heads: int,
+    bias: torch.Tensor | None = None,  # ((num_heads + 2 * num_kv_heads) * head_dim,)
 ) -> None:
     num_blocks, num_kv_heads, block_size, head_dim = k_cache.shape
     if len(qkv) == 0:
         return
-    total_heads, block_half = num_heads + 2 * num_kv_heads, triton.next_power_of_2(head_dim // 2)
+    total_heads, block_half = qkv.shape[1] // head_dim, triton.next_power_of_2(head_dim // 2)
     block_heads = min(triton.next_power_of_2(total_heads), max(1, 512 // block_half))
     _rope_store_kv[(len(qkv), triton.cdiv(total_heads, block_heads))](
         qkv,
@@ -93,15 +87,17 @@ def rope_store_kv(
         slots,
         k_cache,
         v_cache,
+        qkv if bias is None else bias,
         qkv.stride(0),
         len(cos),
         num_blocks * block_size,
         *k_cache.stride(),
         *v_cache.stride(),
-        NUM_HEADS=num_heads,
+        NUM_HEADS=total_heads - 2 * num_kv_heads,
         NUM_KV_HEADS=num_kv_heads,
         HALF=head_dim // 2,
         BLOCK_SIZE=block_size,
         BLOCK_HEADS=block_heads,
         BLOCK_HALF=block_half,
+        HAS_BIAS=bias is not None,
     )
