@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -40,15 +41,15 @@ class Library:
             function.restype = ctypes.c_char_p
             self._functions[op] = function
 
-    def call(self, op: str, device: torch.device, shapes: str, args: ctypes.Structure) -> None:
+    def call(self, op: str, device: torch.device, shapes: Callable[[], str], args: ctypes.Structure) -> None:
         """Launches `op` on the current stream of the device.
 
-        Raises RuntimeError with the op, `shapes` and CUDA's name of the error where a launch fails.
+        Raises RuntimeError with the op, `shapes()` and CUDA's name of the error where a launch fails.
         """
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         error = self._functions[op](device.index or 0, stream, ctypes.byref(args))
         if error:
-            raise RuntimeError(f"{op}: {error.decode()} from CUDA for {shapes}")
+            raise RuntimeError(f"{op}: {error.decode()} from CUDA for {shapes()}")
 
     def check_device(self, op: str, **tensors: torch.Tensor | None) -> torch.device:
         """The device that all tensors share (None is left out); ValueError unless it is of this library's kind."""

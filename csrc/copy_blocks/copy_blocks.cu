@@ -32,6 +32,7 @@ struct Copies {
 };
 
 TTC_KERNEL(kCopyThreads) copy_blocks(Copies args) {
+    await_earlier_kernels();
     for (int64_t i = block_index(); i < args.num_copies; i += num_blocks()) {
         const int64_t pair = i % args.num_pairs, layer = i / args.num_pairs % args.num_layers;
         const Cache& cache = args.caches[i / args.num_pairs / args.num_layers];

@@ -28,6 +28,23 @@ TTC_DEVICE char* shared_memory() {
 
 TTC_DEVICE void block_barrier() { __syncthreads(); }
 
+// The first statement of every kernel. A kernel of sm_90 or newer may be started while the one before it still runs:
+// what that one writes is there from here on, and the next one may be started.
+TTC_DEVICE void await_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Counts from 0 to `last` and then from 0 again; returns the count before. A block that counts after a barrier shows
+// all it has written to whoever finds a later count, and to the threads that meet that one at a barrier.
+TTC_DEVICE uint32_t count_up(uint32_t* counter, uint32_t last) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+    return before;
+}
+
 // All lanes of the warp must call these together.
 TTC_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 TTC_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }

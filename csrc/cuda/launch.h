@@ -50,27 +50,33 @@ private:
     bool is_changed_ = false;
 };
 
-// Blocks of a kernel that the current device holds at a time. The first call for a kernel and a device also lets it
-// have that much shared memory.
-inline cudaError_t resident_blocks(const void* kernel, int threads, int shared_bytes, int* blocks) {
+// What launches of a kernel on a device depend on.
+struct Limits {
+    int blocks;       // that the device holds at a time
+    bool can_overlap;  // whether a kernel may be started before the end of the one before: await_earlier_kernels
+};
+
+// The limits on the current device. The first call for a kernel and a device also lets it have that much shared memory.
+inline cudaError_t find_limits(const void* kernel, int threads, int shared_bytes, Limits* limits) {
     static std::mutex mutex;
-    static std::map<std::pair<const void*, int>, int> known;
+    static std::map<std::pair<const void*, int>, Limits> known;
     int device = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error != cudaSuccess) return error;
     const std::lock_guard<std::mutex> lock(mutex);
     const auto at = known.find({kernel, device});
     if (at != known.end()) {
-        *blocks = at->second;
+        *limits = at->second;
         return cudaSuccess;
     }
-    int num_processors = 0, per_processor = 0;
+    int num_processors = 0, per_processor = 0, major = 0;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error == cudaSuccess)
         error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared_bytes);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&num_processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error == cudaSuccess && per_processor < 1) error = cudaErrorLaunchOutOfResources;
-    if (error == cudaSuccess) known[{kernel, device}] = *blocks = num_processors * per_processor;
+    if (error == cudaSuccess) known[{kernel, device}] = *limits = {num_processors * per_processor, major >= 9};
     return error;
 }
 
@@ -79,16 +85,20 @@ inline cudaError_t resident_blocks(const void* kernel, int threads, int shared_b
 template <typename Args>
 const char* launch(void (*kernel)(Args), Grid grid, bool is_persistent, int64_t stream, Args args) {
     if (grid.blocks == 0) return nullptr;
-    int resident = 0;
-    cudaError_t error = resident_blocks((const void*)kernel, grid.threads, grid.shared_bytes, &resident);
-    if (error == cudaSuccess) {
-        const int64_t blocks = is_persistent && grid.blocks > resident ? resident : grid.blocks;
-        void* parameters[] = {&args};
-        error = blocks > INT32_MAX
-                    ? cudaErrorInvalidConfiguration
-                    : cudaLaunchKernel((const void*)kernel, dim3((unsigned)blocks), dim3((unsigned)grid.threads),
-                                       parameters, (size_t)grid.shared_bytes, (cudaStream_t)stream);
-    }
+    Limits limits = {};
+    cudaError_t error = find_limits((const void*)kernel, grid.threads, grid.shared_bytes, &limits);
+    if (error != cudaSuccess) return cudaGetErrorName(error);
+    const int64_t blocks = is_persistent && grid.blocks > limits.blocks ? limits.blocks : grid.blocks;
+    if (blocks > INT32_MAX) return cudaGetErrorName(cudaErrorInvalidConfiguration);
+    void* parameters[] = {&args};
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)blocks), config.blockDim = dim3((unsigned)grid.threads);
+    config.dynamicSmemBytes = (size_t)grid.shared_bytes, config.stream = (cudaStream_t)stream;
+    config.attrs = &overlap, config.numAttrs = limits.can_overlap ? 1 : 0;
+    error = cudaLaunchKernelExC(&config, (const void*)kernel, parameters);
     return error == cudaSuccess ? nullptr : cudaGetErrorName(error);
 }
 

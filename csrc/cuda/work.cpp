@@ -64,22 +64,25 @@ public:
     }
 
     void write(const int32_t* blocks, int64_t num_block_ids, std::vector<int32_t>& buffer) const {
-        constexpr int64_t kHeaderInts = sizeof(WorkHeader) / 4, kUnitInts = sizeof(WorkUnit) / 4;
+        constexpr int64_t kHeaderInts = (sizeof(WorkHeader) + 15) / 16 * 4, kUnitInts = sizeof(WorkUnit) / 4;
         const int64_t num_units = int64_t(units_.size()), num_rows = shape_.num_rows;
         const int64_t units_at = kHeaderInts, blocks_at = units_at + num_units * kUnitInts;
         const int64_t start_at = blocks_at + num_block_ids, slots_at = start_at + num_rows + 1;
-        const int64_t num_ints = slots_at + int64_t(merge_slots_.size());
+        const int64_t writers_at = slots_at + int64_t(merge_slots_.size()), arrived_at = writers_at + num_rows;
+        const int64_t num_ints = arrived_at + num_rows * shape_.num_kv_heads;
         if (num_ints > INT32_MAX || num_slots_ > INT32_MAX)
             throw std::invalid_argument("attention_work: a work list of " + std::to_string(num_ints) + " ints and " +
                                         std::to_string(num_slots_) + " partial results is too long");
-        const WorkHeader header = {int32_t(num_units), shape_.num_rows,   int32_t(units_at),   int32_t(blocks_at),
-                                   int32_t(start_at),  int32_t(slots_at), int32_t(num_slots_), int32_t(num_ints)};
-        buffer.resize(size_t(num_ints));
+        const WorkHeader header = {int32_t(num_units),  shape_.num_rows,   int32_t(units_at),   int32_t(blocks_at),
+                                   int32_t(start_at),   int32_t(slots_at), int32_t(num_slots_), int32_t(num_ints),
+                                   int32_t(writers_at), int32_t(arrived_at)};
+        buffer.assign(size_t(num_ints), 0);
         std::memcpy(buffer.data(), &header, sizeof header);
         if (num_units) std::memcpy(buffer.data() + units_at, units_.data(), units_.size() * sizeof(WorkUnit));
         std::copy(blocks, blocks + num_block_ids, buffer.begin() + blocks_at);
         std::copy(merge_start_.begin(), merge_start_.end(), buffer.begin() + start_at);
         std::copy(merge_slots_.begin(), merge_slots_.end(), buffer.begin() + slots_at);
+        std::copy(num_writers_.begin(), num_writers_.end(), buffer.begin() + writers_at);
     }
 
 private:
@@ -99,6 +102,7 @@ private:
     // How many parts each row's softmax comes in, and where their slots go in merge_slots.
     void count_parts() {
         num_parts_.assign(size_t(shape_.num_rows), 0);
+        num_writers_.assign(size_t(shape_.num_rows), 0);
         for (int64_t i = 0; i < num_items_; ++i)
             for (int64_t kv_lo = 0; kv_lo < items_[i].num_tokens; kv_lo += split_)
                 for (int64_t row = items_[i].first_row(kv_lo); row < items_[i].row_hi; ++row) ++num_parts_[size_t(row)];
@@ -138,9 +142,12 @@ private:
             const int64_t last_row = item.row_lo + (packed_lo + count - 1) / group_;
             const int64_t end = std::min(kv_hi, item.limit(last_row));
             const int32_t causal_add = item.causal ? item.num_tokens - item.row_hi + 1 : kAllTokens;
-            if (end > kv_lo)
+            if (end > kv_lo) {
                 units_.push_back({item.row_lo, int32_t(packed_lo), int32_t(count), item.block_offset, int32_t(kv_lo),
                                   int32_t(end), causal_add, slot_base});
+                for (int64_t row = item.row_lo + packed_lo / group_; slot_base != kDirect && row <= last_row; ++row)
+                    ++num_writers_[size_t(row)];
+            }
             packed_lo += count;
         }
     }
@@ -150,7 +157,7 @@ private:
     const WorkShape& shape_;
     const int64_t group_;
     int64_t split_ = 0, num_slots_ = 0;
-    std::vector<int32_t> num_parts_, merge_start_, merge_slots_, next_;
+    std::vector<int32_t> num_parts_, num_writers_, merge_start_, merge_slots_, next_;
     std::vector<WorkUnit> units_;
 };
 

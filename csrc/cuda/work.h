@@ -1,6 +1,6 @@
-// The GPU's work list of an attention plan: one int32 buffer, made on the host, uploaded in one copy, read by both
-// launches of tree attention. Its counts and offsets are read from the buffer too, so that a captured CUDA graph can
-// be replayed over whatever list lies there.
+// The GPU's work list of an attention plan: one int32 buffer, made on the host, uploaded in one copy, read by tree
+// attention's kernels. Its counts and offsets are read from the buffer too, so that a captured CUDA graph can be
+// replayed over whatever list lies there.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,8 @@ struct WorkHeader {
     int32_t merge_slots_at;  // slots of the partial results of each row, in position order; kDirect: none to merge
     int32_t num_slots;       // partial results, each of one row and all heads
     int32_t num_ints;        // length of the buffer
+    int32_t writers_at;      // (num_rows) units of a KV head that have the row and write partial results
+    int32_t arrived_at;      // (num_rows, num_kv_heads) how many of those are done; 0 before and after each launch
 };
 
 // Packed row p of an item is query row row_lo + p / group and, for each KV head, its query head p % group.

@@ -182,6 +182,7 @@ TTC_DEVICE void sample_tile(const SampleHeadArgs& a, const float* product, int64
 
 template <typename T>
 TTC_KERNEL(kThreads) sample_head_parts(SampleHeadArgs a) {
+    await_earlier_kernels();
     const int64_t row_tiles = (a.num_rows + kRows - 1) / kRows;
     // Row tiles of one stretch of the vocabulary lie side by side: they read the same weights.
     const int64_t row_lo = block_index() % row_tiles * kRows, tile = block_index() / row_tiles;
@@ -189,6 +190,7 @@ TTC_KERNEL(kThreads) sample_head_parts(SampleHeadArgs a) {
 }
 
 TTC_KERNEL(kThreads) sample_head_merge(SampleHeadArgs a) {
+    await_earlier_kernels();
     const int lane = thread_index() % 32;
     const int64_t row = (int64_t)block_index() * (kThreads / 32) + thread_index() / 32;
     if (row >= a.num_rows) return;

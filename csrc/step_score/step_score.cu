@@ -119,6 +119,7 @@ TTC_DEVICE void fold(float* state, int32_t* count, float score) {
 
 template <typename T>
 TTC_KERNEL(kScoreThreads) step_score(StepScoreArgs a) {
+    await_earlier_kernels();
     const int64_t own = block_index();
     const int slot = a.slot[own];
     if (!is_scored(a, own) || slot < 0 || slot >= a.num_slots) return;

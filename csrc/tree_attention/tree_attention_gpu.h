@@ -1,11 +1,12 @@
-// Tree attention on a GPU, in two launches; the op is defined in ttc_kernels/tree_attention/reference.py, and the
-// work list in csrc/cuda/work.h.
+// Tree attention on a GPU, in one launch; the op is defined in ttc_kernels/tree_attention/reference.py, and the work
+// list in csrc/cuda/work.h.
 //
-// Stage 1: blocks of four warps share out the units, for each KV head. Keys and values come in tiles of 64 tokens
+// Blocks of four warps share out the units, for each KV head. Keys and values come in tiles of 64 tokens
 // through a ring of three in shared memory, filled by asynchronous copies. The packed rows of a wide unit are spread
 // over the warps, 16 each; in a narrow unit each warp takes all 16 rows and 16 keys of every tile, and the warps'
 // results are merged at the end. Scores, sums and results are float32; the weights are rounded to the values' type
-// for the product. Stage 2: a warp for each row and head merges the partial results in position order.
+// for the product. The block that comes last to a row merges its partial results, in position order whoever that
+// is; half a warp takes a head.
 #pragma once
 
 #include "cuda/launch.h"
@@ -16,19 +17,19 @@ namespace ttc {
 namespace gpu {
 
 constexpr int kStages = 3, kThreads = 128, kWarps = 4;
+constexpr int kMergeLanes = 16;  // that merge the partial results of a row's head
 
-// What Python passes, field for field (ttc_kernels/tree_attention/cuda.py), and what both kernels get.
+// What Python passes, field for field (ttc_kernels/tree_attention/cuda.py), and what the kernel gets.
 struct AttentionArgs {
     const void *q, *k, *v;  // strides below, in elements; head_dim is adjacent in all
     void* out;              // (rows, num_heads, head_dim), contiguous
     float* partial;         // (num_slots, num_heads, head_dim), normed
     float* partial_lse;     // (num_slots, num_heads): natural logarithm of the sum of exp(scale * score)
-    const int32_t* work;    // WorkHeader and what it points to
+    int32_t* work;          // WorkHeader and what it points to
     int64_t q_row, q_head, k_block, k_head, k_token, v_block, v_head, v_token;
     int32_t num_heads, num_kv_heads, block_shift;  // a block is 1 << block_shift tokens
     float scale;
-    int64_t num_rows;            // of q; the kernels read that of the work list
-    int32_t head_dim, is_bf16;  // 64 or 128; else float16: which kernels are launched
+    int32_t head_dim, is_bf16;   // 64 or 128; else float16: which kernel is launched
 };
 
 constexpr int ring_bytes(int dim) { return kStages * 2 * kWorkTokens * dim * 2; }
@@ -245,6 +246,71 @@ TTC_DEVICE void store_narrow(const Unit<T, kDim>& u, const Running<kDim>& run) {
     if (u.thread % 8 == 0) u.store_lse(p, highest, total);
 }
 
+// Half a warp merges the partial results of a row's head, or follows along where `is_wanted` is false.
+template <typename T, int kDim>
+TTC_DEVICE void merge_head(const AttentionArgs& args, int64_t row, int64_t head, int lane, bool is_wanted) {
+    constexpr int kColumns = kDim / kMergeLanes;  // of a lane
+    const WorkHeader& header = *(const WorkHeader*)args.work;
+    const int32_t *start = args.work + header.merge_start_at, *slots = args.work + header.merge_slots_at;
+    const int lo = is_wanted ? start[row] : 0, hi = is_wanted ? start[row + 1] : 0;
+    const bool is_there = lo < hi && slots[lo] == kDirect;  // a unit of another item has nothing to say to the row
+    float top = -kInfinity, sum = 0.0f, acc[kColumns];
+    for (int s = lo + lane; s < hi && !is_there; s += kMergeLanes)
+        top = fmaxf(top, args.partial_lse[(int64_t)slots[s] * args.num_heads + head]);
+    for (int mask = kMergeLanes / 2; mask > 0; mask /= 2) top = fmaxf(top, shuffle_xor(top, mask));
+    if (is_there || !is_wanted) return;
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) acc[c] = 0.0f;
+#pragma unroll 8
+    for (int s = lo; s < hi; ++s) {
+        const int64_t at = (int64_t)slots[s] * args.num_heads + head;
+        const float weight = exp2_fast((args.partial_lse[at] - top) * kLog2e);
+        sum += weight;
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) acc[c] += weight * args.partial[at * kDim + lane * kColumns + c];
+    }
+    const float rate = sum == 0.0f ? 0.0f : 1.0f / sum;
+    T* to = (T*)args.out + (row * args.num_heads + head) * kDim + lane * kColumns;
+#pragma unroll
+    for (int c = 0; c < kColumns; c += 2) *(uint32_t*)(to + c) = pack<T>(acc[c] * rate, acc[c + 1] * rate);
+}
+
+// Counts the unit, all of whose results are stored, at its rows, and merges those of its KV head that are complete.
+// `unit` lies in the list: it need not stay in registers until then.
+template <typename T, int kDim>
+TTC_DEVICE void merge_complete_rows(const AttentionArgs& args, const WorkUnit& unit, int kv_head) {
+    const WorkHeader& header = *(const WorkHeader*)args.work;
+    const int thread = thread_index(), group = args.num_heads / args.num_kv_heads;
+    const int first = unit.row_lo + unit.packed_lo / group;
+    const int num = unit.row_lo + (unit.packed_lo + unit.num_packed - 1) / group - first + 1;
+    int* const is_complete = (int*)shared_memory();  // (num), at most kWideRows
+    if (thread < num) {
+        const int row = first + thread;
+        uint32_t* const arrived = (uint32_t*)args.work + header.arrived_at + row * args.num_kv_heads + kv_head;
+        const uint32_t last = (uint32_t)args.work[header.writers_at + row] - 1;
+        is_complete[thread] = count_up(arrived, last) == last;
+    }
+    block_barrier();
+    constexpr int kAtOnce = kThreads / kMergeLanes;
+    for (int from = 0; from < num * group; from += kAtOnce) {
+        const int i = from + thread / kMergeLanes, row = i / group, head = kv_head * group + i % group;
+        merge_head<T, kDim>(args, first + row, head, thread % kMergeLanes, row < num && is_complete[row]);
+    }
+    block_barrier();  // the next unit's ring lies where `is_complete` does
+}
+
+// The result of rows that are in no unit is zeros. The grid's warps share them out.
+TTC_DEVICE void clear_unseeing_rows(const AttentionArgs& args, int dim) {
+    const WorkHeader& header = *(const WorkHeader*)args.work;
+    const int32_t *start = args.work + header.merge_start_at, *writers = args.work + header.writers_at;
+    const int lane = thread_index() % 32, row_words = args.num_heads * dim / 2;
+    for (int row = block_index() * kWarps + thread_index() / 32; row < header.num_rows; row += num_blocks() * kWarps) {
+        if (writers[row] || start[row] < start[row + 1]) continue;
+        uint32_t* const to = (uint32_t*)args.out + (int64_t)row * row_words;
+        for (int i = lane; i < row_words; i += 32) to[i] = 0;
+    }
+}
+
 template <typename T, int kDim, bool kIsWide>
 TTC_DEVICE void attend_unit(const Unit<T, kDim>& u) {
     constexpr int kKeys = kIsWide ? kWorkTokens : kWorkTokens / kWarps;
@@ -285,59 +351,28 @@ TTC_DEVICE void attend_unit(const Unit<T, kDim>& u) {
 }
 
 template <typename T, int kDim>
-TTC_KERNEL(kThreads) tree_attention_parts(AttentionArgs args) {
+TTC_KERNEL(kThreads) tree_attention_units(AttentionArgs args) {
+    await_earlier_kernels();
     const WorkHeader& header = *(const WorkHeader*)args.work;
     const WorkUnit* units = (const WorkUnit*)(args.work + header.units_at);
     const int64_t num_units = (int64_t)header.num_units * args.num_kv_heads;
     for (int64_t i = block_index(); i < num_units; i += num_blocks()) {
-        const Unit<T, kDim> unit(args, units[i / args.num_kv_heads], (int)(i % args.num_kv_heads));
-        if (unit.unit.num_packed <= kNarrowRows)
-            attend_unit<T, kDim, false>(unit);
+        const WorkUnit& unit = units[i / args.num_kv_heads];
+        const int kv_head = (int)(i % args.num_kv_heads);
+        if (unit.num_packed <= kNarrowRows)
+            attend_unit<T, kDim, false>({args, unit, kv_head});
         else
-            attend_unit<T, kDim, true>(unit);
+            attend_unit<T, kDim, true>({args, unit, kv_head});
+        if (unit.slot_base != kDirect) merge_complete_rows<T, kDim>(args, unit, kv_head);
     }
+    clear_unseeing_rows(args, kDim);
 }
 
-template <typename T, int kDim>
-TTC_KERNEL(kThreads) tree_attention_merge(AttentionArgs args) {
-    constexpr int kColumns = kDim / 32;  // of a lane
-    const WorkHeader& header = *(const WorkHeader*)args.work;
-    const int32_t *start = args.work + header.merge_start_at, *slots = args.work + header.merge_slots_at;
-    const int lane = thread_index() % 32, warp = thread_index() / 32;
-    const int64_t num = (int64_t)header.num_rows * args.num_heads;
-    for (int64_t i = (int64_t)block_index() * kWarps + warp; i < num; i += (int64_t)num_blocks() * kWarps) {
-        const int64_t row = i / args.num_heads, head = i % args.num_heads;
-        const int lo = start[row], hi = start[row + 1];
-        if (lo < hi && slots[lo] == kDirect) continue;
-        float top = -kInfinity, sum = 0.0f, acc[kColumns];
-        for (int s = lo + lane; s < hi; s += 32)
-            top = fmaxf(top, args.partial_lse[(int64_t)slots[s] * args.num_heads + head]);
-        top = warp_max(top);
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) acc[c] = 0.0f;
-        for (int s = lo; s < hi; ++s) {
-            const int64_t at = (int64_t)slots[s] * args.num_heads + head;
-            const float weight = exp2_fast((args.partial_lse[at] - top) * kLog2e);
-            sum += weight;
-#pragma unroll
-            for (int c = 0; c < kColumns; ++c) acc[c] += weight * args.partial[at * kDim + lane * kColumns + c];
-        }
-        const float rate = sum == 0.0f ? 0.0f : 1.0f / sum;
-        T* to = (T*)args.out + i * kDim + lane * kColumns;
-#pragma unroll
-        for (int c = 0; c < kColumns; c += 2) *(uint32_t*)(to + c) = pack<T>(acc[c] * rate, acc[c + 1] * rate);
-    }
-}
-
-// Both launches. The work list may be replaced before a captured graph is replayed.
+// The work list may be replaced before a captured graph is replayed.
 template <typename T, int kDim>
 const char* tree_attention(const AttentionArgs& args, int64_t stream) {
     constexpr int64_t kManyBlocks = 1 << 30;  // more than any device holds at a time
-    const char* error = launch(tree_attention_parts<T, kDim>, {kManyBlocks, kThreads, ring_bytes(kDim)}, true, stream,
-                               args);
-    if (error) return error;
-    return launch(tree_attention_merge<T, kDim>, {(args.num_rows * args.num_heads + kWarps - 1) / kWarps, kThreads, 0},
-                  false, stream, args);
+    return launch(tree_attention_units<T, kDim>, {kManyBlocks, kThreads, ring_bytes(kDim)}, true, stream, args);
 }
 
 }  // namespace gpu

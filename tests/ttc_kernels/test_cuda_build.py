@@ -19,7 +19,7 @@ from ttc_kernels.step_score.cuda import StepScoreArgs
 from ttc_kernels.tree_attention.cuda import AttentionArgs
 
 LIBRARY = ROOT / "ttc_kernels" / "_cuda.so"
-KERNEL = "_ZN3ttc3gpu20tree_attention_partsINS0_4Bf16ELi128EEEvNS0_13AttentionArgsE"
+KERNEL = "_ZN3ttc3gpu20tree_attention_unitsINS0_4Bf16ELi128EEEvNS0_13AttentionArgsE"
 PTXAS = f"""\
 ptxas info    : Compiling entry function '_Z5otherv' for 'sm_80'
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
@@ -148,7 +148,27 @@ def test_a_failed_launch_names_the_op_and_its_shapes(emulated):
         copy_blocks(caches, pairs, lib=lib)
     if LIBRARY.exists():
         with pytest.raises(RuntimeError, match=r"copy_blocks: cudaError\w+ from CUDA for one block"):
-            cuda.library().call("copy_blocks", torch.device("cpu", 99), "one block", CopyBlocksArgs(num_pairs=1))
+            cuda.library().call(
+                "copy_blocks", torch.device("cpu", 99), lambda: "one block", CopyBlocksArgs(num_pairs=1)
+            )
+
+
+def test_shapes_are_described_only_where_a_launch_fails(emulated):
+    args = CopyBlocksArgs(num_pairs=0)
+
+    def shapes() -> str:
+        raise AssertionError("nothing has failed")
+
+    emulated.call("copy_blocks", torch.device("cpu"), shapes, args)
+
+
+def test_every_kernel_waits_for_the_one_before_it():
+    """From sm_90 on a kernel may be started before the one whose results it reads has ended."""
+    paths = [*ROOT.glob("csrc/*/*.cu"), *ROOT.glob("csrc/*/*_gpu.h")]
+    sources = "".join(path.read_text() for path in paths)
+    bodies = re.findall(r"\nTTC_KERNEL\(\w+\) \w+\([^)]*\) \{\n(.*)", sources)
+    assert len(bodies) == sources.count("\nTTC_KERNEL(") > 4
+    assert {body.strip() for body in bodies} == {"await_earlier_kernels();"}
 
 
 def test_tensors_must_lie_on_one_device_of_the_right_kind(emulated):

@@ -125,6 +125,39 @@ def test_tree_attention_rows_that_are_bad_or_see_nothing_stay_alone(lib):
     assert torch.equal(out, torch.cat([clean, torch.zeros(2, 4, 64, dtype=HALF)]))
 
 
+def test_tree_attention_does_not_depend_on_who_comes_last(lib):
+    """The block that comes last to a row merges it, in an order that is always the same, and leaves counters of 0."""
+    function = ctypes.CDLL(lib.path).ttc_test_seed
+    function.argtypes = [ctypes.c_int64]
+    case = cases.Case(6, 2, 64, HALF, ((1, 300), (3, 70), (4, 9)))
+    inputs = attention_inputs(case)
+    q, k = inputs["q"], inputs["k_cache"]
+    work = AttentionWork(6, 2, 64, "cpu", split_tokens=64)
+    work.update(inputs["plan"], len(q), k.shape[0], k.shape[2])
+    before, results = work.ints.clone(), []
+    try:
+        for seed in range(6):
+            function(seed)
+            work.partial.fill_(float("nan"))
+            out = poisoned(*q.shape, dtype=HALF)
+            results.append(tree_attention(**(inputs | {"plan": work}), out=out, lib=lib))
+            assert torch.equal(work.ints, before)
+    finally:
+        function(0)
+    assert_attention_agrees(inputs, results[0])
+    assert all(torch.equal(result, results[0]) for result in results[1:])
+
+
+@pytest.mark.parametrize("levels", [((1, 40), (6, 20)), ((3, 500),), ((5, 9),)], ids=str)
+def test_tree_attention_is_one_launch(lib, levels):
+    num_launches = ctypes.CDLL(lib.path).ttc_test_num_launches
+    num_launches.restype = ctypes.c_int64
+    inputs = attention_inputs(cases.Case(4, 2, 64, HALF, levels))
+    before = num_launches()
+    attend(lib, inputs, split_tokens=128)
+    assert num_launches() - before == 1
+
+
 def test_one_work_list_serves_changing_plans_at_the_same_addresses(lib):
     """What a CUDA graph that is replayed sees."""
     work = AttentionWork(4, 2, 64, "cpu", num_ints=2000, num_slots=200)

@@ -26,13 +26,17 @@ def decode(work: np.ndarray) -> SimpleNamespace:
     start_at, num_rows = header[WorkHeader.MERGE_START_AT], header[WorkHeader.NUM_ROWS]
     assert header[WorkHeader.NUM_INTS] == len(work)
     assert units_at % 4 == 0  # a unit is read 16 bytes at a time
-    num_slots = header[WorkHeader.NUM_SLOTS]
+    num_slots, writers_at = header[WorkHeader.NUM_SLOTS], header[WorkHeader.WRITERS_AT]
+    assert header[WorkHeader.ARRIVED_AT] == writers_at + num_rows
+    assert not work[writers_at + num_rows :].any(), "counters start at 0"
     assert (WorkList(work).num_units, WorkList(work).num_slots) == (num_units, num_slots)
     return SimpleNamespace(
         units=work[units_at : units_at + len(WorkUnit) * num_units].reshape(-1, len(WorkUnit)),
         blocks=work[header[WorkHeader.BLOCKS_AT] : start_at],
         merge_start=work[start_at : start_at + num_rows + 1],
-        merge_slots=work[header[WorkHeader.MERGE_SLOTS_AT] :],
+        merge_slots=work[header[WorkHeader.MERGE_SLOTS_AT] : writers_at],
+        writers=work[writers_at : writers_at + num_rows],
+        arrived=work[writers_at + num_rows :],
         num_slots=num_slots,
         num_rows=num_rows,
     )
@@ -57,10 +61,14 @@ def check(plan, num_rows: int, group: int, num_blocks: int, block_size: int, **o
     lengths = work.units[:, WorkUnit.KV_HI] - work.units[:, WorkUnit.KV_LO]
     assert (np.diff(lengths) <= 0).all(), "the longest units come first"
     seen: dict[tuple[int, int, int], list[int]] = {}  # (row, head in the group, partial slot) -> cache slots
+    num_writers = [0] * num_rows
+    assert len(work.arrived) == 2 * num_rows
     for row_lo, packed_lo, num_packed, block_offset, kv_lo, kv_hi, causal_add, slot_base in work.units.tolist():
         assert 0 < num_packed <= 64
         assert kv_lo % 64 == 0
         assert kv_lo < kv_hi
+        for row in range(row_lo + packed_lo // group, row_lo + (packed_lo + num_packed - 1) // group + 1):
+            num_writers[row] += slot_base != DIRECT
         for packed in range(packed_lo, packed_lo + num_packed):
             row, head = row_lo + packed // group, packed % group
             limit = min(kv_hi, row + causal_add)
@@ -81,6 +89,7 @@ def check(plan, num_rows: int, group: int, num_blocks: int, block_size: int, **o
             merged = [slot for part in parts for slot in seen.pop((row, head, part))]
             assert merged == expected[row].tolist()
     assert not any(seen.values()), "a partial result that nothing merges"
+    assert work.writers.tolist() == num_writers, "a row is merged when so many units have come to it"
     return work
 
 

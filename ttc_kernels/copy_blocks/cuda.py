@@ -53,7 +53,7 @@ def copy_blocks(caches: Sequence[torch.Tensor], pairs: torch.Tensor, *, lib: Lib
         pairs=pairs.data_ptr(),
         num_pairs=len(pairs),
     )
-    lib.call("copy_blocks", device, f"{len(pairs)} pairs in caches {[tuple(cache.shape) for cache in caches]}", args)
+    lib.call("copy_blocks", device, lambda: f"{len(pairs)} pairs in caches {[tuple(x.shape) for x in caches]}", args)
 
 
 def _chunks(cache: torch.Tensor) -> tuple[int, int, int]:

@@ -98,7 +98,7 @@ def sample_head(
         is_bf16=hidden.dtype is torch.bfloat16,
         **{name: x.data_ptr() for name, x in (draws | tables).items()},
     )
-    lib.call("sample_head", device, f"hidden {describe(hidden)}, weight {describe(weight)}", args)
+    lib.call("sample_head", device, lambda: f"hidden {describe(hidden)}, weight {describe(weight)}", args)
     return tokens, logprobs, flags
 
 

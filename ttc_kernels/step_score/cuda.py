@@ -79,7 +79,7 @@ def step_score(
         type=_TYPES[hidden.dtype],
         **{name: None if x is None else x.data_ptr() for name, x in given.items()},
     )
-    lib.call("step_score", device, f"{n} scores of hidden {describe(hidden)} with {num_labels} labels", args)
+    lib.call("step_score", device, lambda: f"{n} scores of hidden {describe(hidden)}, {num_labels} labels", args)
     return scores
 
 

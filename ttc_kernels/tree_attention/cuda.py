@@ -40,7 +40,6 @@ class AttentionArgs(ctypes.Structure):
         ("num_kv_heads", ctypes.c_int32),
         ("block_shift", ctypes.c_int32),
         ("scale", ctypes.c_float),
-        ("num_rows", ctypes.c_int64),
         ("head_dim", ctypes.c_int32),
         ("is_bf16", ctypes.c_int32),
     )
@@ -56,7 +55,7 @@ def tree_attention(
     *,
     lib: Library | None = None,
 ) -> torch.Tensor:
-    """`reference.tree_attention` in two launches.
+    """`reference.tree_attention` in one launch.
 
     `plan` may be an AttentionWork, which holds a plan's work list already; otherwise the list is made and uploaded at
     the first call with the plan, and kept as long as the plan lives. Raises ValueError for arguments that the kernel
@@ -67,7 +66,7 @@ def tree_attention(
     device = lib.check_device("tree_attention", q=q, k_cache=k_cache, v_cache=v_cache, out=out)
     _check(q, k_cache, v_cache, out)
     args = _args(q, k_cache, v_cache, work_of(plan, q, k_cache), scale, out)
-    lib.call("tree_attention", device, f"q {describe(q)}, k_cache {describe(k_cache)}", args)
+    lib.call("tree_attention", device, lambda: f"q {describe(q)}, k_cache {describe(k_cache)}", args)
     return out
 
 
@@ -82,7 +81,7 @@ def _args(
     q_row, q_head, _ = q.stride()
     k_block, k_head, k_token, _ = k_cache.stride()
     v_block, v_head, v_token, _ = v_cache.stride()
-    num_rows, num_heads, head_dim = q.shape
+    _, num_heads, head_dim = q.shape
     return AttentionArgs(
         q=q.data_ptr(),
         k=k_cache.data_ptr(),
@@ -103,7 +102,6 @@ def _args(
         num_kv_heads=k_cache.shape[1],
         block_shift=k_cache.shape[2].bit_length() - 1,
         scale=scale,
-        num_rows=num_rows,
         head_dim=head_dim,
         is_bf16=q.dtype is torch.bfloat16,
     )

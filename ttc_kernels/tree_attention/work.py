@@ -29,6 +29,8 @@ class WorkHeader(IntEnum):
     MERGE_SLOTS_AT = 5
     NUM_SLOTS = 6
     NUM_INTS = 7
+    WRITERS_AT = 8
+    ARRIVED_AT = 9
 
 
 class WorkUnit(IntEnum):
@@ -49,7 +51,7 @@ class WorkList:
     """The work list of one plan, on the host."""
 
     ints: np.ndarray
-    """(num_ints,) int32: header, units, block ids, and the slots that each row merges."""
+    """(num_ints,) int32: header, units, block ids, the slots that each row merges, and who has written them."""
 
     @property
     def num_units(self) -> int:

@@ -1,7 +1,8 @@
 // Runs the CUDA kernels on a CPU, thread for thread: every name of csrc/cuda/device.h and csrc/cuda/launch.h that is
-// the device's own, as its documentation defines it. A thread is a fiber; which one goes on next is drawn at random,
-// so that a missing barrier shows; asynchronous copies are carried out no earlier than they are waited for, so that a
-// missing wait shows; shared memory starts as NaN; a barrier that some threads never reach is an error.
+// the device's own, as its documentation defines it. A thread is a fiber; which one goes on next, of a few blocks that
+// run side by side, is drawn at random, so that a missing barrier shows; asynchronous copies are carried out no earlier
+// than they are waited for, so that a missing wait shows; shared memory starts as NaN; a barrier that some threads
+// never reach is an error.
 #pragma once
 
 #include <setjmp.h>
@@ -69,6 +70,9 @@ struct Block {
 };
 
 inline thread_local Block* block = nullptr;
+inline thread_local unsigned seed = 0;  // of a launch: of the order in which its blocks and threads go on
+inline thread_local std::minstd_rand random;
+inline thread_local int64_t num_launches = 0;
 
 inline Thread& self() { return block->threads[size_t(block->current)]; }
 inline Warp& warp() { return block->warps[size_t(block->current / kLanes)]; }
@@ -102,22 +106,27 @@ inline void thread_main() {
     _longjmp(block->scheduler, 1);
 }
 
-inline void resume(int number) {
-    block->current = number;
-    if (_setjmp(block->scheduler)) return;
+inline void resume(Block& b) {
+    const size_t at = random() % b.ready.size();
+    b.current = b.ready[at];
+    b.ready[at] = b.ready.back();
+    b.ready.pop_back();
+    block = &b;
+    if (_setjmp(b.scheduler)) return;
     Thread& thread = self();
     if (thread.is_started) _longjmp(thread.state, 1);
     thread.is_started = true;
     setcontext(&thread.start);
 }
 
-inline void start_threads(Block& b) {
+// `place` is that of the block among those that run side by side.
+inline void start_threads(Block& b, int place) {
     static thread_local std::vector<std::unique_ptr<char[]>> stacks;
-    while (int(stacks.size()) < b.num_threads) stacks.emplace_back(new char[kStackBytes]);
+    while (int(stacks.size()) < (place + 1) * b.num_threads) stacks.emplace_back(new char[kStackBytes]);
     for (int i = 0; i < b.num_threads; ++i) {
         Thread& thread = b.threads[size_t(i)];
         getcontext(&thread.start);
-        thread.start.uc_stack.ss_sp = stacks[size_t(i)].get();
+        thread.start.uc_stack.ss_sp = stacks[size_t(place * b.num_threads + i)].get();
         thread.start.uc_stack.ss_size = kStackBytes;
         thread.start.uc_link = nullptr;
         makecontext(&thread.start, thread_main, 0);
@@ -125,26 +134,33 @@ inline void start_threads(Block& b) {
     }
 }
 
-inline std::string run_block(int index, int num_blocks, int num_threads, int shared_bytes, std::function<void()> body) {
-    Block b;
-    b.index = index, b.num_blocks = num_blocks, b.num_threads = num_threads, b.body = std::move(body);
-    b.shared.assign(size_t(shared_bytes) + 128, char(0xff));
-    b.threads.resize(size_t(num_threads));
-    b.warps.resize(size_t(num_threads / kLanes));
-    block = &b;
-    start_threads(b);
-    std::minstd_rand random(unsigned(index + 1));
-    while (!b.ready.empty() && b.error.empty()) {
-        const size_t at = random() % b.ready.size();
-        const int number = b.ready[at];
-        b.ready[at] = b.ready.back();
-        b.ready.pop_back();
-        resume(number);
+// Runs `num` blocks from number `first` on side by side.
+inline std::string run_blocks(int first, int num, int num_blocks, int num_threads, int shared_bytes,
+                              const std::function<void()>& body) {
+    random.seed(1009 * seed + unsigned(first) + 1);
+    std::vector<Block> blocks(static_cast<size_t>(num));
+    std::vector<Block*> running;
+    for (int i = 0; i < num; ++i) {
+        Block& b = blocks[size_t(i)];
+        b.index = first + i, b.num_blocks = num_blocks, b.num_threads = num_threads, b.body = body;
+        b.shared.assign(size_t(shared_bytes) + 128, char(0xff));
+        b.threads.resize(size_t(num_threads));
+        b.warps.resize(size_t(num_threads / kLanes));
+        start_threads(b, i);
+        running.push_back(&b);
     }
-    for (const Thread& thread : b.threads)
-        if (b.error.empty() && !thread.is_done) b.error = "some threads never reach a barrier or an exchange";
+    while (!running.empty()) {
+        const size_t at = random() % running.size();
+        resume(*running[at]);
+        if (running[at]->ready.empty() || !running[at]->error.empty()) running.erase(running.begin() + long(at));
+    }
     block = nullptr;
-    return b.error;
+    for (const Block& b : blocks) {
+        if (!b.error.empty()) return b.error;
+        for (const Thread& thread : b.threads)
+            if (!thread.is_done) return "some threads never reach a barrier or an exchange";
+    }
+    return "";
 }
 
 inline void carry_out(const Copy& copy) {
@@ -173,6 +189,14 @@ inline int num_blocks() { return emulator::block->num_blocks; }
 inline char* shared_memory() {
     const uintptr_t at = uintptr_t(emulator::block->shared.data());
     return (char*)((at + 127) / 128 * 128);
+}
+
+inline void await_earlier_kernels() {}
+
+inline uint32_t count_up(uint32_t* counter, uint32_t last) {
+    const uint32_t before = *counter;
+    *counter = before >= last ? 0 : before + 1;
+    return before;
 }
 
 inline void block_barrier() { emulator::wait_for(emulator::block->waiting, size_t(emulator::block->num_threads)); }
@@ -275,9 +299,12 @@ private:
 template <typename Args, typename AnyGrid = Grid>
 const char* launch(void (*kernel)(Args), AnyGrid grid, bool is_persistent, int64_t, Args args) {
     static thread_local std::string error;
-    const int blocks = is_persistent ? int(std::min<int64_t>(grid.blocks, emulator::kResidentBlocks)) : int(grid.blocks);
-    for (int i = 0; i < blocks; ++i) {
-        error = emulator::run_block(i, blocks, grid.threads, grid.shared_bytes, [=] { kernel(args); });
+    const int resident = emulator::kResidentBlocks;
+    const int blocks = is_persistent ? int(std::min<int64_t>(grid.blocks, resident)) : int(grid.blocks);
+    ++emulator::num_launches;
+    for (int i = 0; i < blocks; i += resident) {
+        error = emulator::run_blocks(i, std::min(resident, blocks - i), blocks, grid.threads, grid.shared_bytes,
+                                     [=] { kernel(args); });
         if (!error.empty()) return error.c_str();
     }
     return nullptr;

@@ -16,6 +16,7 @@ struct Fault {
 
 // Copies words through shared memory; each thread hands on what another one fetched.
 TTC_KERNEL(kThreads) hand_on(Fault a) {
+    await_earlier_kernels();
     const int thread = thread_index(), other = (thread + 37) % kThreads;
     uint32_t* const shared = (uint32_t*)shared_memory();
     copy_async(shared + 4 * thread, a.from + 4 * thread, true);
@@ -44,3 +45,9 @@ TTC_EXPORT void ttc_test_round(int64_t from, int64_t to, int64_t n, int64_t is_b
         ((uint16_t*)to)[i] = is_bf16 ? from_float<Bf16>(x).bits : from_float<Half>(x).bits;
     }
 }
+
+// Draws the order in which blocks and threads go on anew.
+TTC_EXPORT void ttc_test_seed(int64_t seed) { ttc::gpu::emulator::seed = (unsigned)seed; }
+
+// Kernels launched so far by this thread.
+TTC_EXPORT int64_t ttc_test_num_launches() { return ttc::gpu::emulator::num_launches; }
