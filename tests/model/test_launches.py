@@ -1,0 +1,97 @@
+"""Kernels that a decode step launches on a GPU, counted on a CPU: torch's by its dispatcher, Triton's by a stub that
+runs none, CUDA's by their emulator."""
+
+import ctypes
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.interpreter import GridExecutor
+
+from engine.model.unpacked import TorchDecoder
+from engine.model.weights import LayerExtras, Trunk
+from ttc_kernels import cuda
+from ttc_kernels.decoder import cases
+from ttc_kernels.tree_attention import api as attention_api
+from ttc_kernels.tree_attention import cuda as attention_cuda
+
+ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided")
+# What layers of Llama need, and of Qwen2.5, whose bias the second launch adds: 9. It was 10, and 11 for Qwen2.5. SwiGLU
+# can be folded only into a matrix product of our own, the norms into the launches after such a product.
+LAYER = [
+    *("mm", "_rope_store_kv", "tree_attention", "mm", "_rms_norm"),
+    *("mm", "_swiglu", "mm", "_rms_norm"),
+]
+QK_NORM = ["_rms_norm", "mul", "mul"]
+
+
+class TorchKernels(TorchDispatchMode):
+    """Notes every op of torch that is neither a view nor an allocation."""
+
+    def __init__(self, launched: list[str]):
+        super().__init__()
+        self.launched = launched
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in ALLOCATIONS:
+            self.launched.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class CountedLibrary(cuda.Library):
+    """Notes the launches of every call."""
+
+    def __init__(self, library: cuda.Library, launched: list[str]):
+        super().__init__(library.path, library.device_type)
+        self.launched = launched
+        self.num_launches = ctypes.CDLL(str(library.path)).ttc_test_num_launches
+        self.num_launches.restype = ctypes.c_int64
+
+    def call(self, op, device, shapes, args):
+        before = self.num_launches()
+        super().call(op, device, shapes, args)
+        self.launched += [op] * (self.num_launches() - before)
+
+
+@pytest.fixture
+def launched(emulated, monkeypatch) -> list[str]:
+    """The names of what is launched; attention is in CUDA, as it is on a GPU for this type and head size."""
+    names: list[str] = []
+    library = CountedLibrary(emulated, names)
+    monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **options: names.append(self.fn.__name__))
+    monkeypatch.setattr(attention_api, "choose", lambda impl, x: "cuda")
+    monkeypatch.setattr(attention_cuda, "library", lambda: library)
+    return names
+
+
+def step(num_layers: int, extras: LayerExtras, launched: list[str]) -> list[str]:
+    """What one decode step launches."""
+    case = cases.Case(num_layers, 32, 48, 2, 1, 64, torch.float16, ((1, 20), (3, 5)))
+    inputs = case.inputs()
+    inputs["k_cache"] = inputs["k_cache"].contiguous()  # as kv_cache.allocate lays it out on a GPU
+    decoder = TorchDecoder(Trunk(case.weights(), (extras,) * num_layers), "triton")
+    launched.clear()
+    with TorchKernels(launched):
+        decoder.forward(**inputs)
+    return list(launched)
+
+
+def extras_of(has_bias: bool, has_qk_norm: bool) -> LayerExtras:
+    norm = torch.ones(64, dtype=torch.float16) if has_qk_norm else None
+    return LayerExtras(torch.ones(256, dtype=torch.float16) if has_bias else None, norm, norm)
+
+
+@pytest.mark.parametrize(
+    ("extras", "expected"),
+    [
+        (extras_of(False, False), LAYER),
+        (extras_of(True, False), LAYER),
+        (extras_of(False, True), [LAYER[0], *QK_NORM, *LAYER[1:]]),
+        (extras_of(True, True), [LAYER[0], "add_", *QK_NORM, *LAYER[1:]]),
+    ],
+    ids=["Llama", "Qwen2.5", "Qwen3", "a bias and norms"],
+)
+def test_launches_of_a_layer(extras, expected, launched):
+    one, two = step(1, extras, launched), step(2, extras, launched)
+    assert two[len(one) :] == expected
