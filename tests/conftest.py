@@ -27,7 +27,7 @@ settings.load_profile("shared machine")
 SLOW = [
     *("benchmarks", "docs", "training", "test_home.py", "test_package.py", "test_revisions.py"),
     *(f"cli/test_{name}.py" for name in ("calibrate", "demo", "formats", "options", "real_rows", "search", "train")),
-    *(f"model/test_{name}.py" for name in ("families", "fields", "hub", "memory", "mutations", "ranks")),
+    *(f"model/test_{name}.py" for name in ("families", "fields", "hub", "launches", "memory", "mutations", "ranks")),
     *("runtime/executors", "tasks/test_grading.py", "prompts/test_template.py"),
     *(f"verifiers/test_{name}.py" for name in ("engine", "families", "formats")),
     *(
