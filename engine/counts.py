@@ -10,7 +10,8 @@ from numbers import Real
 
 from engine.errors import UserError
 
-_MAX_DIGITS = 40  # of a number that is shown in a message
+_MAX_DIGITS = 40  # of a whole number that is shown in a message
+_MAX_SHOWN = 80  # characters of any other value
 
 
 def check_count(name: str, value: object, least: int = 1, most: int | None = None) -> int:
@@ -36,22 +37,30 @@ def check_seed(value: object) -> int:
 def check_real(name: str, value: object) -> float:
     """The value as a float, infinite where it is beyond floats. Raises UserError for what is no number."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise UserError(f"{name} must be a number, got {value!r}")
+        raise UserError(f"{name} must be a number, got {shown(value)}")
     try:
         return float(value)
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
 
 
-def shown(number: int) -> str:
-    """The number, or how long it is: Python refuses to write down thousands of digits."""
-    return str(number) if number.bit_length() <= 3 * _MAX_DIGITS else f"a number of {number.bit_length()} bits"
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long. Python refuses to write down thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 3 * _MAX_DIGITS:
+        return f"a number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:  # such digits in a list, or a user's own class
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _whole(name: str, value: object) -> int:
+    if type(value) is int:  # the fast way
+        return value
     if not isinstance(value, bool):
         try:
             return operator.index(value)
         except TypeError:
             pass
-    raise UserError(f"{name} must be a whole number, got {value!r}")
+    raise UserError(f"{name} must be a whole number, got {shown(value)}")

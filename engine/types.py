@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engine.accounting.ledger import Ledger
-from engine.counts import check_real, settle_count
+from engine.counts import check_real, settle_count, shown
 from engine.errors import UserError
 
 
@@ -60,7 +60,7 @@ def as_sampling(value: Sampling | None) -> Sampling:
     if value is None:
         return Sampling()
     if not isinstance(value, Sampling):
-        raise UserError(f"sampling must be a Sampling, got {value!r}")
+        raise UserError(f"sampling must be a Sampling, got {shown(value)}")
     return value
 
 

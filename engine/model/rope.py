@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from engine.errors import UserError
-from engine.model.fields import real
+from engine.model.fields import real, whole
 
 DEFAULT_THETA = 10000.0
 # The numbers that each type of scaling uses; all types use rope_theta.
@@ -83,7 +83,7 @@ def read_rope(raw: dict, max_positions: int, path: Path) -> tuple[float, Rope]:
     original = raw.get("original_max_position_embeddings")
     if original is None:
         original = rope.get("original_max_position_embeddings")
-    original = int(real("original_max_position_embeddings", max_positions if original is None else original, path))
+    original = whole("original_max_position_embeddings", max_positions if original is None else original, path)
     fields = {name: rope.get(name) for name in _NUMBERS[kind]}
     if kind == "yarn" and "factor" in rope and fields["factor"] is None:
         fields["factor"] = max_positions / original

@@ -41,8 +41,13 @@ def has_closed_box(text: str) -> bool:
 
     Escaped braces are part of what a box holds.
     """
-    boxes = _Boxes.of(after_thoughts(text))
+    boxes = _Boxes.of(after_thoughts(text)) if _may_hold_box(text) else None
     return boxes is not None and bool(boxes.is_closed[0])
+
+
+def _may_hold_box(text: str) -> bool:
+    """False for most texts, at once."""
+    return "\\boxed" in text or "\\fbox" in text
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class _Boxes:
     @classmethod
     def of(cls, text: str) -> _Boxes | None:
         """The boxes, or None where there is none."""
+        if not _may_hold_box(text):
+            return None
         bare = text.replace(r"\\", "xx").replace(r"\{", "xx").replace(r"\}", "xx")  # without what is escaped
         bare = bare[: bare.rfind("}") + 1]
         found = [box.end() for box in _FILLED.finditer(bare)]

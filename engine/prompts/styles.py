@@ -92,7 +92,11 @@ class PromptFormat:
             return None
         rest = self.template.after_answer().lstrip()
         known = {token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items()}
-        return known[max(found, key=len)] if (found := [text for text in known if rest.startswith(text)]) else None
+        return (
+            known[max(found, key=len)]
+            if (found := [text for text in known if text and rest.startswith(text)])
+            else None
+        )
 
 
 def build_prompt(

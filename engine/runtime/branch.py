@@ -88,6 +88,7 @@ class Branch:
 
         Returns how many tokens are left. 0 means that the prompt alone is longer: then nothing is taken back.
         """
+        num_tokens = check_count("the number of tokens", num_tokens, 0)
         with self.owner.in_use:
             self.check_free()
             segment: Segment | None = self.segment

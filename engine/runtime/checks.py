@@ -34,14 +34,23 @@ def as_ints(name: str, values: Sequence[int]) -> list[int]:
     try:
         return list(map(operator.index, values))
     except TypeError:
-        raise UserError(f"{name} must be whole numbers, got {values!r:.200}") from None
+        raise UserError(f"{name} must be whole numbers, got {shown(values)}") from None
 
 
 def check_each(branches: Sequence[Branch], **given: Sequence | None) -> None:
     """Raises UserError where something is given, but not one for each branch."""
     for name, values in given.items():
-        if values is not None and len(values) != len(branches):
-            raise UserError(f"{name} must be given for each of {len(branches)} branches, got {len(values)}")
+        if values is None or ((is_sized := hasattr(values, "__len__")) and len(values) == len(branches)):
+            continue
+        got = len(values) if is_sized else shown(values)
+        raise UserError(f"{name} must be given for each of {len(branches)} branches, got {got}")
+
+
+def check_places(places: Sequence[Sequence[int]], runs: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Raises UserError for a place that is no index into its branch's new tokens, of which there is one run each."""
+    for at, (new,) in zip(places, runs, strict=True):
+        if at and not 0 <= min(at) <= max(at) < len(new):
+            raise UserError(f"score_at must be indices into the {len(new)} new tokens, got {shown(at)}")
 
 
 def check_purpose(purpose: str) -> None:
@@ -75,22 +84,22 @@ def checked_runs(
     check_each(branches, tokens=runs)
     config = runner.parts.decoder.config
     checked = [[as_ints("tokens", run) for run in new] for new in runs]
+    check_tokens([token for new in checked for run in new for token in run], config)
     for branch, new in zip(branches, checked, strict=True):
-        for run in new:
-            check_tokens(run, config)
-        num_more = sum(map(len, new))
-        if branch.num_tokens + num_more > config.context:
+        lengths = [len(run) for run in new]
+        if branch.num_tokens + sum(lengths) > config.context:
             raise UserError(
-                f"{branch.num_tokens} tokens and {num_more} more are over the context of the model, {config.context}"
+                f"{branch.num_tokens} tokens and {sum(lengths)} more are over the context of the model, "
+                f"{config.context}"
             )
-        runner.check_fit(branch.segment, *map(len, new))
+        runner.check_fit(branch.segment, *lengths)
     return checked
 
 
 def check_steps(runs: Sequence[Sequence[Sequence[int]]]) -> None:
     """Raises UserError for a step without tokens, which no score could be read at."""
     if not all(step for steps in runs for step in steps):
-        raise UserError(f"a step has at least 1 token, got {runs!r:.200}")
+        raise UserError(f"a step has at least 1 token, got {shown(runs)}")
 
 
 def token_limits(branches: Sequence[Branch], max_tokens: int | Sequence[int], runner: Runner) -> list[int]:

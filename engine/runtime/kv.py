@@ -46,7 +46,7 @@ class KVPool:
         if num_blocks is None and device.type == "cuda":
             num_blocks = placement.ranks.least(blocks_within(torch.cuda.mem_get_info(device)[0], [config], dtype))
         if num_blocks is None:
-            num_blocks = max(64, DEFAULT_KV_BYTES // per_block)
+            num_blocks = max(64, default_bytes(memory_bytes(torch.device(device))) // per_block)
         num_blocks = check_count("num_blocks", num_blocks)
         num_all = num_blocks + config.num_scratch_blocks  # the tree gives out the first ones
         sizes = (config.num_layers, num_all, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
@@ -60,6 +60,11 @@ class KVPool:
         except (OSError, MemoryError, RuntimeError) as error:  # mmap's and torch's ways to say that there is none
             raise UserError(f"{need}; of {_mib(had)} it cannot be had: {error}") from None
         return cls(_native.KVTree(num_blocks, BLOCK_SIZE), k, v, per_block)
+
+
+def default_bytes(num_bytes: int) -> int:
+    """The pool's size on a CPU with so much memory: in a small container weights and all else have to fit too."""
+    return min(DEFAULT_KV_BYTES, num_bytes // 4)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -27,7 +27,7 @@ from engine.model import (
     resolve_folder,
 )
 from engine.runtime.branch import Branch
-from engine.runtime.checks import as_ints, check_branches, check_prompt, check_purpose, checked_runs
+from engine.runtime.checks import as_ints, check_branches, check_each, check_prompt, check_purpose, checked_runs
 from engine.runtime.executors.base import ModelParts
 from engine.runtime.kv import KVPool
 from engine.runtime.request_queue import RequestQueue
@@ -185,6 +185,7 @@ class LLM(RequestQueue):
         if not is_lazy:
             self.run(self.queue_append(branches, tokens))
             return
+        check_each(branches, tokens=tokens)
         with self.in_use:
             check_branches(branches, self)
             for branch, (new,) in zip(

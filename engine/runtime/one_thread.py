@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator
 
 from engine.errors import UserError
 
 _GRACE = 0.05  # seconds: a thread that gives something back is gone by then
-_MAX_WAIT = 60.0  # seconds
 
 
 class OneThread:
@@ -28,15 +25,9 @@ class OneThread:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    @contextlib.contextmanager
-    def after_others(self) -> Iterator[None]:
-        """For what has to be given back in any case: waits for the other thread, which is inside for a step alone."""
-        if not self._lock.acquire(timeout=_MAX_WAIT):
-            raise self._taken()
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def after_others(self) -> threading.RLock:
+        """Enters for what has to be given back in any case: waits for the thread inside, whose step ends some time."""
+        return self._lock
 
     def _taken(self) -> UserError:
         return UserError(f"{self.what} is in use by another thread: load one for each thread, or take turns")

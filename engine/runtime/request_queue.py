@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from engine.counts import check_real, shown
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
 from engine.model import Checkpoint
@@ -14,6 +15,7 @@ from engine.runtime.checks import (
     as_ints,
     check_branches,
     check_each,
+    check_places,
     check_purpose,
     check_steps,
     checked_runs,
@@ -77,8 +79,8 @@ class RequestQueue:
 
         Raises UserError for a text that no single token contains, and for what is no list of texts.
         """
-        if isinstance(stop, str) or not all(isinstance(text, str) for text in stop):
-            raise UserError(f"stop must be a list of texts, got {stop!r}")
+        if isinstance(stop, str) or not isinstance(stop, Collection) or not all(isinstance(each, str) for each in stop):
+            raise UserError(f"stop must be a list of texts, got {shown(stop)}")
         key = tuple(stop)
         if key not in self._stop_rules:
             self._stop_rules[key] = self.runner.stops.add(self.vocabulary.token_mask(key))
@@ -122,7 +124,7 @@ class RequestQueue:
         check_each(branches, keys=keys, priorities=priorities)
         check_purpose(purpose)
         keys = signed_keys(keys)
-        ranks = [0.0] * len(branches) if priorities is None else list(map(float, priorities))
+        ranks = [0.0] * len(branches) if priorities is None else [check_real("a priority", each) for each in priorities]
         with self.in_use:
             check_branches(branches, self)
             limits = token_limits(branches, max_tokens, self.runner)
@@ -170,14 +172,15 @@ class RequestQueue:
 
         Raises UserError (PoolTooSmall is one) with nothing queued.
         """
-        check_each(branches, score_at=score_at)
+        check_each(branches, tokens=tokens, score_at=score_at)
         check_purpose(purpose)
-        places = [as_ints("score_at", at) for at in score_at or [()] * len(branches)]
+        places = [[] for _ in branches] if score_at is None else [as_ints("score_at", at) for at in score_at]
         if any(places):
             self._check_scores()
         with self.in_use:
             check_branches(branches, self)
             runs = checked_runs(branches, [[new] for new in tokens], self.runner)
+            check_places(places, runs)
             request = PrefillRequest(self.runner, len(branches), scores=[[math.nan] * len(at) for at in places])
             for index, (branch, (new,), at) in enumerate(zip(branches, runs, places, strict=True)):
                 if not new:

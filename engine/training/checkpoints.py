@@ -124,8 +124,10 @@ def is_whole(checkpoint: Path) -> bool:
     """Whether every file of a checkpoint is there with all its bytes."""
     try:
         sizes = json.loads((checkpoint / _WHOLE).read_bytes())
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+        if not isinstance(sizes, dict) or not sizes:
+            return False
+        return all(type(size) is int and (checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, RecursionError):
         return False
 
 

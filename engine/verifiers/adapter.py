@@ -6,16 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.accounting.ledger import Ledger
+from engine.counts import shown
+from engine.errors import UserError
 from engine.types import Attempt, Problem, Step
 from engine.verifiers.base import Verifier, VerifierBranch
 from engine.verifiers.callable import CallableVerifier, ScoreFunction
 
 
 def as_verifier(given: Verifier | ScoreFunction | Any) -> Verifier:
-    """A verifier as it is; a function, or an object with `open` and `score`, with the defaults of all else."""
+    """A verifier as it is; a function, or an object with `open` and `score`, with the defaults of all else.
+
+    Raises UserError for anything else.
+    """
     if isinstance(given, Verifier):
         return given
-    return AdaptedVerifier(given) if hasattr(given, "score") else CallableVerifier(given)
+    if hasattr(given, "score"):
+        return AdaptedVerifier(given)
+    if not callable(given):
+        raise UserError(f"verifier must be a name, a function or an object with the protocol, got {shown(given)}")
+    return CallableVerifier(given)
 
 
 class AdaptedVerifier(Verifier):

@@ -19,7 +19,8 @@ from engine.model.rope import rope_tables
 from tests.model.folders import change_config, load, refused
 from tests.tiny import tiny_family
 
-HOSTILE = [10**7, 10**9, 10**400, -1, 0, 2.5, 1e308, math.inf, math.nan, True, "x", [1], {"a": 1}]
+ORIGINAL = "original_max_position_embeddings"
+HOSTILE = [1e-300, 0.5, 10**7, 10**9, 10**400, -1, 0, 2.5, 1e308, math.inf, math.nan, True, "x", [1], {"a": 1}]
 ROPE = {
     "default": {},
     "linear": {"factor": 2.0},
@@ -49,6 +50,16 @@ ROPE = {
         ({"rms_norm_eps": -1e-5}, ["rms_norm_eps", "got -1e-05"]),
         ({"tie_word_embeddings": "false"}, ["tie_word_embeddings", "got 'false'"]),
         ({"rope_parameters": {**ROPE["yarn"], "rope_type": "yarn", "factor": 1e308}}, ["factor", "yarn", "got 1e+308"]),
+        *(
+            ({"rope_parameters": {**ROPE["yarn"], "rope_type": "yarn", "factor": factor, ORIGINAL: value}}, [ORIGINAL])
+            for factor in (None, 2.0)
+            for value in (0.5, 0, 64.5)
+        ),
+        *(
+            ({"rope_parameters": {**ROPE[kind], "rope_type": kind, "factor": 1e-300}}, ["factor", "got 1e-300"])
+            for kind in ("linear", "yarn", "llama3", "dynamic")
+        ),
+        ({"rope_parameters": {**ROPE["yarn"], "rope_type": "yarn", "beta_fast": 5e-324}}, ["beta_fast", "got 5e-324"]),
         ({"rope_parameters": {"rope_type": "linear", "factor": 1e6}}, ["context of 1024000000 tokens"]),
         (
             {"rope_parameters": {**ROPE["yarn"], "rope_type": "yarn", "rope_theta": 1}},
@@ -84,7 +95,8 @@ def test_every_field_with_hostile_values(tmp_path, family, kind):
                     sentences.append("")
                     config = load_checkpoint(folder, torch.float32).config
                     assert config.context * config.head_dim * 4 <= MAX_TABLE_BYTES
-                    rope_tables(config.rope, config.rope_theta, config.head_dim, min(config.context, 64))
+                    tables = rope_tables(config.rope, config.rope_theta, config.head_dim, min(config.context, 64))
+                    assert all(table.isfinite().all() for table in tables)
                     sentences.pop()
             where[name] = old
     assert len(sentences) > 100

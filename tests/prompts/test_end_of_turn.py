@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import AddedToken
 
 from engine import Engine, Majority
 from engine.prompts import PROMPT_STYLES, ChatTemplate, build_prompt
@@ -81,3 +82,12 @@ def test_a_model_without_any_end_says_so(folder, tmp_path, recwarn):
     assert not recwarn.list
     with pytest.warns(UserWarning, match=r"endless names no end-of-text token .* run on to max_tokens"):
         Engine.load(endless, num_blocks=64)
+
+
+def test_a_token_without_text_ends_nothing(tmp_path):
+    class Tokenizer:
+        def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+            return {7: AddedToken("")}
+
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    assert build_prompt(tmp_path, "chat").end_of_turn(Tokenizer()) is None

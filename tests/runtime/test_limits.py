@@ -8,6 +8,7 @@ import torch
 
 from engine.errors import UserError
 from engine.runtime import LLM, Batcher, StopCondition
+from engine.runtime.kv import default_bytes
 from engine.search import Adaptive, BeamSearch, BestOfN, Lookahead, Rebase, Revisions
 from engine.types import Sampling
 
@@ -253,3 +254,46 @@ def test_what_was_queued_and_never_placed_is_taken_back(folders):
     assert_idle(*runners(engine))
     results = Batcher(models(engine)).run(searches(engine, PROBLEMS, BestOfN(), 6, **OPTIONS), rows_each=6)
     assert len(list(results)) == len(PROBLEMS)
+
+
+def test_what_is_no_list_or_number_is_told_in_one_sentence(folders, llm):
+    branches = llm.open("1+2\n").fork(2)
+
+    def queue(**options):
+        return lambda: llm.queue_generate(branches, **{"keys": [1, 2], "max_tokens": 5, **options})
+
+    calls = [lambda value=value: llm.generate(branches, stop=value) for value in (5, None, [5], "x", [HUGE])]
+    calls += [queue(priorities=value) for value in (["x", 1.0], [None, 1.0], 5, ["1", 1.0])]
+    calls += [queue(keys=value) for value in (5, None, [1, None], [[HUGE], 1])]
+    calls += [lambda value=value: branches[0].rewind(value) for value in ("x", None, 1.5, -1)]
+    calls += [lambda value=value: llm.queue_append(branches, value) for value in (5, [5, 5])]
+    calls += [lambda value=value: llm.append(branches, value, is_lazy=True) for value in (5, [5, 5])]
+    for call in calls:
+        with pytest.raises(UserError, match=r"must be .*, got .{1,90}$"):
+            call()
+    assert not llm.runner.has_work
+    assert all(branch.job is None for branch in branches)
+    with pytest.raises(UserError, match=r"^verifier must be .*, got 5$"):
+        load_engine(folders, num_blocks=64).search(PROBLEMS, BestOfN(), 4, verifier=5, **OPTIONS)
+
+
+def test_scores_are_read_at_new_tokens_alone(folders):
+    prm = load_llm(folders.prm, num_blocks=64)
+    branches = prm.open("1+2\n").fork(2)
+    tokens = [[5, 6, 7, 8, 9, 10], [5]]
+    for value in ([[100], [0]], [[-1], [0]], [[6], []], [[0, 5, 6], []], [[], [1]]):
+        with pytest.raises(UserError, match=r"^score_at must be indices into the \d new tokens, got \["):
+            prm.queue_append(branches, tokens, score_at=value)
+    with pytest.raises(UserError, match=r"^score_at must be given for each of 2 branches, got 5"):
+        prm.queue_append(branches, tokens, score_at=5)
+    with pytest.raises(UserError, match=r"^score_at must be indices into the 0 new tokens, got \[0\]"):
+        prm.queue_append(branches, [[5], []], score_at=[[0], [0]])
+    assert not prm.runner.has_work
+    request = prm.queue_append(branches, tokens, score_at=np.array([[0], [0]]))
+    prm.run(request)
+    assert all(math.isfinite(score) for scores in request.scores for score in scores)
+
+
+def test_the_default_pool_shrinks_where_memory_is_small():
+    assert default_bytes(64 << 30) == 1 << 30
+    assert default_bytes(512 << 20) == 128 << 20

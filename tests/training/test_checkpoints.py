@@ -276,3 +276,12 @@ def test_a_model_does_not_go_to_a_file(ttc, tmp_path):
     outcome = ttc("train", "policy", "--out", tmp_path / "file", "--work", tmp_path / "work")
     assert (outcome.status, outcome.err) == (2, f"error: a model goes to a folder, '{tmp_path / 'file'}' is a file\n")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "5", "null", "{}", '{"a": "4"}', '{"a": null}', "[" * 100_000, "{"])
+def test_a_damaged_list_of_files_marks_nothing_as_whole(tmp_path, text):
+    (tmp_path / "a").write_bytes(b"four")
+    (tmp_path / "whole.json").write_text('{"a": 4}')
+    assert is_whole(tmp_path)
+    (tmp_path / "whole.json").write_text(text)
+    assert not is_whole(tmp_path)

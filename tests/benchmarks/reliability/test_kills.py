@@ -78,3 +78,52 @@ def test_what_differs_is_reported(tmp_path):
         assert len(fake.failures) == (words != "")
         assert all(words in failure for failure in fake.failures)
         assert fake.counts["equal"] == (words == "")
+
+
+class Refused(kills.Commanded):
+    """A command that is given with another seed, and does this before it says no."""
+
+    def __init__(self, does):
+        self.name, self.counts, self.failures, self.does = "fake", kills.Counter(), [], does
+
+    def _run_with_another_seed(self, folder: Path) -> tuple[int, str]:
+        self.does(folder)
+        return 2, "error: seed was 0, now 1"
+
+
+def test_a_refused_run_changes_nothing(tmp_path):
+    def journal(folder: Path) -> Path:
+        return journal_path(folder / kills.OUT)
+
+    def cut(folder: Path) -> None:
+        journal(folder).write_bytes(journal(folder).read_bytes()[:-10])
+
+    def model(folder: Path) -> Path:
+        return folder / "work" / "checkpoint-2" / "model.safetensors"
+
+    cases = {
+        lambda folder: None: 0,
+        lambda folder: journal(folder).unlink(): 1,
+        lambda folder: journal(folder).write_bytes(b""): 1,
+        cut: 1,
+        lambda folder: model(folder).unlink(): 1,
+        lambda folder: model(folder).write_bytes(b"1"): 1,
+    }
+    for number, (does, num_failures) in enumerate(cases.items()):
+        folder = tmp_path / str(number)
+        model(folder).parent.mkdir(parents=True)
+        model(folder).write_bytes(bytes(10))
+        written(folder, 2)
+        fake = Refused(does)
+        fake._check_refused(folder)
+        assert len(fake.failures) == num_failures
+        assert fake.counts["refused"] == (num_failures == 0)
+
+
+def test_a_torn_line_may_be_cut_off(tmp_path):
+    whole = written(tmp_path, 2)
+    path = journal_path(tmp_path / kills.OUT)
+    path.write_bytes(whole + b"torn")
+    fake = Refused(lambda folder: path.write_bytes(whole))
+    fake._check_refused(tmp_path)
+    assert not fake.failures
