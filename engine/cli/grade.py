@@ -91,7 +91,8 @@ def read_pools(source: str, task: Task, agg_strategy: str, answer_column: str | 
     if not pools:
         raise UserError(f"{source} holds no row with a gold answer")
     distinct = [(index, answer) for index, pool in enumerate(pools) for answer in dict.fromkeys(pool.answers) if answer]
-    rights = task.are_right([(answer, golds[index]) for index, answer in distinct])
+    problems = [pools[index].problem for index, _ in distinct]
+    rights = task.are_right([(answer, golds[index]) for index, answer in distinct], problems)
     for (index, answer), is_right in zip(distinct, rights, strict=True):
         pools[index].verdicts[answer] = is_right
     return pools, num_without_gold

@@ -6,10 +6,12 @@ Everything here takes time linear in the text, because a model may write anythin
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 
 from engine.prompts.boxed import after_thoughts, last_box
 from engine.tasks.exact import as_number
-from engine.tasks.notation import FRACTION_SIGNS, MAX_CHARACTERS, normalise, unstyled
+from engine.tasks.notation import FRACTION_SIGNS, MAX_CHARACTERS, normalise, unstyled, without_rate
 
 # Digits with or without thousands separators, a sign and a dollar sign before them, no unit after.
 _NUMBER = re.compile(r"([-+]?)\$?([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
@@ -17,17 +19,25 @@ _NUMBER = re.compile(r"([-+]?)\$?([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", r
 _IN_TEXT = re.compile(
     r"(?:(?<![\d)\w])-)?\$?(?:"
     r"(?:\d+\s?)?\\[dt]?frac\s?(?:\{\d+\}|\d)\s?(?:\{\d+\}|\d)"
-    r"|(?:\d+ )?\d+/\d+|\d+\^(?:\{-?\d+\}|\d+)|\d+(?::\d+)+"
+    r"|(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*+\\(?:times|cdot)\s*+10\^(?:\{-?\d+\}|-?\d+)"
+    r"|(?:\d+ )?\d+/\d+|\d+\^(?:\{-?\d+\}|-?\d+)|\d+(?::\d+)+"
     r"|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?)|(?<!\d)\.\d+",
     re.ASCII,
 )
 _TO_LAST_DIGIT = re.compile(rf".*[\d{FRACTION_SIGNS}]\}}?", re.ASCII | re.DOTALL)
-_HASHES = re.compile(r"####")
+_HASHES = re.compile(r"#{4,}+")
 _STATED = re.compile(
     r"answer\s+is\b:?(?:\s++(?:therefore|thus|then|simply|just|exactly|about|approximately|equal to)\b)*+",
     re.IGNORECASE,
 )
-_LABELLED = re.compile(r"\banswer\*{0,2}:", re.IGNORECASE)
+_ANY_STATED = re.compile(rf"{_HASHES.pattern}|{_STATED.pattern}|\banswer\*{{0,2}}:", re.IGNORECASE)
+_HEADING = re.compile(
+    r"[\s*:]*(?:[A-Za-z]{2,}|\d+[.):]\s+\S|\d+(?:st|nd|rd|th)\b)"
+)  # behind `####`, unless it ends the text
+# It tells of an answer rather than what the answer is.
+_COMMENT = re.compile(
+    r"(?:not|right|wrong|correct|incorrect|clear|unclear|helpful|obvious|reasonable)\b", re.IGNORECASE
+)
 _MATHS = re.compile(r"[-$\\*(\d]")  # how a line begins that holds an answer alone
 _BARE_BOX = re.compile(r"\\boxed\s++([^\s{}$]+)")
 # A number with what may belong to it, up to the first word.
@@ -52,11 +62,13 @@ _WRITTEN_ALIKE = (
 # An answer that is set off from a sentence which ends behind it; and the end of one that is not.
 _MARKED = re.compile(
     r"(?:(\*\*[^*\n]+\*\*|\$\$[^$\n]+\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\])|\*([^*\s][^*\n]*)\*|`([^`\n]+)`)"
-    r"[.,;!:]*(?=\s*$|\s+(?:[A-Z∎]|because\b|since\b|as\b))"
+    r"[.,;!:]*(?=\s*$|\s+(?:[A-Z∎]|because\b|since\b|as\b|where\b))"
 )
 _SENTENCE_END = re.compile(
-    r"(?:[.!;,](?=\s))?\s+(?:I hope it is\b|because\b|since\b|∎)|(?<=\S)[.!]\s+(?=[A-Z∎])|(?<=[\w})*])!\s*$"
+    r"(?:[.!;,]|(?<!\s))\s++(?:I hope it is\b|because\b|since\b|∎)|(?<=[\w})*])!\s*$"
+    r"|(?<=\S)(?<!\bSt)(?<!\bMt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)[.!]\s+(?=[A-Z∎])"
 )
+_MAX_STATEMENTS = 16  # that are looked at, from the last one back
 _MAX_WRAPPERS = 8  # around one another
 _MAX_FRACTION = 60  # decimals that count
 _MAX_NUMBER = 400  # characters of an expression whose value is looked for
@@ -74,41 +86,41 @@ def boxed(text: str) -> str | None:
 def extract_number(completion: str) -> str | None:
     """The final number of a worked answer, outside its thoughts: a decimal, or a fraction `a/b` that has none.
 
-    It is looked for after the last `####`, in the last box, after the last "answer is", and is else the last of the
-    text. An expression counts as its value; what is no number, such as a time of day, is no answer.
+    It is looked for after the last `####` that is no heading, in the last box, after each "answer is" from the last
+    one back, and is else the last of the text. An expression counts as its value; what is no number, such as a time
+    of day, is no answer.
     """
     completion = after_thoughts(completion)
-    for part in (_after_last(_HASHES, completion), boxed(completion)):
+    for part in (next(_statements(_HASHES, completion), None), boxed(completion)):
         if part is not None:
             return leading_number(part)
-    stated = _stated(_STATED, completion)
-    if stated is not None and (number := leading_number(stated)) is not None:
-        return number
-    return _last_number(completion)
+    stated = map(_answer_of, _statements(_STATED, completion))
+    numbers = (leading_number(answer) for answer in stated if not _COMMENT.match(answer))
+    return next((number for number in numbers if number is not None), None) or _last_number(completion)
 
 
-def _after_last(pattern: re.Pattern[str], text: str) -> str | None:
-    """What follows the last match, to the end of its line, or of the next one where that is set off; or None."""
-    end = max((found.end() for found in pattern.finditer(text)), default=None)
-    if end is None:
-        return None
-    rest, _, following = text[end:].partition("\n")
-    if not rest.strip(" \t\r*:"):
-        following = following.lstrip().partition("\n")[0]
-        rest = following if _MATHS.match(following) else ""
-    return rest.strip()
+def _statements(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    """What follows each match, the last one first, to the end of its line, or of the next one where that is set off.
+
+    Without those that nothing follows, and without the headings behind `####`.
+    """
+    for found in reversed(deque(pattern.finditer(text), maxlen=_MAX_STATEMENTS)):
+        rest, _, following = text[found.end() :].partition("\n")
+        if not rest.strip(" \t\r*:"):
+            rest, _, following = following.lstrip().partition("\n")
+            rest = rest if _MATHS.match(rest) else ""
+        is_heading = found[0][0] == "#" and _HEADING.match(rest) and following.strip()
+        if rest.strip(" \t\r*:.,;!?") and not is_heading:
+            yield rest.strip()
 
 
-def _stated(pattern: re.Pattern[str], text: str) -> str | None:
-    """The answer that a sentence states after the last match, without what else the sentence says."""
-    rest = _after_last(pattern, text)
-    if rest is None:
-        return None
+def _answer_of(rest: str) -> str:
+    """The answer with which the rest of a sentence begins."""
     start = rest[:MAX_CHARACTERS]
     if (marked := _MARKED.match(start)) is not None:
         return next(filter(None, marked.groups()))
     answer, *others = _SENTENCE_END.split(start, maxsplit=1)
-    return (answer if others else rest).replace("**", "").strip()
+    return (answer if others else rest).replace("**", "").replace("`", "").strip()
 
 
 def _last_number(text: str) -> str | None:
@@ -150,15 +162,17 @@ def _leading_of_long(part: str) -> str | None:
 
 
 def extract_expression(completion: str) -> str | None:
-    r"""What the last filled `\boxed{…}` holds, else what follows the last `####` or "answer is"; else None.
+    r"""What the last filled `\boxed{…}` holds, else what the last `####`, "answer is" or "answer:" states; else None.
 
-    Thoughts do not count (see `after_thoughts`).
+    A statement that says nothing, or only "not clear" and the like, gives way to one before it. Thoughts do not count
+    (see `after_thoughts`).
     """
     completion = after_thoughts(completion)
-    content = boxed(completion)
-    for pattern in (_HASHES, _STATED, _LABELLED):
-        content = _stated(pattern, completion) if content is None else content
-    return (strip_wrappers(content) or None) if content is not None else None
+    if (content := boxed(completion)) is not None:
+        return strip_wrappers(content) or None
+    stated = [strip_wrappers(_answer_of(rest)) for rest in _statements(_ANY_STATED, completion)]
+    stated = [answer for answer in stated if answer]
+    return next((answer for answer in stated if not _COMMENT.match(answer)), stated[0] if stated else None)
 
 
 def strip_wrappers(answer: str) -> str:
@@ -183,9 +197,11 @@ def strip_wrappers(answer: str) -> str:
 def answer_key(answer: str) -> str:
     r"""A normal form: answers with equal keys are equal, and all spellings of a plain number have one key.
 
-    It ignores spacing, `\left`, `\dfrac`, degree signs and a `\text{…}` around the whole answer.
+    It ignores spacing, `\left`, `\dfrac`, degree signs, a `\text{…}` around the whole answer, and units that are not
+    per another (see `without_rate`).
     """
     key = strip_wrappers(answer)
+    _, unit = without_rate(key)
     if len(key) > MAX_CHARACTERS:  # no expression: equal to the same text alone
         return plain_number(key) or key
     key = normalise(key)
@@ -193,7 +209,7 @@ def answer_key(answer: str) -> str:
         key = pattern.sub(by, key)
     if key.startswith(r"\text{") and key.find("}") == len(key) - 1:
         key = key[len(r"\text{") : -1]
-    return plain_number(key) or key
+    return (plain_number(key) or key) + (rf"\text{{{unit}}}" if unit else "")
 
 
 def plain_number(text: str) -> str | None:

@@ -73,7 +73,7 @@ def _task(
         problems=problems,
         splits=tuple(data.splits) if data else (),
         gold=gold,
-        compare=lambda pairs: [verdict.is_correct for verdict in grader.grade_all(pairs)],
+        compare=lambda pairs, problems: [verdict.is_correct for verdict in grader.grade_all(pairs, problems)],
         classify=grader.classify,
         problem_columns=data.problem_columns if data else PROBLEM_COLUMNS,
     )

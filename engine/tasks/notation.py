@@ -42,7 +42,7 @@ _TABLE = str.maketrans(
 )
 # What changes the look of an answer alone: blanks at its ends, and commands before or around all of it.
 _BLANK = r"(?:[\s~]|\\(?:[ ,;:!>\\]|q?quad(?![a-zA-Z])|text\s?\{[\s.]*\}))"
-_BLANKS = (re.compile(rf"^{_BLANK}+"), re.compile(rf"{_BLANK}*\\?$"))
+_BLANKS = re.compile(rf"{_BLANK}++(?:\\\Z)?|\\\Z")  # a whole run at once: its parts would take quadratic time
 _STYLE = re.compile(
     r"^\\(?:(?:displaystyle|textstyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it|boldmath)(?![a-zA-Z])"
     r"|color\s*\{[^{}]*\})\s*"
@@ -53,11 +53,23 @@ _AROUND = re.compile(
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])[A-Za-z]{2,}")
 _LABEL = re.compile(r"^\\(?:text|mathrm|mbox)\s?\{(?:[^{}]*?(?::|\bis)\s*\}\s*|[^{}]*\}\s*[=:]\s*)(?=\S)")
-_UNITS = (
-    "millimeters?|centimeters?|kilometers?|meters?|mm|cm|km|m|inch(?:es)?|feet|foot|ft|yards?|yd|miles?|mi|"
-    "milligrams?|kilograms?|grams?|mg|kg|g|pounds?|lbs?|ounces?|oz|tons?|liters?|milliliters?|ml|mL|L|gallons?|"
-    "seconds?|sec|minutes?|mins?|hours?|hrs?|days?|weeks?|months?|years?|yrs?|mph|dollars?|cents?|euros?|"
-    "degrees?|units?|people|students?|apples?|points?"
+_UNITS = {
+    "mm": "millimeters?|mm", "cm": "centimeters?|cm", "km": "kilometers?|km", "m": "meters?|m", "in": "inch(?:es)?",
+    "ft": "feet|foot|ft", "yd": "yards?|yd", "mi": "miles?|mi", "mg": "milligrams?|mg", "kg": "kilograms?|kg",
+    "g": "grams?|g", "lb": "pounds?|lbs?", "oz": "ounces?|oz", "ton": "tons?", "ml": "milliliters?|ml|mL",
+    "L": "liters?|L", "gal": "gallons?", "s": "seconds?|sec|s", "min": "minutes?|mins?", "h": "hours?|hrs?|h",
+    "day": "days?", "week": "weeks?", "month": "months?", "year": "years?|yrs?", "mi/h": "mph", "dollar": "dollars?",
+    "cent": "cents?", "euro": "euros?", "degree": "degrees?", "unit": "units?", "people": "people",
+    "student": "students?", "apple": "apples?", "point": "points?",
+}  # fmt: skip
+_ANY_UNIT = "|".join(_UNITS.values())
+# Not s and h, unless behind another unit; and no letter alone behind \pi, where it is a variable.
+_UNIT = re.compile(
+    r"(?:(?<=[\d}])|(?<=\\pi)(?=[\s\\])(?!(?:\s|\\[ ,;:!]|~)*+[a-zA-Z](?![a-zA-Z])))"
+    r"\s*+(?:\\[ ,;:!]|~)?\s*+"
+    r"(?:\\text\s*\{\s*)?(?:square |cubic |sq\.? |cu\.? )?"
+    rf"(?<![A-Za-z])(?![sh](?![A-Za-z]))({_ANY_UNIT})(?:\s?(?:/|\bper\b)\s?({_ANY_UNIT}))?"
+    r"\.?\s*\}?(?:\^\{?([23])\}?)?\s*$"
 )
 _SPELLINGS = (
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"), lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}"),
@@ -76,15 +88,6 @@ _SPELLINGS = (
     (re.compile(r"(\d)\.0+(?!\d)"), r"\1"),
     (re.compile(r"(?<==)\s*\d{1,3}(?:,\d{3})+(?=(?:\.\d+)?$)"), lambda found: found[0].replace(",", "")),
     (re.compile(r"(?<![\d.])1(?=i(?![a-zA-Z]))"), ""),
-    (
-        re.compile(
-            r"(?:(?<=[\d}])|(?<=\\pi)(?=[\s\\]))\s*(?:\\[ ,;:!]|~)?\s*"
-            r"(?:\\text\s*\{\s*)?(?:square |cubic |sq\.? |cu\.? )?"
-            rf"(?<![A-Za-z])(?:{_UNITS})(?:\s?(?:/|\bper\b)\s?(?:{_UNITS}|h|s))?"
-            r"\.?\s*\}?(?:\^\{?[23]\}?)?\s*$"
-        ),
-        "",
-    ),
 )
 _WORDS = {"pi": r"\pi ", "infty": r"\infty ", "infinity": r"\infty ", "inf": r"\infty "}
 MAX_CHARACTERS = 2000  # longer texts are no answers in notation, and stay as they are
@@ -99,8 +102,8 @@ def unstyled(text: str) -> str:
     """
     if len(text) > MAX_CHARACTERS:
         return text.strip()
-    for pattern in (*_BLANKS, _STYLE, _LABEL):
-        text = pattern.sub("", text)
+    text = _BLANKS.sub(lambda run: "" if run.start() == 0 or run.end() == len(text) else run[0], text)
+    text = _LABEL.sub("", _STYLE.sub("", text))
     found = _AROUND.match(text)
     if found is None or not _closes_at_end(text, found.end()):
         return text
@@ -126,11 +129,26 @@ def normalise(text: str) -> str:
     return text if len(text) > MAX_CHARACTERS else _normalised(text)
 
 
+def without_rate(text: str) -> tuple[str, str]:
+    """The text without its unit, and the unit, where that is one per another: `m/s` of `5 meters per second`.
+
+    Any other text is left as it is, and its unit is empty.
+    """
+    found = None if len(text) > MAX_CHARACTERS else _UNIT.search(text)
+    if found is None:
+        return text, ""
+    *units, power = found.groups()
+    names = (next(name for name, spelt in _UNITS.items() if re.fullmatch(spelt, unit)) for unit in units if unit)
+    joined = "/".join(names)
+    return (text[: found.start()], joined + (f"^{power}" if power else "")) if "/" in joined else (text, "")
+
+
 @lru_cache(maxsize=4096)  # a vote compares each answer with all others
 def _normalised(text: str) -> str:
     text = text.translate(_TABLE)
     for pattern, by in _SPELLINGS:
         text = pattern.sub(by, text)
+    text = _UNIT.sub("", text)
     text = _SPACED.sub(lambda found: found[0].replace(" ", ""), text)
     if ", " in text:  # commas that separate have a blank behind them: those without one group digits
         text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.counts import check_count
@@ -28,8 +28,9 @@ class Task:
     splits: tuple[str, ...]
     is_endless: bool = False  # its problems are generated, not read
     gold: Callable[[str], str] = str  # a row's `answer` -> the gold answer
-    # (gold, answer) pairs -> whether each is right, None if the grader cannot tell; by default string equality.
-    compare: Callable[[Sequence[tuple[str, str]]], list[bool | None]] | None = None
+    # (gold, answer) pairs, the problem of each (None: one per gold answer) -> whether each is right, None if the grader
+    # cannot tell; by default string equality.
+    compare: Callable[[Sequence[tuple[str, str]], Sequence[Hashable] | None], list[bool | None]] | None = None
     # Answers -> their classes, the same number for equal answers; by default string equality.
     classify: Callable[[Sequence[str]], Sequence[int]] | None = None
     problem_columns: tuple[str, ...] = PROBLEM_COLUMNS  # the first that a row has is used
@@ -55,13 +56,20 @@ class Task:
     def grade(self) -> Callable[[str, str], bool | None] | None:
         """`compare` for one (answer, gold); None if answers are compared as strings."""
         compare = self.compare
-        return None if compare is None else lambda answer, gold: compare([(gold, answer)])[0]
+        return None if compare is None else lambda answer, gold: compare([(gold, answer)], None)[0]
 
-    def are_right(self, pairs: Sequence[tuple[str | None, str]]) -> list[bool | None]:
-        """Whether each (extracted answer, gold answer) is right; None if the grader cannot tell."""
+    def are_right(
+        self, pairs: Sequence[tuple[str | None, str]], problems: Sequence[Hashable] | None = None
+    ) -> list[bool | None]:
+        """Whether each (extracted answer, gold answer) is right; None if the grader cannot tell.
+
+        `problems` names the problem of each pair, whose answers share a time; without it those with one gold answer do.
+        """
         if self.compare is None:
             return [answer == gold for answer, gold in pairs]
-        verdicts = iter(self.compare([(gold, answer) for answer, gold in pairs if answer is not None]))
+        stated = [index for index, (answer, _) in enumerate(pairs) if answer is not None]
+        own = None if problems is None else [problems[index] for index in stated]
+        verdicts = iter(self.compare([pairs[index][::-1] for index in stated], own))
         return [answer is not None and next(verdicts) for answer, _ in pairs]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.cli.grade import read_pools
 from engine.results import read_rows
+from engine.tasks import get_task
 from tests.cli.conftest import assert_refused, small_search
 
 # As search-and-learn writes them: scores per step, answers in boxes.
@@ -194,3 +197,15 @@ def test_a_math_task_has_no_step_oracle(ttc, models, tmp_path):
     arguments = [*small_search(models, tmp_path / "rows.jsonl", None), "--verifier", "oracle", "--task", "gsm8k", file]
     assert_refused(ttc(*arguments), "verifier 'oracle' cannot judge the steps of task gsm8k")
     assert_refused(ttc(*small_search(models, tmp_path / "rows.jsonl"), "--task", "math"), "task math has no problems")
+
+
+def test_problems_with_the_same_gold_answer_have_times_of_their_own(tmp_path):
+    asked = []
+
+    def compare(pairs, problems):
+        asked.extend(problems)
+        return [True] * len(pairs)
+
+    rows = [{"id": name, "answer": "x+1", "completions": [r"\boxed{1+x}"]} for name in ("first", "second")]
+    read_pools(str(write(tmp_path / "rows.jsonl", rows)), replace(get_task("math"), compare=compare), "last", None)
+    assert asked == ["first", "second"]

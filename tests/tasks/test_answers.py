@@ -78,6 +78,9 @@ def test_boxed(text, content):
         ("<think>I get \\boxed{7}, wait.</think>\nThe answer is 8, of 9.", "8"),
         ("The answer is **7**.", "7"),
         ("<think>It is 5", None),
+        ("#### Step 1: add\n3 + 4\n#### 2. Check\nThe answer is $7$.", "7"),
+        ("The answer is 5. I hope that the answer is clear, in 3 steps.", "5"),
+        ("#### 42\n\nI hope that it is clear, in 3 steps.", "42"),
     ],
 )
 def test_numbers(completion, answer):
@@ -98,6 +101,18 @@ def test_numbers(completion, answer):
         (r"<think>First \boxed{3}.</think> The answer is 4", "4"),
         ("The answer is\nunknown", None),
         ("42", None),
+        ("Let me see what the answer is.\nFinal Answer: 5", "5"),
+        ("First check whether the answer is positive.\n**Answer:** 42", "42"),
+        ("The answer is not obvious at first.\nFinal Answer: 42", "42"),
+        ("#### Step 1: add\n3 + 4\nThe answer is $7$.", "7"),
+        ("The answer is 7.\n#### Step 3: check\nIt holds.", "7"),
+        ("Final Answer: 7\nI hope that the answer is right.", "7"),
+        ("The answer is 7, so the answer is.", "7, so the answer is"),
+        ("#### Evelyn", "Evelyn"),
+        ("The answer is St. Louis", "St. Louis"),
+        ("The answer is St. Louis. It is in Missouri.", "St. Louis"),
+        ("The answer is `x` where x is 3.", "x"),
+        ("The answer is `x` of 3.", "x of 3"),
     ],
 )
 def test_expressions(completion, answer):
@@ -173,6 +188,17 @@ def test_a_million_hostile_characters_are_read_at_once(function, text):
     assert time.process_time() - start < 0.4  # under 0.1 s on a machine with nothing else to do
 
 
+@pytest.mark.parametrize("blank", [" ", "~", r"\,", r"\quad", r"\ "])
+@pytest.mark.parametrize("function", [extract_number, extract_expression, answer_key])
+@pytest.mark.parametrize("around", ["x%sx", "5%sx", r"\boxed{x%sx}", "The answer is x%sx"])
+def test_blanks_within_a_short_answer_are_read_at_once(function, around, blank):
+    """Texts of up to 1,999 characters, in which notation is looked for."""
+    text = around % (blank * ((1999 - len(around)) // len(blank)))
+    start = time.process_time()
+    function(text)
+    assert time.process_time() - start < 0.05  # a few milliseconds on a machine with nothing else to do
+
+
 @pytest.mark.parametrize(
     ("completion", "answer"),
     [
@@ -180,6 +206,13 @@ def test_a_million_hostile_characters_are_read_at_once(function, text):
         ("So we get ½.", "0.5"),
         (r"So we get $3\frac{1}{2}$.", "3.5"),
         ("So it is 2^10.", "1024"),
+        ("So he has 5e3 dollars.", "5000"),
+        ("That is 3.5 × 10^4 people.", "35000"),
+        (r"It is $1.5 \times 10^{-3}$ m.", "0.0015"),
+        (r"It is 2,500 \cdot 10^2", "250000"),
+        ("It is 1.5e-3", "0.0015"),
+        ("There are 6.02e23", "602" + "0" * 21),
+        ("So it is 2^-1.", "0.5"),
         ("They meet at 5:30.", None),
         ("The answer is 5. No, the answer is 7.", "7"),
         ("#### 5 #### 7", "7"),
