@@ -196,7 +196,7 @@ def test_blanks_within_a_short_answer_are_read_at_once(function, around, blank):
     text = around % (blank * ((1999 - len(around)) // len(blank)))
     start = time.process_time()
     function(text)
-    assert time.process_time() - start < 0.05  # a few milliseconds on a machine with nothing else to do
+    assert time.process_time() - start < 0.1  # a few milliseconds on a machine with nothing else to do
 
 
 @pytest.mark.parametrize(
