@@ -193,7 +193,7 @@ def test_fuzz(tmp_path):
 
 def test_many_hostile_answers_to_one_problem_share_one_time():
     """Each would take a time-out of its own, four minutes together, and as long again where they are voted on."""
-    hostile = [rf"\sum_{{k=1}}^{{10^9}} \sin({number}k)" for number in range(256)]
+    hostile = [rf"\sum_{{k=1}}^{{10^9}} \sin({number}k)" for number in range(1, 257)]
     with_limits = Grader(num_workers=1, seconds=1.0, problem_seconds=1.5)
     with_limits.grade("x+1", "1+x")  # starts the process
     start = time.monotonic()
