@@ -65,7 +65,7 @@ _MARKED = re.compile(
     r"[.,;!:]*(?=\s*$|\s+(?:[A-Z∎]|because\b|since\b|as\b|where\b))"
 )
 _SENTENCE_END = re.compile(
-    r"(?:[.!;,]|(?<!\s))\s++(?:I hope it is\b|because\b|since\b|∎)|(?<=[\w})*])!\s*$"
+    r"(?:[.!;,]|(?<!\s))\s++(?:I hope it is\b|because\b|since\b|∎)|,\s++(?:which|not|rather)\b|(?<=[\w})*])!\s*$"
     r"|(?<=\S)(?<!\bSt)(?<!\bMt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)[.!]\s+(?=[A-Z∎])"
 )
 _MAX_STATEMENTS = 16  # that are looked at, from the last one back
@@ -108,7 +108,10 @@ def _statements(pattern: re.Pattern[str], text: str) -> Iterator[str]:
         rest, _, following = text[found.end() :].partition("\n")
         if not rest.strip(" \t\r*:"):
             rest, _, following = following.lstrip().partition("\n")
-            rest = rest if _MATHS.match(rest) else ""
+            if rest.strip() in ("$$", r"\["):  # display mathematics, on lines of its own
+                rest = following.lstrip().partition("\n")[0]
+            else:
+                rest = rest if _MATHS.match(rest) else ""
         is_heading = found[0][0] == "#" and _HEADING.match(rest) and following.strip()
         if rest.strip(" \t\r*:.,;!?") and not is_heading:
             yield rest.strip()

@@ -129,12 +129,24 @@ def normalise(text: str) -> str:
     return text if len(text) > MAX_CHARACTERS else _normalised(text)
 
 
+# A letter that stands alone: a variable, unless it is a unit at the end.
+_VARIABLE = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])")
+
+
+def _unit_of(text: str) -> re.Match[str] | None:
+    """The unit at the end of a number; behind an expression in variables a letter is another variable."""
+    found = _UNIT.search(text)
+    if found is None or _VARIABLE.search(text[: found.start()].rpartition("=")[2]):
+        return None
+    return found
+
+
 def without_rate(text: str) -> tuple[str, str]:
     """The text without its unit, and the unit, where that is one per another: `m/s` of `5 meters per second`.
 
     Any other text is left as it is, and its unit is empty.
     """
-    found = None if len(text) > MAX_CHARACTERS else _UNIT.search(text)
+    found = None if len(text) > MAX_CHARACTERS else _unit_of(text)
     if found is None:
         return text, ""
     *units, power = found.groups()
@@ -148,7 +160,8 @@ def _normalised(text: str) -> str:
     text = text.translate(_TABLE)
     for pattern, by in _SPELLINGS:
         text = pattern.sub(by, text)
-    text = _UNIT.sub("", text)
+    if (unit := _unit_of(text)) is not None:
+        text = text[: unit.start()]
     text = _SPACED.sub(lambda found: found[0].replace(" ", ""), text)
     if ", " in text:  # commas that separate have a blank behind them: those without one group digits
         text = _GROUPED.sub(lambda found: found[0].replace(",", ""), text)

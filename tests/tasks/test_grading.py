@@ -400,6 +400,9 @@ def test_completions_with_gold_and_verdict(case):
         ("2", r"2^{\aleph_0}"),
         (r"\frac{\pi}{2^{98}}", r"\frac{\pi}{2^{99}}"),
         ("4", r"4 \quad (x > 2)"),
+        ("3m+2g", "3m+2"),
+        ("x^2 m", "x^2"),
+        ("n^2+2m", "n^2+2"),
     ],
 )
 def test_the_beginning_of_an_answer_is_not_the_answer(grader, gold, answer):
@@ -487,6 +490,7 @@ SENTENCES = [
         "The answer is approximately %s.",
         "**Answer:** %s",
     ),
+    *("The answer is:\n\n$$\n%s\n$$", "The answer is\n\\[\n%s\n\\]\nDone.", "So the answer is %s, which is 6 times 7."),
     *("The answer is therefore $%s$.", "The answer is:\n\n$$%s$$", "The answer is:\n%s\n", "Answer: %s", "#### **%s**"),
     *(
         "**Answer: the answer is %s**",
@@ -513,6 +517,7 @@ def test_an_answer_is_found_in_any_sentence(task, answers, sentence):
         (r"\emptyset", r"\varnothing"),
         ("2^{1/3}", "∛2"),
         (r"12\pi", "12π cm^2"),
+        ("12", "x = 12 m"),
         ("20", "20 km/h"),
         ("60 mph", "60 miles per hour"),
         (r"9\text{ meters per second}", r"9\ \text{m/s}"),
