@@ -140,7 +140,9 @@ void KVTree::check_rewrite(Int32View handles, Int32View num_dropped, Int32View c
     int64_t num_given = 0;
     for (int64_t i = 0; i < handles.size; ++i) {
         const Branch& b = mark_once(handles[i], mark);
-        const int64_t own = is_growing_in_place(b) ? nodes_[b.node].num_tokens : 0;
+        // Of the node's tokens those that open() found in the cache were not appended.
+        const Node& node = nodes_[b.node];
+        const int64_t own = is_growing_in_place(b) ? node.end() - std::max(node.start, b.num_reused) : 0;
         if (num_dropped[i] < 0 || counts[i] < 0 || num_dropped[i] >= std::max<int64_t>(own, 1) ||
             int64_t{num_dropped[i]} + counts[i] > own)
             reject("of the " + std::to_string(own) + " tokens appended to handle " + std::to_string(handles[i]) +

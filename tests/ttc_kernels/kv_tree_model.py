@@ -41,6 +41,7 @@ class Path:
     tokens: list[int]
     slots: list[int]
     cuts: list[int]
+    num_reused: int  # tokens that were found in the cache when it was opened
 
 
 class CheckedTree:
@@ -107,7 +108,7 @@ class CheckedTree:
             if longest < run.start + len(run.tokens):
                 run = self.split(run, longest - run.start)
         run.handles.add(handle)
-        self.paths[handle] = Path(run, tokens[:longest], slots, [])
+        self.paths[handle] = Path(run, tokens[:longest], slots, [], longest)
         return handle
 
     def split(self, lower: Run, length: int) -> Run:
@@ -156,7 +157,8 @@ class CheckedTree:
     def num_own(self, handle: int) -> int:
         """Tokens that the branch may take back, and one more."""
         path = self.paths[handle]
-        return len(path.run.tokens) if self.is_growing_in_place(path) else 0
+        num_appended = len(path.tokens) - max(path.run.start, path.num_reused)
+        return num_appended if self.is_growing_in_place(path) else 0
 
     def rewrite(self, handles: list[int], num_dropped: list[int], tokens: list[list[int]]) -> None:
         counts = np.array([len(t) for t in tokens], np.int32)
@@ -184,7 +186,7 @@ class CheckedTree:
         parent = self.paths[handle]
         self.note_cut(parent)
         for child in children:
-            self.paths[child] = Path(parent.run, [*parent.tokens], [*parent.slots], [*parent.cuts])
+            self.paths[child] = Path(parent.run, [*parent.tokens], [*parent.slots], [*parent.cuts], parent.num_reused)
             parent.run.handles.add(child)
         return children
 

@@ -163,6 +163,24 @@ def test_what_cannot_be_rewritten(num_dropped, counts, tokens, message):
     twin.check()
 
 
+def test_what_came_from_the_cache_cannot_be_rewritten():
+    """Even where the branch alone holds it and grows in place: its cuts are counted from the end of what it found."""
+    twin = CheckedTree(7, 3)
+    first = twin.open([])
+    twin.extend([first], [[1, 2, 2, 1, 2]])
+    branch = twin.open([1, 2, 2, 9])
+    twin.close(first, keep=False)
+    twin.clear_cache()
+    twin.extend([branch], [[9]])
+    for num_dropped, counts, tokens in ((1, 0, []), (3, 0, []), (0, 2, [1, 2])):
+        with pytest.raises(ValueError, match="of the 1 tokens appended"):
+            twin.tree.rewrite(int32(branch), int32(num_dropped), int32(counts), int32(*tokens))
+    twin.rewrite([branch], [0], [[8]])
+    twin.fork(branch, 2)
+    twin.extend([*twin.paths], [[1]] * 3)
+    twin.check()
+
+
 def test_open_reuses_whole_blocks_from_the_start_of_the_prompt():
     twin = CheckedTree(16, 4)
     first = twin.open([])
