@@ -92,11 +92,8 @@ class PromptFormat:
             return None
         rest = self.template.after_answer().lstrip()
         known = {token.content: token_id for token_id, token in tokenizer.get_added_tokens_decoder().items()}
-        return (
-            known[max(found, key=len)]
-            if (found := [text for text in known if text and rest.startswith(text)])
-            else None
-        )
+        found = [text for text in known if text and rest.startswith(text)]
+        return known[max(found, key=len)] if found else None
 
 
 def build_prompt(

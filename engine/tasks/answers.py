@@ -31,9 +31,8 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _ANY_STATED = re.compile(rf"{_HASHES.pattern}|{_STATED.pattern}|\banswer\*{{0,2}}:", re.IGNORECASE)
-_HEADING = re.compile(
-    r"[\s*:]*(?:[A-Za-z]{2,}|\d+[.):]\s+\S|\d+(?:st|nd|rd|th)\b)"
-)  # behind `####`, unless it ends the text
+# Behind `####`, unless it ends the text.
+_HEADING = re.compile(r"[\s*:]*(?:[A-Za-z]{2,}|\d+[.):]\s+\S|\d+(?:st|nd|rd|th)\b)")
 # It tells of an answer rather than what the answer is.
 _COMMENT = re.compile(
     r"(?:not|right|wrong|correct|incorrect|clear|unclear|helpful|obvious|reasonable)\b", re.IGNORECASE
@@ -45,9 +44,8 @@ _NUMERIC = re.compile(
     r"[-+(]*(?:\\[dt]?frac|\d|\.\d)(?:[\d.,+*/^!%(){}-]|\\(?:[dt]?frac|times|cdot|div|overline|%)|\s(?=[\d*/+^\\-]))*",
     re.ASCII,
 )
-_JOINED = re.compile(
-    r"\s*(?:[:^_=<>/*]|\\(?!text|mathrm|mbox|[,;! ])[a-zA-Z])"
-)  # it goes on in a way that is no number
+# It goes on, or began, in a way that is no number.
+_JOINED = re.compile(r"\s*(?:[:^_=<>/*]|\\(?!text|mathrm|mbox|[,;! ])[a-zA-Z])")
 _JOINED_BEFORE = re.compile(r"[:^_<>]\s*$")
 _PROSE = re.compile(r"\\(?:text|mathrm|mbox|textbf)\{[^{}]*\}|\*\*")
 _WRAPPERS = (("**", "**"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -108,10 +106,9 @@ def _statements(pattern: re.Pattern[str], text: str) -> Iterator[str]:
         rest, _, following = text[found.end() :].partition("\n")
         if not rest.strip(" \t\r*:"):
             rest, _, following = following.lstrip().partition("\n")
-            if rest.strip() in ("$$", r"\["):  # display mathematics, on lines of its own
-                rest = following.lstrip().partition("\n")[0]
-            else:
-                rest = rest if _MATHS.match(rest) else ""
+            rest = rest if _MATHS.match(rest) else ""
+        if rest.strip() in ("$$", r"\["):  # display mathematics, on lines of its own
+            rest, _, following = following.lstrip().partition("\n")
         is_heading = found[0][0] == "#" and _HEADING.match(rest) and following.strip()
         if rest.strip(" \t\r*:.,;!?") and not is_heading:
             yield rest.strip()

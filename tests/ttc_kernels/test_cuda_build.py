@@ -97,6 +97,9 @@ def test_wrong_settings_are_refused(tree):
     mode = build(tree, TTC_CUDA="maybe")
     assert mode.returncode != 0
     assert "TTC_CUDA must be 'auto' or 'off', got 'maybe'" in mode.stderr
+    sanitizer = build(tree, TTC_SANITIZE="thread")
+    assert sanitizer.returncode != 0
+    assert "TTC_SANITIZE must be 'address' or empty, got 'thread'" in sanitizer.stderr
 
 
 def test_python_and_the_sources_agree_on_the_functions():
