@@ -20,6 +20,7 @@ _INTS = (  # int32
     "max_count",
     "rule",  # stop rule
     "billed",  # tokens of this extension whose forward passes are on the bill
+    "chain",  # row of the last launch that draws the pending token, which is not known yet; -1: it is known
 )
 _FLOATS = ("temperature", "top_p", "min_p")  # float32
 
@@ -41,6 +42,7 @@ class ActiveRows:
     sampling: tuple[torch.Tensor, ...]  # (n,) each: the arguments of `sample` after the logits
     positions: np.ndarray  # (n,) int32, in the same memory as sampling[1]
     pending: np.ndarray  # (n,) int32
+    chain: np.ndarray  # (n,) int32
     at: np.ndarray  # (n,) int64: where the next token goes in the flattened table of tokens
     left: np.ndarray  # (n,) int32: tokens that each row may still draw
     room: int  # tokens that the table can hold for every row before it must grow
@@ -63,13 +65,16 @@ class DecodeTable:
     Columns have `num_rows` entries. `tokens` and `logprobs` are (capacity, num_rows), so that what a tick writes lies
     together. While there is an `active` gathering, pending tokens, positions and counts are kept there and are stale
     in the columns; every other method writes them back first.
+
+    Tokens are appended in one go by `push_active`, or in two: `launch` counts a token that a forward draws, and
+    `write` names it, perhaps only after a later launch has taken the row on.
     """
 
     def __init__(self, batch_size: int, num_standby: int = 0):
         self.batch_size, self.num_rows = batch_size, batch_size + num_standby
         self._ints = np.zeros((len(_INTS), self.num_rows), np.int32)
         self._floats = np.zeros((len(_FLOATS), self.num_rows), np.float32)
-        self.handle, self.pending, self.position, self.top_k, self.count, self.max_count, self.rule, self.billed = (
+        self.handle, self.pending, self.position, self.top_k, self.count, self.max_count, self.rule, self.billed, self.chain = (
             self._ints
         )
         self.temperature, self.top_p, self.min_p = self._floats
@@ -78,6 +83,7 @@ class DecodeTable:
         self.is_decoding = np.zeros(self.num_rows, bool)
         self.tokens = np.zeros((64, self.num_rows), np.int32)
         self.logprobs = np.zeros((64, self.num_rows), np.float32)
+        self.epoch = np.zeros(self.num_rows, np.int32)  # jobs that each row has had; a launch notes which it drew for
         self.jobs: list[GenerateJob | None] = [None] * self.num_rows
         self._free = list(range(self.num_rows))[::-1]
         # Row numbers: the first `batch_size` are decoded, in the order of the last plan as far as it is known.
@@ -109,6 +115,7 @@ class DecodeTable:
         for name in ("temperature", "top_k", "top_p", "min_p"):
             getattr(self, name)[rows] = [getattr(sampling, name) for sampling in samplings]
         self.count[rows] = self.billed[rows] = counts
+        self.chain[rows] = -1
         self.max_count[rows] = [job.max_tokens for job in jobs]
         self.rule[rows] = [job.request.stop.rule for job in jobs]
         del self._free[len(self._free) - len(rows) :]
@@ -132,24 +139,36 @@ class DecodeTable:
         for row in rows:
             self.jobs[row].row = -1
             self.jobs[row] = None
+        self.epoch[rows] += 1
         self._free += rows
         self.is_decoding[rows] = False
         self._decoding = self._decoding[self.is_decoding[self._decoding]]
 
     def active(self) -> ActiveRows:
-        """The decoding rows. Raises AssertionError if there is none."""
+        """The decoding rows that have a token left to draw. Raises AssertionError if there is none."""
         if self._active is None:
             self._active = self._gather()
         return self._active
 
+    @property
+    def has_active(self) -> bool:
+        """Whether a decoding row has a token left to draw; the others wait for the last one, which a forward draws."""
+        rows = self._decoding
+        return self._active is not None or bool(np.any(self.count[rows] < self.max_count[rows]))
+
     def reorder(self, order: np.ndarray) -> ActiveRows:
-        """Puts the rows that are decoded into the order of a plan, which the next plan then keeps."""
+        """Puts the active rows that are decoded into the order of a plan, which the next plan then keeps."""
+        rows = self.active().rows
         self.settle()
-        self._decoding = np.concatenate([self._decoding[order], self._decoding[len(order) :]])
+        is_full = self.count[self._decoding] >= self.max_count[self._decoding]
+        self._decoding = np.concatenate([rows[order], rows[len(order) :], self._decoding[is_full]])
         return self.active()
 
     def _gather(self) -> ActiveRows:
         rows = self._decoding
+        is_full = self.count[rows] >= self.max_count[rows]
+        if is_full.any():
+            rows = rows[~is_full]
         assert len(rows), "no row is decoding"
         counts = self.count[rows]
         highest = int(counts.max())
@@ -167,6 +186,7 @@ class DecodeTable:
             sampling=self._sampling(rows, ints),
             positions=ints["position"],
             pending=ints["pending"],
+            chain=ints["chain"],
             at=counts * np.int64(self.num_rows) + rows,
             left=ints["max_count"] - counts,
             room=len(self.tokens) - highest,
@@ -183,6 +203,7 @@ class DecodeTable:
         active, self._active = self._active, None
         if active is not None:
             self.pending[active.rows] = active.pending
+            self.chain[active.rows] = active.chain
             self.position[active.rows] = active.positions
             self.count[active.rows] = active.at // self.num_rows
 
@@ -202,16 +223,42 @@ class DecodeTable:
         active.left -= counts
         active.room -= num
 
-    def push(self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Appends one sampled token to each of the rows."""
+    def launch_active(self) -> np.ndarray:
+        """Counts a token of each active row that a forward now draws, row i its i-th; see `launch`."""
+        active = self._active
+        at = active.at.copy()
+        active.chain[:] = active.indices
+        active.at += self.num_rows
+        active.positions += 1
+        active.left -= 1
+        active.room -= 1
+        if active.room == 0 or not active.left.all():
+            self.settle()
+        return at
+
+    def launch(self, rows: np.ndarray) -> np.ndarray:
+        """Counts a token of each of the rows that a forward now draws, for `rows[i]` its i-th.
+
+        Returns where the tokens go in the flattened table, (n,) int64: for `write`.
+        """
         self.settle()
         counts = self.count[rows]
         self._reserve(int(counts.max(initial=0)) + 1)
-        self.tokens[counts, rows] = tokens
-        self.logprobs[counts, rows] = logprobs
-        self.pending[rows] = tokens
         self.count[rows] = counts + 1
         self.position[rows] += 1
+        self.chain[rows] = np.arange(len(rows))
+        return counts * np.int64(self.num_rows) + rows
+
+    def write(self, at: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """Names what was drawn for launched tokens, (n,) each."""
+        self.tokens.reshape(-1)[at] = tokens
+        self.logprobs.reshape(-1)[at] = logprobs
+
+    def know(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        """Sets the pending tokens of rows that no launch has taken on since they were drawn."""
+        self.settle()
+        self.pending[rows] = tokens
+        self.chain[rows] = -1
 
     def sampling(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
         """How the next token of each row is drawn: the arguments of `sample` after the logits."""

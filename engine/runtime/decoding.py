@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from engine.accounting import ModelShape, forward_flops
 from engine.runtime.decode_table import DecodeTable, ReturnRule
+from engine.runtime.executors.base import Drawn
 from engine.runtime.requests import GeneratedTokens, GenerateJob, Request
 from engine.runtime.segments import SegmentStore
 from engine.runtime.stops import StopRules
@@ -17,12 +19,22 @@ from engine.types import FINISHED
 _RETURN_SHARE = 6
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Rows of the decode table for which a forward draws a token each."""
+
+    rows: np.ndarray  # (n,) int64
+    epochs: np.ndarray  # (n,) int32: of the table, to tell whether a row still has the same job
+    at: np.ndarray  # (n,) int64: where the tokens go in the table
+
+
 class Decoding:
     """The decode table with its stop rules. The job of each row grows its `partial` segment."""
 
     def __init__(self, store: SegmentStore, shape: ModelShape, table: DecodeTable, vocab_size: int):
         self.store, self.shape, self.table = store, shape, table
         self.stops = StopRules(vocab_size)
+        self.num_ended = 0  # jobs until now
 
     def start(self, jobs: Sequence[GenerateJob]) -> None:
         """Gives every waiting row its branch of the tree: a fork of its source, or the one that was suspended."""
@@ -53,34 +65,93 @@ class Decoding:
         num_placed = min(len(jobs), self.table.batch_size)
         return ReturnRule(max(1, num_placed // _RETURN_SHARE) + len(jobs) - num_placed, groups)
 
-    def push_active(self, tokens: np.ndarray, logprobs: np.ndarray, counts: np.ndarray) -> None:
-        """Appends sampled tokens to all active rows and finishes those that have ended.
+    def push_active(self, drawn: Drawn) -> None:
+        """Appends the tokens that all active rows have drawn, keeps their scores and finishes the rows that have ended.
 
-        `tokens` and `logprobs` are (forwards, n). Row i takes the first `counts[i]`, of which only the last may end it.
+        Of a row's tokens only the last may end it.
         """
-        table = self.table
+        table, counts = self.table, drawn.counts
         active = table.active()
-        table.push_active(tokens, logprobs, counts)
+        self._keep_scores(active.at, drawn)
+        table.push_active(drawn.tokens, drawn.logprobs, counts)
         # A row without new tokens has stood by all the time: its last token was looked at when it was drawn.
         is_end = self.stops.ends(active.rules, active.pending) & (counts > 0)
         if active.room > 0 and not np.count_nonzero(is_end | (active.left <= 0)):
             return
         table.settle()
-        self._finish_ended(active.rows, active.pending, is_end)
+        ended = self._ended(active.rows, active.pending, is_end)
+        if ended:
+            self._finish(ended)
 
-    def push(self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Appends one sampled token to each of the rows and finishes those that have ended."""
-        self.table.push(rows, tokens, logprobs)
-        self._finish_ended(rows, tokens, self.stops.ends(self.table.rule[rows], tokens))
+    def launch(self, rows: np.ndarray | None) -> Launch:
+        """Counts a token that a forward now draws for each of these rows of the table; None: for the active ones."""
+        table = self.table
+        if rows is None:
+            rows = table.active().rows
+            at = table.launch_active()
+        else:
+            at = table.launch(rows)
+        return Launch(rows, table.epoch[rows], at)
 
-    def _finish_ended(self, rows: np.ndarray, tokens: np.ndarray, is_end: np.ndarray) -> None:
+    def land(self, launch: Launch, drawn: Drawn, is_newest: bool) -> None:
+        """Names the tokens of a launch, keeps what the trunk head has read, and finishes the rows that have ended.
+
+        Unless it `is_newest`, another launch has taken on since every row that had a token left to draw: its forward
+        read tokens that were not known to the tree yet, which are written there now, and are taken back where the row
+        has ended.
+        """
+        table, rows, at = self.table, launch.rows, launch.at
+        tokens, logprobs = drawn.tokens[0], drawn.logprobs[0]
+        is_valid = table.epoch[rows] == launch.epochs  # the others' jobs were taken out since
+        self._keep_scores(at, drawn, is_valid)
+        if not is_valid.all():
+            rows, at, tokens, logprobs = (column[is_valid] for column in (rows, at, tokens, logprobs))
+        table.write(at, tokens, logprobs)
+        counts = at // table.num_rows + 1
+        is_full = counts >= table.max_count[rows]
+        if is_newest:
+            table.know(rows, tokens)
+        is_ahead = ~is_full & (not is_newest)
+        is_end = self.stops.ends(table.rule[rows], tokens)
+        ended: dict[int, str] = {}
+        is_ended = np.zeros(len(rows), bool)
+        if np.count_nonzero(is_end | is_full):
+            table.settle()
+            table.count[rows] -= is_ahead
+            ended = self._ended(rows, tokens, is_end)
+            is_ended = np.isin(rows, list(ended))
+            table.count[rows] += is_ahead & ~is_ended
+        if not is_newest:
+            self._write_tree(rows, tokens, counts, is_ahead, is_ended)
+        if ended:
+            self._finish(ended)
+
+    def _write_tree(
+        self, rows: np.ndarray, tokens: np.ndarray, counts: np.ndarray, is_ahead: np.ndarray, is_ended: np.ndarray
+    ) -> None:
+        """Names the last token of rows that a later launch has taken on, or takes it back where the row has ended."""
+        for row in rows[is_ahead & is_ended & (counts == 1)].tolist():  # nothing of the extension would stay
+            self.store.drop(self.table.jobs[row].partial)
+        which = np.flatnonzero(is_ahead & ~(is_ended & (counts == 1)))
+        if len(which):
+            is_dropped = is_ended[which]
+            handles, named = self.table.handle[rows[which]], tokens[which[~is_dropped]]
+            self.store.tree.rewrite(handles, is_dropped.astype(np.int32), (~is_dropped).astype(np.int32), named)
+
+    def _keep_scores(self, at: np.ndarray, drawn: Drawn, is_valid: np.ndarray | None = None) -> None:
+        """Adds what the trunk head has read to the jobs of the rows, whose first new tokens are `at` in the table."""
+        which, index = drawn.scored
+        for i, j, score in zip(which.tolist(), index.tolist(), drawn.scores, strict=True):
+            if is_valid is None or is_valid[i]:
+                count, row = divmod(at[i].item(), self.table.num_rows)
+                self.table.jobs[row].trunk_scores[count + j] = score
+
+    def _ended(self, rows: np.ndarray, tokens: np.ndarray, is_end: np.ndarray) -> dict[int, str]:
+        """The rows that end with these tokens, their last ones, and how."""
         table = self.table
         which = np.flatnonzero(is_end | (table.count[rows] >= table.max_count[rows]))
-        if len(which):
-            reasons = [(rows[i].item(), self._finish_reason(rows[i].item(), tokens[i], is_end[i])) for i in which]
-            ended = {row: reason for row, reason in reasons if reason is not None}
-            if ended:
-                self._finish(list(ended), list(ended.values()))
+        reasons = [(rows[i].item(), self._finish_reason(rows[i].item(), tokens[i], is_end[i])) for i in which]
+        return {row: reason for row, reason in reasons if reason is not None}
 
     def _finish_reason(self, row: int, token: int, is_end: bool) -> str | None:
         """How a row finishes with its last token; None if it goes on after all."""
@@ -93,14 +164,17 @@ class Decoding:
         is_full = len(tokens) >= job.max_tokens
         return confirm(job.branch, tokens) or ("length" if is_full else None)
 
-    def _finish(self, rows: list[int], reasons: Sequence[str]) -> None:
-        """Hands finished extensions to their requests; each branch now ends with the new segment."""
-        table, store = self.table, self.store
+    def _finish(self, ended: dict[int, str]) -> None:
+        """Hands finished extensions, the rows and how each has ended, to their requests.
+
+        Each branch now ends with the new segment.
+        """
+        table, store, rows = self.table, self.store, list(ended)
         self._bill(rows)
         generated = table.generated(rows)
         jobs = [table.jobs[row] for row in rows]
         table.remove(rows)
-        for job, (tokens, logprobs), reason in zip(jobs, generated, reasons, strict=True):
+        for job, (tokens, logprobs), reason in zip(jobs, generated, ended.values(), strict=True):
             segment, branch, request = job.partial, job.branch, job.request
             segment.set_computed(len(tokens) - 1)
             if reason == "error":
@@ -116,6 +190,7 @@ class Decoding:
             result = GeneratedTokens(tuple(tokens), tuple(logprobs), reason, job.trunk_scores)
             request.results[job.index] = result
             request.num_left -= 1
+        self.num_ended += len(jobs)
 
     def suspend(self, job: GenerateJob) -> None:
         """Gives up a decoding row's KV; its job is to be queued again, and its KV computed again."""

@@ -54,6 +54,7 @@ class Prefill:
         self.store, self.shape = store, shape
         self.make_room, self.fail = make_room, fail
         self.targets: dict[Segment, Target] = {}
+        self.num_ended = 0  # prefill jobs until now
 
     @property
     def num_tokens(self) -> int:
@@ -150,6 +151,9 @@ class Prefill:
     def finish(self, target: Target, logits: torch.Tensor | None) -> None:
         """Ends the prefill jobs of a complete target; `logits` are those of its last token, if a job wants them."""
         for job in target.prefill_jobs:
+            if job.branch.job is not job:
+                continue  # taken out since the forward was started
+            self.num_ended += 1
             if job.request.wants_logits:
                 job.request.logits[job.index] = logits.clone()
             if job.steps:

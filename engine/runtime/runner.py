@@ -14,11 +14,10 @@ import torch
 from engine.accounting import ModelShape
 from engine.counts import check_count
 from engine.runtime.decode_table import ActiveRows, DecodeTable
-from engine.runtime.decoding import Decoding
-from engine.runtime.executors.base import Drawn, Executor, ModelParts
+from engine.runtime.decoding import Decoding, Launch
+from engine.runtime.executors.base import Drawn, Executor, Forward, ModelParts, Pending, planned
 from engine.runtime.executors.cpu import CPUExecutor
 from engine.runtime.executors.gpu import GPUExecutor
-from engine.runtime.executors.transfers import Fetch
 from engine.runtime.one_thread import OneThread
 from engine.runtime.preemption import PoolTooSmall, choose_victim
 from engine.runtime.prefill import Chunk, Prefill
@@ -33,11 +32,13 @@ MAX_BATCH = 1 << 16  # branches of one forward; the decode table has a row for e
 
 @dataclass(frozen=True)
 class _Flight:
-    """A forward that has been started, and where its scores go when they are there."""
+    """A forward that has been started, and what is done with its results when they are there."""
 
+    pending: Pending
     chunks: list[Chunk]
     owners: list[tuple[list[float], int]]  # for each score, the list and the index that it fills
-    scores: Fetch
+    launch: Launch | None  # the rows that draw
+    complete: list[tuple[Chunk, int]]  # a policy's computed targets, and which of the forward's logits are theirs
 
 
 class Runner:
@@ -53,7 +54,7 @@ class Runner:
         self.parts, self.pool, self.tree = parts, parts.pool, parts.pool.tree
         self.shape = _shape(parts)
         self.executor: Executor = (CPUExecutor if parts.decoder.placement.is_native else GPUExecutor)(parts)
-        self._flight: _Flight | None = None  # a verifier's, if it runs beside other models
+        self._flights: deque[_Flight] = deque()  # started and not read: one between ticks, within a tick two
         self.store = SegmentStore(self.tree)
         self.table = DecodeTable(max_batch, num_standby=max_batch if self.executor.refills else 0)
         self.decoding = Decoding(self.store, self.shape, self.table, parts.decoder.config.vocab_size)
@@ -69,17 +70,17 @@ class Runner:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.table.num_used or self.prefill.targets or self.queue or self.suspended)
+        return bool(self.table.num_used or self.prefill.targets or self.queue or self.suspended or self._flights)
 
     @property
     def is_in_flight(self) -> bool:
-        """Whether the last tick has started a forward whose scores have not been read: a verifier's on a GPU."""
-        return self._flight is not None
+        """Whether the last tick has started a forward that has not been read: on a GPU."""
+        return bool(self._flights)
 
     @property
     def is_waiting(self) -> bool:
-        """Whether that forward still runs: the next tick would wait for it."""
-        return self._flight is not None and not self._flight.scores.is_there
+        """Whether that forward still runs: a verifier's next tick would wait for it."""
+        return bool(self._flights) and not self._flights[0].pending.is_there
 
     def submit_generate(self, job: GenerateJob) -> None:
         """Queues a branch for generating."""
@@ -130,7 +131,9 @@ class Runner:
 
     def _jobs(self) -> list[GenerateJob | PrefillJob]:
         """All that has been submitted and has not ended."""
-        waiting = (job for target in self.prefill.targets.values() for job in target.prefill_jobs)
+        targets = [*self.prefill.targets.values()]
+        targets += [chunk.target for flight in self._flights for chunk, _ in flight.complete]
+        waiting = [job for target in targets for job in target.prefill_jobs if job.branch.job is job]
         return [job for job in (*self.table.jobs, *self.queue, *self.suspended, *waiting) if job is not None]
 
     def _give_up(self, error: BaseException) -> None:
@@ -139,10 +142,10 @@ class Runner:
         Their KV is dropped, as that of a forward that has failed was reserved and not written. It is computed again
         when it is needed: open branches can be used as before.
         """
-        self._flight = None
         for job in self._jobs():
             job.request.error = error
             job.cancel()
+        self._flights.clear()
         self.prefill.targets.clear()
         for segment in list(self.store.resident):
             self.store.drop(segment)
@@ -150,32 +153,42 @@ class Runner:
     # -- one tick ---------------------------------------------------------------------------
 
     def tick(self, max_forwards: int = 1) -> None:
-        """Runs one forward and finishes whatever it completes.
+        """Runs up to `max_forwards` forwards, until something ends, and finishes whatever has ended.
 
-        If branches are decoded and nothing is to be prefilled, it runs up to `max_forwards`, until enough rows end.
-        What it raises ends all requests, see `_give_up`.
+        On a CPU it is one forward if anything is to be prefilled. On a GPU each is started before the one before it is
+        read, so the last one still runs when this returns. What it raises ends all requests, see `_give_up`.
         """
         with self.in_use:
             try:
-                self._tick(max_forwards)
+                ended = self.decoding.num_ended, self.prefill.num_ended
+                for _ in range(max_forwards):
+                    self._tick(max_forwards)
+                    is_over = not self.has_work or (self.decoding.num_ended, self.prefill.num_ended) != ended
+                    if self.executor.decodes or is_over:
+                        break
             except BaseException as error:
                 self._give_up(error)
                 raise
 
     def _tick(self, max_forwards: int) -> None:
-        if self._flight is not None:
-            self._land()
+        if self.parts.lm_head is None and self._flights:
+            self._land()  # a step that is being read is not to be read again
         if self.suspended:
             self._resume()
         if self.queue and self.table.num_free:
             self._admit()
         active = self._reserve_decode()
         chunks = self.prefill.reserve(self.max_chunk, is_alone=active is None) if self.prefill.targets else []
-        if chunks:
+        if chunks or active is not None:
+            if not chunks and self.executor.decodes:
+                self.num_ticks += self._run_decode(max_forwards)
+                return
             self.num_ticks += 1
-            self._run_mixed(active, chunks)
-        elif active is not None:
-            self.num_ticks += self._run_decode(max_forwards)
+            self._flights.append(self._launch(active, chunks))
+            if self.executor.is_asynchronous and len(self._flights) == 1:
+                return
+        if self._flights:
+            self._land()
 
     def _admit(self) -> None:
         """Gives queued jobs their rows; they wait for their sources to be computed."""
@@ -186,12 +199,18 @@ class Runner:
             self.prefill.target(job.source).generate_jobs.append(job)
 
     def _reserve_decode(self) -> ActiveRows | None:
-        """Appends the pending tokens of the rows to be decoded to the tree; suspends rows if the pool is full."""
+        """Appends the pending tokens of the rows to be decoded to the tree; suspends rows if the pool is full.
+
+        Where a forward still draws the token, another stands for it. No cached prefix is given up for such.
+        """
         table = self.table
-        while table.num_decoding:
+        while table.has_active:
             active = table.active()
+            num = active.num_placed
+            if self._flights and self.tree.blocks_needed(active.handles, active.ones) > self.tree.num_free_blocks:
+                self._land()
+                continue
             try:
-                num = active.num_placed
                 self.tree.extend(active.handles[:num], active.ones[:num], active.pending[:num])
                 return active
             except OutOfBlocks as error:
@@ -203,13 +222,18 @@ class Runner:
         """Runs forwards of decoding rows alone; returns how many."""
         wait_for = self.decoding.return_rule(has_queue=bool(self.queue))
         drawn = self.executor.decode(self.table, self.stops, max_forwards, wait_for)
-        active = self.table.active()
-        self._keep_scores(active.rows, active.at // self.table.num_rows, drawn)
-        self.decoding.push_active(drawn.tokens, drawn.logprobs, drawn.counts)
+        self.decoding.push_active(drawn)
         return len(drawn.tokens)
 
-    def _run_mixed(self, active: ActiveRows | None, chunks: list[Chunk]) -> None:
-        """Runs a forward of chunks, and of the decoding rows beside them."""
+    def _launch(self, active: ActiveRows | None, chunks: list[Chunk]) -> _Flight:
+        """Starts a forward of chunks, and of the decoding rows beside them."""
+        if not chunks:
+            plan, active = planned(self.pool, self.table)
+            chain = active.chain if self._flights else None
+            pending = self.executor.launch(
+                Forward(plan, plan.slots, chain, sampling=active.sampling), self.stops.is_scored
+            )
+            return _Flight(pending, [], [], self.decoding.launch(None), [])
         num_decode = 0 if active is None else active.num_placed
         handles = np.array([chunk.handle for chunk in chunks], np.int32)
         counts = np.array([chunk.num_tokens for chunk in chunks], np.int32)
@@ -220,43 +244,30 @@ class Runner:
         last_query = np.empty(len(handles), np.int64)  # of each branch, in the plan
         last_query[plan.order] = plan.row_start[1:] - 1
         first_query = last_query - counts + 1
-        slots = plan.slots
+        slots, chain = plan.slots, None
         unstored = [num_decode + i for i, chunk in enumerate(chunks) if not chunk.is_stored]
         if unstored:
             slots = slots.copy()
             slots[last_query[unstored]] = -1
-        hidden = self.executor.forward(plan, slots)
-        has_lm_head = self.parts.lm_head is not None
-        self.prefill.bill(chunks, has_lm_head)
-        where, owners = self.prefill.scored_queries(chunks, first_query[num_decode:].tolist())
-        self._flight = _Flight(chunks, owners, self.executor.scores(hidden, where))
-        if has_lm_head:
-            self._land()
-            self._draw(active, chunks, last_query, hidden)
-        elif not self.executor.is_asynchronous:
-            self._land()
-
-    def _land(self) -> None:
-        """Waits for the last forward's scores and hands them out; completes a verifier's targets."""
-        flight, self._flight = self._flight, None
-        # By index, not appended: a segment that is dropped half-computed is read again from its start.
-        for (scores, at), score in zip(flight.owners, flight.scores.arrays()[0].tolist(), strict=True):
-            scores[at] = score
+        if num_decode and self._flights:
+            chain = np.full(len(slots), -1, np.int32)
+            chain[last_query[:num_decode]] = active.chain[:num_decode]
+        scored, owners = self.prefill.scored_queries(chunks, first_query[num_decode:].tolist())
+        forward = Forward(plan, slots, chain, scored, where=np.zeros(0, np.int64))
+        self.prefill.bill(chunks, self.parts.lm_head is not None)
         if self.parts.lm_head is None:
-            for chunk in flight.chunks:
-                # The target is gone if its branch has been closed since, or its request has failed.
-                if chunk.is_complete and self.prefill.targets.get(chunk.target.segment) is chunk.target:
-                    self.prefill.complete(chunk.target)
-                    self.prefill.finish(chunk.target, None)
+            return _Flight(self.executor.launch(forward, None), chunks, owners, None, [])
+        return self._launch_drawing(forward, active, chunks, owners, last_query)
 
-    def _draw(
+    def _launch_drawing(
         self,
+        forward: Forward,
         active: ActiveRows | None,
         chunks: list[Chunk],
+        owners: list[tuple[list[float], int]],
         last_query: np.ndarray,  # (branches,) int64: the query of each branch's last token, decoding rows first
-        hidden: torch.Tensor,  # (queries, hidden size)
-    ) -> None:
-        """Samples one token for every decoding row and every row whose source has just been computed."""
+    ) -> _Flight:
+        """Has a forward draw a token for every decoding row and every row whose source it computes."""
         num_decode = 0 if active is None else active.num_placed
         read = list(range(num_decode))  # branches whose logits are needed
         pick = read.copy()  # for each row to be sampled, an index into `read`
@@ -272,31 +283,46 @@ class Runner:
         rows = np.array([job.row for job in started], np.int64)
         if active is not None:
             rows = np.concatenate([active.rows[:num_decode], rows])
-        drawn, logits = None, None
-        if read:
-            needs_logits = any(job.request.wants_logits for chunk, _ in complete for job in chunk.target.prefill_jobs)
-            sampling, marks = self.table.sampling(rows), self.stops.is_scored
-            picked = np.array(pick, np.int64)
-            drawn, logits = self.executor.draw(hidden, last_query[read], picked, sampling, marks, needs_logits)
-        for chunk, index in complete:
-            self.prefill.finish(chunk.target, None if logits is None else logits[index])
+        forward = replace(
+            forward,
+            where=last_query[read],
+            pick=np.array(pick, np.int64),
+            sampling=self.table.sampling(rows) if pick else (),
+            wants_logits=any(job.request.wants_logits for chunk, _ in complete for job in chunk.target.prefill_jobs),
+        )
+        pending = self.executor.launch(forward, self.stops.is_scored)
         if started:
             self.decoding.start(started)
-        if pick:
-            self._keep_scores(rows, self.table.count[rows], drawn)
-            self.decoding.push(rows, drawn.tokens[0], drawn.logprobs[0])
+        return _Flight(pending, chunks, owners, self.decoding.launch(rows) if pick else None, complete)
 
-    def _keep_scores(self, rows: np.ndarray, counts: np.ndarray, drawn: Drawn) -> None:
-        """Adds what the trunk head has read to the jobs of the rows, which had `counts` tokens before."""
-        which, index = drawn.scored
-        places = (counts[which] + index).tolist()
-        for row, place, score in zip(rows[which].tolist(), places, drawn.scores, strict=True):
-            self.table.jobs[row].trunk_scores[place] = score
+    def _land(self) -> None:
+        """Waits for the oldest forward in flight, hands out what has been read and finishes what has ended."""
+        flight = self._flights[0]
+        read = flight.pending.read()
+        # By index, not appended: a segment that is dropped half-computed is read again from its start.
+        for (scores, at), score in zip(flight.owners, read.scores, strict=True):
+            scores[at] = score
+        if self.parts.lm_head is None:
+            for chunk in flight.chunks:
+                # The target is gone if its branch has been closed since, or its request has failed.
+                if chunk.is_complete and self.prefill.targets.get(chunk.target.segment) is chunk.target:
+                    self.prefill.complete(chunk.target)
+                    self.prefill.finish(chunk.target, None)
+        for chunk, index in flight.complete:
+            self.prefill.finish(chunk.target, None if read.logits is None else read.logits[index])
+        if flight.launch is not None:
+            self.decoding.land(flight.launch, read.drawn, is_newest=len(self._flights) == 1)
+        self._flights.popleft()
+        if self._flights and not self.table.num_used and not self._flights[0].chunks:
+            self._flights.clear()  # of rows that have all ended in the forward before
 
     # -- memory -----------------------------------------------------------------------------
 
     def _make_room(self, busy: Set[Segment], may_suspend: bool) -> bool:
         """Frees the KV of one segment outside `busy`; False if there is none that may give way."""
+        if self._flights:
+            self._land()
+            return True
         jobs = {job.partial: job for job in self.table.decoding_jobs()}
         victim = choose_victim(self.store, jobs, busy, may_suspend)
         if victim is None:

@@ -1,12 +1,10 @@
-"""Forwards that a GPU's host starts without having seen what those before drew: the same results, the same tree."""
+"""A GPU's forwards are started before those before them have been read: the same results, the same tree."""
 
-import numpy as np
 import pytest
 import torch
 
 from engine.model import Placement, load_trunk_head, read_config
-from engine.runtime.executors import gpu, gpu_step
-from engine.runtime.executors.gpu import GPUExecutor, counts_until_end
+from engine.runtime.executors.gpu import GPUExecutor
 from engine.types import Sampling
 
 from .builders import NAN, assert_idle, load_llm
@@ -22,17 +20,32 @@ def load(folders, num_blocks: int = 512):
     return llm
 
 
-def sample_all(llm, monkeypatch, max_ahead: int, **options):
-    """Results of answers to all prompts, and in how many ticks; the tree holds what the branches say at all times."""
-    monkeypatch.setattr(gpu, "MAX_AHEAD", max_ahead)
+class Waiting(GPUExecutor):
+    """Each forward is read before the next is started."""
+
+    is_asynchronous = False
+
+
+def sample_all(llm, model: type[GPUExecutor], **options):
+    """Results of answers to all prompts, and how many forwards were started beside another.
+
+    Between ticks the tree holds what the branches say.
+    """
+    runner = llm.runner
+    runner.executor = executor = model(runner.parts)
+    launch, num_beside = executor.launch, [0]
+
+    def counted(forward, marks):
+        num_beside[0] += runner.is_in_flight
+        return launch(forward, marks)
+
+    executor.launch = counted
     roots = [llm.open(prompt) for prompt in PROMPTS]
     branches = [branch for root in roots for branch in root.fork(5)]
     keys = range(100, 100 + len(branches))
     request = llm.queue_generate(branches, keys, sampling=Sampling(temperature=1.2, top_p=0.9), **options)
-    runner, num_calls = llm.runner, 0
     while not request.is_done:
-        runner.tick(64)
-        num_calls += 1
+        runner.tick(3)
         runner.tree.check_integrity()
         for job in runner.table.decoding_jobs():
             ((drawn, _),) = runner.table.generated([job.row])
@@ -43,34 +56,37 @@ def sample_all(llm, monkeypatch, max_ahead: int, **options):
             assert held == branch.token_ids[: len(held)]
             assert len(held) >= branch.num_tokens - 1
         assert len(branch.token_ids) == branch.num_tokens
+    bill = [(root.ledger.tokens, root.ledger.flops) for root in roots]
     for branch in branches + roots:
         branch.close()
     assert_idle(runner)
-    return request.results, num_calls
+    return request.results, bill, num_beside[0]
 
 
 @pytest.mark.parametrize("stop", [(), ("\n",)])
 @pytest.mark.parametrize("num_blocks", [512, 11])
-def test_the_same_results(folders, monkeypatch, stop, num_blocks):
+def test_the_same_results(folders, stop, num_blocks):
     options = {"stop": stop, "max_tokens": [1 + 3 * i for i in range(5 * len(PROMPTS))]}
-    want, num_one = sample_all(load(folders), monkeypatch, 1, **options)
+    want, want_bill, num_beside = sample_all(load(folders), Waiting, **options)
+    assert num_beside == 0
     assert sum(len(sampled.trunk_scores) for sampled in want) > 10
     llm = load(folders, num_blocks)
-    found, num_calls = sample_all(llm, monkeypatch, gpu_step.MAX_AHEAD, **options)
+    found, bill, num_beside = sample_all(llm, GPUExecutor, **options)
     assert [(s.token_ids, s.finish) for s in found] == [(s.token_ids, s.finish) for s in want]
     for one, other in zip(found, want, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
         assert one.trunk_scores == pytest.approx(other.trunk_scores, abs=1e-5)
     if num_blocks == 512:
-        assert num_calls < num_one / 2
+        assert bill == want_bill, "what a row runs past its end is not billed"
+        assert num_beside > 10
     else:
         assert llm.runner.num_suspensions > 0
 
 
-def test_what_follows_an_error_is_taken_back(folders, monkeypatch):
+def test_what_follows_an_error_is_taken_back(folders):
     """The model fails wherever it reads a token that the branches draw: a row that has failed runs on to no effect."""
     found = []
-    for max_ahead in (1, gpu_step.MAX_AHEAD):
+    for model in (Waiting, GPUExecutor):
         llm = load(folders)
         (bad,) = llm.encode("|")
         embedding = llm.runner.parts.decoder.embedding
@@ -78,16 +94,39 @@ def test_what_follows_an_error_is_taken_back(folders, monkeypatch):
         if head.weight.data_ptr() == embedding.data_ptr():
             head.weight = embedding.clone()
         embedding[bad] = NAN
-        results, _ = sample_all(llm, monkeypatch, max_ahead, stop=(), max_tokens=25)
+        results, *_ = sample_all(llm, model, stop=(), max_tokens=25)
         found.append([(s.token_ids, s.finish) for s in results])
     assert found[0] == found[1]
     assert 0 < sum(finish == "error" for _, finish in found[0]) < len(found[0])
 
 
-def test_rows_count_until_their_end_or_limit():
-    is_end = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 0]], bool)
-    assert counts_until_end(is_end, np.array([9, 9, 1, 2], np.int32)).tolist() == [3, 1, 1, 2]
-    assert counts_until_end(is_end, np.array([9, 9, 9, 3], np.int32)).dtype == np.int32
+@pytest.mark.parametrize("num_ticks", [1, 2, 3, 7])
+def test_a_row_is_used_again_while_the_forward_of_its_last_job_runs(folders, num_ticks):
+    """Branches that are closed in flight leave no token to those that get their rows."""
+    alone = load(folders)
+    root = alone.open(PROMPTS[0])
+    (want,) = alone.generate(root.fork(1), max_tokens=9, sampling=Sampling(temperature=1.2), seed=3)
+    llm = load(folders)
+    llm.runner.table.batch_size = 4
+    del llm.runner.table._free[4:]
+    root = llm.open(PROMPTS[0])
+    closed, others = llm.open(PROMPTS[1]).fork(4), llm.open(PROMPTS[2]).fork(3)
+    llm.queue_generate(closed, range(4), sampling=Sampling(temperature=1.2), max_tokens=30)
+    later = llm.queue_generate(others, range(4, 7), sampling=Sampling(temperature=1.2), max_tokens=12)
+    for _ in range(num_ticks):
+        llm.runner.tick()
+    assert llm.runner.is_in_flight
+    for branch in closed[1:]:
+        branch.close()
+    branches = root.fork(1)
+    assert llm.generate(branches, max_tokens=9, sampling=Sampling(temperature=1.2), seed=3) == [want]
+    llm.run(later)
+    again = load(folders)
+    repeated = again.queue_generate(
+        again.open(PROMPTS[2]).fork(3), range(4, 7), sampling=Sampling(temperature=1.2), max_tokens=12
+    )
+    again.run(repeated)
+    assert [(s.token_ids, s.finish) for s in later.results] == [(s.token_ids, s.finish) for s in repeated.results]
 
 
 def test_no_forward_runs_past_the_context(folders):
@@ -106,29 +145,28 @@ def test_no_forward_runs_past_the_context(folders):
     assert_idle(llm.runner)
 
 
-def test_prefixes_stay_cached_for_tokens_that_may_be_taken_back(folders, monkeypatch):
-    """One forward at a time where only blocks of closed prompts are left."""
+def test_prefixes_stay_cached_for_tokens_that_may_be_taken_back(folders):
+    """A forward is read before the next where only blocks of closed prompts are left for that."""
     llm = load(folders, num_blocks=14)
     llm.runner.stops.is_eos[:-1] = False
-    tree, plan_ahead, found = llm.runner.tree, GPUExecutor._plan_ahead, []
+    runner, tree, found = llm.runner, llm.runner.tree, []
     closed = llm.open([5 + i % 9 for i in range(96)])
     llm.next_logits([closed])
     closed.close()
-    num_cached = tree.num_cached_blocks
+    num_cached, launch = tree.num_cached_blocks, runner.executor.launch
+    last = [num_cached]
 
-    def watched(self, active):
-        before = tree.num_cached_blocks
-        plan = plan_ahead(self, active)
-        found.append(plan is not None)
-        assert tree.num_cached_blocks == before
-        return plan
+    def watched(forward, marks):
+        if runner.is_in_flight:
+            assert tree.num_cached_blocks == last[0]
+        found.append(runner.is_in_flight)
+        last[0] = tree.num_cached_blocks
+        return launch(forward, marks)
 
-    monkeypatch.setattr(GPUExecutor, "_plan_ahead", watched)
+    runner.executor.launch = watched
     branches = llm.open([5, 6, 7]).fork(3)
     request = llm.queue_generate(branches, range(3), sampling=Sampling(temperature=1.2), max_tokens=44)
-    for _ in range(3):  # so that a block is full in the middle of a run of four
-        llm.runner.tick()
     while not request.is_done:
-        llm.runner.tick(64)
-    assert {True, False} == set(found)
+        runner.tick(64)
+    assert {True, False} == set(found[1:])
     assert tree.num_cached_blocks < num_cached, "they are given up for what has to be kept"

@@ -24,12 +24,18 @@ def make_jobs(num: int, *, max_tokens: int = 300, num_done: int = 0) -> list[Gen
     return jobs
 
 
+def push(table: DecodeTable, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    """A launch whose tokens are known before the next one."""
+    table.write(table.launch(rows), tokens, logprobs)
+    table.know(rows, tokens)
+
+
 def decode(table: DecodeTable, jobs: list[GenerateJob]) -> np.ndarray:
     """Starts jobs and gives each its first token; their rows."""
     table.add(jobs)
     rows = [job.row for job in jobs]
     table.start(rows, [10 + row for row in rows])
-    table.push(np.array(rows), np.full(len(rows), 7, np.int32), np.zeros(len(rows), np.float32))
+    push(table, np.array(rows), np.full(len(rows), 7, np.int32), np.zeros(len(rows), np.float32))
     return np.array(rows)
 
 
@@ -61,7 +67,7 @@ def test_active_rows_keep_step_with_the_columns():
     for step in range(100):
         tokens = np.arange(5, dtype=np.int32) * 1000 + step
         logprobs = -tokens.astype(np.float32)
-        plain.push(tables[0][1], tokens, logprobs)
+        push(plain, tables[0][1], tokens, logprobs)
         active = active_rows.active()
         assert (active.rows == tables[1][1][order]).all()
         active_rows.push_active(tokens[None, order], logprobs[None, order], np.ones(5, np.int32))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 
 from engine import BeamSearch, Engine, Sampling
 from engine.model import Placement
-from engine.runtime.executors.gpu import GPUExecutor
+from engine.runtime.executors.gpu import GPUExecutor, Launched
 from engine.runtime.executors.transfers import Fetch
 from tests.runtime.builders import PROBLEMS, assert_idle, fingerprint, load_llm
 
@@ -29,12 +27,18 @@ class LateFetch(Fetch):
 
 
 class LateModel(GPUExecutor):
-    """A verifier whose scores come later; `num_meanwhile` counts the policy's forwards until then."""
+    """A verifier whose scores come later."""
 
-    is_asynchronous = True
+    def launch(self, forward, marks) -> Launched:
+        launched = super().launch(forward, marks)
+        launched.fetch = LateFetch([torch.from_numpy(array) for array in launched.fetch.arrays()], None)
+        return launched
 
-    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> Fetch:
-        return LateFetch([torch.from_numpy(super().scores(hidden, where).arrays()[0])], None)
+
+class Waiting(GPUExecutor):
+    """A verifier that is waited for."""
+
+    is_asynchronous = False
 
 
 def engine_of(folders, model: type[GPUExecutor]) -> Engine:
@@ -47,7 +51,7 @@ def engine_of(folders, model: type[GPUExecutor]) -> Engine:
 def test_the_policy_goes_on_and_results_are_the_same(folders):
     options = {"sampling": Sampling(temperature=0.8), "max_tokens": 30, "seed": 4}
     found = []
-    for model in (GPUExecutor, LateModel):
+    for model in (Waiting, LateModel):
         engine = engine_of(folders, model)
         policy, prm = engine.policy.runner, engine.prm.runner
         tick, beside = policy.tick, [0]

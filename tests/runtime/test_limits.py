@@ -117,7 +117,7 @@ def break_after(llm: LLM, num_calls: int, error: BaseException) -> None:
 
         return call
 
-    for name in ("forward", "draw", "decode", "scores"):
+    for name in ("forward", "launch", "decode", "scores"):
         setattr(executor, name, breaking(getattr(executor, name)))
 
 

@@ -11,7 +11,6 @@ import torch
 
 from engine.model import Decoder, LMHead, ScoreHead
 from engine.runtime.decode_table import ActiveRows, DecodeTable, ReturnRule
-from engine.runtime.executors.transfers import Fetch
 from engine.runtime.kv import KVPool
 from engine.runtime.stops import StopRules
 from ttc_kernels._native import Plan
@@ -38,8 +37,52 @@ class Drawn:
     scores: Sequence[float]  # (m,): what the trunk head read at token j of row i
 
 
+@dataclass(frozen=True)
+class Forward:
+    """A plan to be run, and what is to be read of its q queries: m are scored, n rows draw a token each."""
+
+    plan: Plan
+    slots: np.ndarray  # (q,) int32: where each query's KV is stored; -1 stores none
+    chain: np.ndarray | None = None  # (q,) int32: row of the launch before that drew the query's token; -1: the plan's
+    scored: Sequence[int] = ()  # (m,) queries that the score head reads
+    where: np.ndarray | None = None  # (l,) int64: queries whose logits are needed; None: all, in the plan's order
+    pick: np.ndarray | None = None  # (n,) int64: for each row, the index in `where` of the query that it draws from
+    sampling: Sequence[torch.Tensor] = ()  # (n,) each, on the CPU: the arguments of `sample` after the logits
+    wants_logits: bool = False  # whether a request has asked for logits
+
+    @property
+    def num_drawn(self) -> int:
+        """n."""
+        return len(self.sampling[0]) if self.sampling else 0
+
+
+@dataclass(frozen=True)
+class Read:
+    """What has been read of a forward."""
+
+    drawn: Drawn | None  # None if no row drew
+    scores: Sequence[float]  # (m,)
+    logits: torch.Tensor | None  # (l, vocabulary) float32 on the CPU, if they were asked for
+
+
+class Pending(Protocol):
+    """What is read of a forward that has been started."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `read` would not wait."""
+        ...
+
+    def read(self) -> Read: ...
+
+
 class Executor(Protocol):
-    """Runs a model on one kind of machine. Shapes: n rows of the decode table, m queries of a plan."""
+    """Runs a model on one kind of machine."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` runs forwards of decoding rows alone; otherwise `launch` runs those too."""
+        ...
 
     @property
     def refills(self) -> bool:
@@ -48,32 +91,14 @@ class Executor(Protocol):
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether a verifier's forward goes on while the host does something else."""
+        """Whether a forward goes on while the host does something else, so that the next may be launched beside it."""
         ...
 
-    def forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:
-        """(queries, hidden size): hidden states of all queries of a plan, which knows their tokens.
-
-        `slots` is (queries,) int32: where each query's KV is stored; -1 stores none.
-        """
+    def launch(self, forward: Forward, marks: np.ndarray | None) -> Pending:
+        """Starts a forward. `marks`, (vocabulary + 1,) bool, are the tokens at which the trunk head is read."""
         ...
 
-    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> Fetch:
-        """(m,) float32, on its way to the host: the score head's values at the queries in `where`."""
-        ...
-
-    def draw(
-        self,
-        hidden: torch.Tensor,  # (queries, hidden size), as `forward` returned them
-        where: np.ndarray,  # (m,) int64: queries whose logits are needed
-        pick: np.ndarray,  # (n,) int64: for each row, the index in `where` of the query that it draws from
-        sampling: Sequence[torch.Tensor],  # (n,) each, on the CPU: the arguments of `sample` after the logits
-        marks: np.ndarray | None,  # (vocabulary + 1,) bool: tokens at which the trunk head is read
-        needs_logits: bool,  # whether a request has asked for logits
-    ) -> tuple[Drawn | None, torch.Tensor | None]:
-        """One token for each of n rows; and the logits if needed, (m, vocabulary) float32 on the CPU."""
-        ...
-
+    # Only where it `decodes`, which a GPU does not.
     def decode(self, table: DecodeTable, stops: StopRules, max_forwards: int, wait_for: ReturnRule) -> Drawn:
         """Up to `max_forwards` forwards of the decoding rows alone, whose pending tokens are in the tree.
 

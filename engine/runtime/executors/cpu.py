@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from engine.runtime.decode_table import DecodeTable, ReturnRule
-from engine.runtime.executors.base import Drawn, ModelParts, marked_tokens, planned
-from engine.runtime.executors.transfers import Fetch
+from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens, planned
 from engine.runtime.stops import StopRules
 from ttc_kernels._native import Plan
 from ttc_kernels.decoder import DecodeBatch, DecodeLoop
 from ttc_kernels.sample import sample
 
 
+@dataclass(frozen=True)
+class _Done:
+    """A `Pending` that is there."""
+
+    result: Read
+    is_there = True
+
+    def read(self) -> Read:
+        return self.result
+
+
 class CPUExecutor:
     """An `Executor` whose results are all there when a call returns."""
 
+    decodes = True
     is_asynchronous = False
 
     def __init__(self, parts: ModelParts):
@@ -33,33 +45,30 @@ class CPUExecutor:
         """Whether `decode` lets rows that stand by take the places of those that end."""
         return self.loop is not None
 
+    def launch(self, forward: Forward, marks: np.ndarray | None) -> _Done:
+        """Implements `Executor.launch`."""
+        hidden = self.forward(forward.plan, forward.slots)
+        scores = self.scores(hidden, forward.scored)
+        drawn, logits = None, None
+        if forward.wants_logits or forward.num_drawn:
+            logits = self.parts.lm_head.logits(hidden, torch.from_numpy(forward.where))
+        if forward.num_drawn:
+            picked, where = logits[torch.from_numpy(forward.pick)], forward.where[forward.pick]
+            drawn = self._sample(picked, forward.sampling, hidden, where, marks)
+        return _Done(Read(drawn, scores, logits))
+
     def forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:
-        """Implements `Executor.forward`."""
+        """(queries, hidden size): hidden states of all queries of a plan."""
         tokens, positions, slots = map(torch.from_numpy, (plan.tokens, plan.positions, slots))
         return self.parts.decoder.forward(tokens, plan, positions, slots, self.pool.k, self.pool.v)
 
-    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> Fetch:
-        """Implements `Executor.scores`."""
+    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
+        """(m,): the score head's values at the queries in `where`."""
         if not len(where):
-            return Fetch([torch.empty(0)], None)
+            return []
         head = self.parts.score_head
         assert head is not None, "scores were asked of a model without a score head"
-        return Fetch([head.score(hidden, torch.tensor(where, dtype=torch.int32))], None)
-
-    def draw(
-        self,
-        hidden: torch.Tensor,
-        where: np.ndarray,
-        pick: np.ndarray,
-        sampling: Sequence[torch.Tensor],
-        marks: np.ndarray | None,
-        needs_logits: bool,
-    ) -> tuple[Drawn | None, torch.Tensor | None]:
-        """Implements `Executor.draw`."""
-        logits = self.parts.lm_head.logits(hidden, torch.from_numpy(where))
-        if not len(pick):
-            return None, logits
-        return self._sample(logits[torch.from_numpy(pick)], sampling, hidden, where[pick], marks), logits
+        return head.scores(hidden, where)
 
     def decode(self, table: DecodeTable, stops: StopRules, max_forwards: int, wait_for: ReturnRule) -> Drawn:
         """Implements `Executor.decode`."""
@@ -83,7 +92,7 @@ class CPUExecutor:
         scored = marked_tokens(stops.is_scored, decoded.tokens, decoded.counts)
         order = np.argsort(decoded.marked, kind="stable")  # the loop lists its marked tokens by time
         assert np.array_equal(decoded.marked[order], scored[0]), "the loop has kept the state of every marked token"
-        scores = self._scores(decoded.states, order.tolist())
+        scores = self.scores(decoded.states, order.tolist())
         return Drawn(decoded.tokens, decoded.logprobs, decoded.counts, scored, scores)
 
     def _decode_once(self, table: DecodeTable, marks: np.ndarray | None) -> Drawn:
@@ -104,8 +113,5 @@ class CPUExecutor:
         tokens, logprobs = (x.numpy() for x in sample(logits, *sampling))
         counts = np.ones(len(tokens), np.int32)
         scored = marked_tokens(marks, tokens[None], counts)
-        scores = self._scores(hidden, where[scored[0]].tolist())
+        scores = self.scores(hidden, where[scored[0]].tolist())
         return Drawn(tokens[None], logprobs[None], counts, scored, scores)
-
-    def _scores(self, hidden: torch.Tensor, where: Sequence[int]) -> list[float]:
-        return self.scores(hidden, where).arrays()[0].tolist() if len(where) else []

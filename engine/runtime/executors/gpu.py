@@ -1,35 +1,63 @@
 """A model on a GPU.
 
-The host waits for a policy once per tick, and for a verifier only when its scores are read. A tick that only decodes is
-several forwards, which the host starts without waiting in between.
+The host starts forwards and reads what they have drawn later: a policy's when the next one has been started, a
+verifier's when its scores are asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from engine.runtime.decode_table import ActiveRows, DecodeTable, ReturnRule
-from engine.runtime.executors.base import Drawn, ModelParts, marked_tokens, planned
+from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens
 from engine.runtime.executors.cuda_graph import Graph
-from engine.runtime.executors.gpu_step import MAX_AHEAD, DecodeStep, padded_size
+from engine.runtime.executors.gpu_step import Inputs, Outputs, Step, StepKind, compute, is_filtered, padded_size
 from engine.runtime.executors.transfers import Fetch, Transfers
-from engine.runtime.stops import StopRules
-from ttc_kernels._native import Plan
+
+MAX_MIXED = 256  # queries of a forward with prompts or fed tokens that runs as a step; longer ones are launched op by op
+
+
+@dataclass
+class Launched:
+    """A `Pending` on a GPU."""
+
+    fetch: Fetch  # what was drawn, (3, n), if n > 0; the scores, (m,), if m > 0; the logits, if they were asked for
+    forward: Forward
+    marks: np.ndarray | None
+
+    @property
+    def is_there(self) -> bool:
+        return self.fetch.is_there
+
+    def read(self) -> Read:
+        """Waits until the forward has run."""
+        arrays, forward = iter(self.fetch.arrays()), self.forward
+        drawn = self._drawn(next(arrays)) if forward.num_drawn else None
+        scores = next(arrays).tolist() if len(forward.scored) else []
+        return Read(drawn, scores, torch.from_numpy(next(arrays)) if forward.wants_logits else None)
+
+    def _drawn(self, rows: np.ndarray) -> Drawn:
+        tokens, logprobs, scores = rows[:1], rows[1:2].view(np.float32), rows[2:].view(np.float32)
+        counts = np.ones(rows.shape[1], np.int32)
+        row, index = scored = marked_tokens(self.marks, tokens, counts)
+        return Drawn(tokens, logprobs, counts, scored, scores[index, row].tolist() if len(row) else [])
 
 
 class GPUExecutor:
     """An `Executor` through the ops of the decoder's placement.
 
-    All of a model runs on a stream of its own; a policy's stream has priority over a verifier's. Decoding runs in
-    steps of padded size, which `make_graph` captures and replays (None: each is launched anew). Everything else,
-    prompts and verifiers' steps, is launched op by op. On a CPU's tensors, as in the tests, there is no stream.
+    All of a model runs on a stream of its own; a policy's stream has priority over a verifier's. What only decodes, and
+    whatever else has at most MAX_MIXED queries, runs in steps of padded size, which `make_graph` captures and replays
+    (None: each is launched anew). Longer forwards, and those whose logits are asked for, are launched op by op. On a
+    CPU's tensors, as in the tests, there is no stream.
     """
 
-    refills = False  # the host learns that a row has ended only after the forwards; its place stays empty until then
+    decodes = False
+    refills = False  # the host learns that a row has ended while the next forward runs; its place stays empty in that
 
     def __init__(
         self,
@@ -38,7 +66,7 @@ class GPUExecutor:
     ):
         self.parts, self.pool = parts, parts.pool
         placement = parts.decoder.placement
-        self.impl, self.ranks, device = placement.impl, placement.ranks, placement.device
+        self.ranks, device = placement.ranks, placement.device
         self.transfers = Transfers(device)
         is_captured = self.transfers.is_gpu and self.ranks.size == 1  # what ranks exchange is not
         self.make_graph = None if make_graph is Graph and not is_captured else make_graph
@@ -46,140 +74,76 @@ class GPUExecutor:
         if self.transfers.is_gpu:
             self.stream = torch.cuda.Stream(device, priority=0 if parts.lm_head is None else -1)
             torch.cuda.synchronize(device)  # weights and pool were written on another stream
-        self._steps: dict[tuple[int, bool], DecodeStep] = {}  # by padded size and whether any row filters its logits
+        self.out = Outputs.of(parts, MAX_MIXED if parts.lm_head is not None else 0)
+        self._marks: np.ndarray | None = None  # those in `out`
+        self._steps: dict[StepKind, Step] = {}
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether a verifier's forward goes on while the host does something else.
+        """Implements `Executor.is_asynchronous`.
 
-        Ranks do not let it: when its scores are there differs between them, and all of them must do the same.
+        Ranks are not: when results are there differs between them, and all of them must do the same.
         """
-        return self.stream is not None and self.ranks.size == 1
+        return self.ranks.size == 1
 
-    def forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:
-        """Implements `Executor.forward`."""
+    def launch(self, forward: Forward, marks: np.ndarray | None) -> Launched:
+        """Implements `Executor.launch`."""
+        num = max(len(forward.plan.tokens), forward.num_drawn)
         with self._on_stream():
-            tokens, positions, slots = self.transfers.put(plan.tokens, plan.positions, slots)
-            return self.parts.decoder.forward(tokens, plan, positions, slots, self.pool.k, self.pool.v)
+            self._prepare(padded_size(num) if forward.num_drawn else 0, marks)
+            chain = forward.chain if forward.chain is not None and forward.chain.max() >= 0 else None
+            if forward.wants_logits or (num > MAX_MIXED and forward.where is not None):
+                results = self._launch_once(forward, chain)
+            else:
+                filtered = forward.num_drawn > 0 and is_filtered(forward.sampling)
+                step = self._step(StepKind(padded_size(num), filtered, forward.where is not None))
+                results = [step.run(forward, chain)]
+            if len(forward.scored):
+                results[0] = results[0][: len(forward.scored)]
+            else:
+                del results[0]
+            if forward.num_drawn:
+                results.insert(0, self.out.drawn[:, : forward.num_drawn])
+            return Launched(self.transfers.fetch(*results), forward, marks)
 
-    def scores(self, hidden: torch.Tensor, where: Sequence[int]) -> Fetch:
-        """Implements `Executor.scores`."""
-        with self._on_stream():
-            if not len(where):
-                return self.transfers.fetch(torch.empty(0, device=hidden.device))
-            head = self.parts.score_head
-            assert head is not None, "scores were asked of a model without a score head"
-            (queries,) = self.transfers.put(np.array(where, np.int32))
-            return self.transfers.fetch(head.score(hidden, queries, self.impl))
+    def _prepare(self, num_rows: int, marks: np.ndarray | None) -> None:
+        """Makes room for the rows' results, and sets the tokens at which the trunk head is read."""
+        if num_rows > self.out.drawn.shape[1]:
+            before, self.out = self.out, Outputs.of(self.parts, num_rows)
+            self.out.next_tokens[: len(before.next_tokens)] = before.next_tokens
+            self._steps, self._marks = {}, None  # they write to what has been replaced
+        if marks is not self._marks:
+            self._marks = marks
+            self.out.marks.copy_(torch.from_numpy(np.zeros(len(self.out.marks), bool) if marks is None else marks))
 
-    def draw(
-        self,
-        hidden: torch.Tensor,
-        where: np.ndarray,
-        pick: np.ndarray,
-        sampling: Sequence[torch.Tensor],
-        marks: np.ndarray | None,
-        needs_logits: bool,
-    ) -> tuple[Drawn | None, torch.Tensor | None]:
-        """Implements `Executor.draw`."""
-        lm_head, score_head = self.parts.lm_head, self.parts.score_head
-        with self._on_stream():
-            queries, source, *there = self.transfers.put(where, where[pick], *(x.numpy() for x in sampling))
-            logits = lm_head.logits(hidden, queries).cpu() if needs_logits else None
-            if not len(pick):
-                return None, logits
-            tokens, logprobs = lm_head.draw(hidden[source], there, is_filtered(sampling))
-            scores = logprobs[:0]
-            if score_head is not None:
-                scores = score_head.score(hidden, source.int(), self.impl)
-            fetched = self.transfers.fetch(tokens, logprobs, scores)
-        tokens, logprobs, scores = (array[None] for array in fetched.arrays())
-        return as_drawn(tokens, logprobs, scores, np.ones(len(pick), np.int32), marks), logits
+    def _step(self, kind: StepKind) -> Step:
+        if kind not in self._steps:
+            self._steps[kind] = Step(self.parts, self.transfers, self.make_graph, kind, self.out)
+        return self._steps[kind]
 
-    def decode(self, table: DecodeTable, stops: StopRules, max_forwards: int, wait_for: ReturnRule) -> Drawn:
-        """Implements `Executor.decode`, with at most MAX_AHEAD forwards.
-
-        The host sees what is drawn only after all of them have run. Tokens that a row drew past its end are taken back.
-        """
-        plan, active = planned(self.pool, table)
-        num, num_forwards = len(active.rows), 1
-        step_key = padded_size(num), is_filtered(active.sampling)
-        in_context = self.parts.decoder.config.context - int(active.positions.max()) + 1
-        most = min(max_forwards, MAX_AHEAD, active.room, int(active.left.max()), in_context)
-        with self._on_stream():
-            step = self._step(*step_key)
-            step.mark(stops.is_scored)
-            step.run(plan, active.sampling)
-            while num_forwards < most and (plan := self._plan_ahead(active)) is not None:
-                step.run(plan, drawn_later(active.sampling, num_forwards), num_forwards)
-                num_forwards += 1
-            fetched = self.transfers.fetch(step.all_drawn[:num_forwards])
-        (drawn,) = fetched.arrays()
-        tokens, (logprobs, scores) = drawn[:, 0, :num], (drawn[:, i, :num].view(np.float32) for i in (1, 2))
-        counts = counts_until_end(stops.ends(active.rules, tokens), active.left)
-        if num_forwards > 1:
-            self._take_back(active, tokens, counts)
-        return as_drawn(tokens, logprobs, scores, counts, stops.is_scored)
-
-    def _step(self, size: int, is_filtered: bool) -> DecodeStep:
-        key = size, is_filtered
-        if key not in self._steps:
-            self._steps[key] = DecodeStep(self.parts, self.transfers, self.make_graph, size, is_filtered)
-        return self._steps[key]
-
-    def _plan_ahead(self, active: ActiveRows) -> Plan | None:
-        """The plan of one more token for each row, whose value is not known yet.
-
-        None if there is no free block for it: cached prefixes are not given up for tokens that may be taken back.
-        """
-        tree = self.pool.tree
-        if tree.blocks_needed(active.handles, active.ones) > tree.num_free_blocks:
-            return None
-        tree.extend(active.handles, active.ones, np.zeros_like(active.handles))
-        plan = tree.plan(active.handles, active.ones)
-        assert np.array_equal(plan.order, active.indices), "branches that only grow stay in order"
-        return plan
-
-    def _take_back(self, active: ActiveRows, tokens: np.ndarray, counts: np.ndarray) -> None:
-        """Replaces the unknown tokens in the tree by those that each row has drawn, except its last one."""
-        num_forwards = len(tokens)
-        is_kept = np.arange(num_forwards) < counts[:, None] - 1
-        known = np.ascontiguousarray(tokens.T)[is_kept]
-        self.pool.tree.rewrite(active.handles, num_forwards - counts, counts - 1, known)
+    def _launch_once(self, forward: Forward, chain: np.ndarray | None) -> list[torch.Tensor | None]:
+        """Runs a forward in tensors of its own size; returns its scores and logits."""
+        plan, num_drawn = forward.plan, forward.num_drawn
+        chains = [] if chain is None else [np.maximum(chain, 0), (chain >= 0).astype(np.int32)]
+        where = np.zeros(0, np.int32) if forward.where is None else forward.where.astype(np.int32)
+        source = [where[forward.pick]] if num_drawn else []
+        columns = [plan.tokens, plan.positions, forward.slots, np.array(forward.scored, np.int32), where]
+        there = iter(self.transfers.put(*columns, *chains, *source, *(x.numpy() for x in forward.sampling)))
+        tokens, positions, slots, scored, where = (next(there) for _ in columns)
+        inputs = Inputs(
+            tokens,
+            positions,
+            slots,
+            chain=next(there) if chains else None,
+            is_chained=next(there).bool() if chains else None,
+            scored=scored if len(scored) else None,
+            source=next(there) if source else None,
+            sampling=tuple(there),
+            is_filtered=num_drawn > 0 and is_filtered(forward.sampling),
+        )
+        hidden, scores = compute(self.parts, inputs, plan, self.out)
+        logits = [self.parts.lm_head.logits(hidden, where.long())] if forward.wants_logits else []
+        return [scores, *logits]
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
-
-def as_drawn(
-    tokens: np.ndarray,  # (forwards, n) int32
-    logprobs: np.ndarray,  # (forwards, n) float32
-    scores: np.ndarray,  # (forwards, n) float32: read at least at marked tokens
-    counts: np.ndarray,  # (n,) int32: the first counts[i] tokens are row i's
-    marks: np.ndarray | None,  # (vocabulary + 1,) bool: tokens at which the trunk head is read
-) -> Drawn:
-    """The result of forwards, with the scores of the marked tokens."""
-    row, index = scored = marked_tokens(marks, tokens, counts)
-    return Drawn(tokens, logprobs, counts, scored, scores[index, row].tolist() if len(row) else [])
-
-
-def counts_until_end(is_end: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """(n,) int32: how many tokens each row takes: to the first that ends it, or to its limit.
-
-    `is_end` is (forwards, n) bool; `left` is (n,) int32.
-    """
-    num_forwards = len(is_end)
-    first = np.where(is_end.any(0), is_end.argmax(0) + 1, num_forwards)
-    return np.minimum(first, left).astype(np.int32)
-
-
-def drawn_later(sampling: Sequence[torch.Tensor], num_tokens: int) -> tuple[torch.Tensor, ...]:
-    """The sampling arguments of the token that is drawn `num_tokens` later: only its position differs."""
-    keys, positions, *others = sampling
-    return keys, positions + num_tokens, *others
-
-
-def is_filtered(sampling: Sequence[torch.Tensor]) -> bool:
-    """Whether any row has top-k, top-p or min-p; `sampling` are the arguments of `sample` after the logits."""
-    top_k, top_p, min_p = (x.numpy() for x in sampling[3:])
-    return bool(top_k.any() or min_p.any() or (top_p < 1).any())

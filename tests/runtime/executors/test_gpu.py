@@ -14,8 +14,8 @@ import torch
 from engine import BeamSearch, BestOfN, Engine, Majority, Sampling
 from engine.model import Placement, load_trunk_head, read_config
 from engine.runtime import LLM
-from engine.runtime.executors.gpu import GPUExecutor, is_filtered
-from engine.runtime.executors.gpu_step import padded_size
+from engine.runtime.executors.gpu import GPUExecutor
+from engine.runtime.executors.gpu_step import is_filtered, padded_size
 from engine.types import GREEDY
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, load_llm
 from tests.tiny import tiny_family

@@ -13,6 +13,7 @@ from engine.model import Placement
 from engine.runtime import LLM
 from engine.runtime.executors import gpu_step
 from engine.runtime.executors.gpu import GPUExecutor
+from engine.runtime.executors.gpu_step import StepKind
 from engine.types import Sampling
 from tests.tiny import tiny_family
 from ttc_kernels.sample import cuda as sample_cuda
@@ -92,8 +93,9 @@ def test_one_capture_serves_a_tree_that_forks_and_prunes(folder, dtype):
     llm = load(folder, graphs, dtype)
     found = forked_searches(llm)
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
-    assert len(graphs) == 1
-    assert set(llm.runner.executor._steps) == {(16, False)}
+    decoded = StepKind(size=16, is_filtered=False, is_mixed=False)
+    assert set(llm.runner.executor._steps) == {decoded, decoded._replace(is_mixed=True)}, "prompts are replayed too"
+    assert len(graphs) == 2
 
 
 def test_a_work_list_that_outgrows_its_buffer_is_captured_again(folder, with_cuda, monkeypatch):
