@@ -5,8 +5,8 @@ copy bandwidth, and of its FLOPs at the rate of a large matrix product of its ty
 
 A prompt is forked into a batch of branches, which then decode side by side; nothing stops them. Random weights in the
 shape of Qwen2.5-1.5B in bfloat16 on a GPU, the home policy in float32 on a CPU. Rows: `batch, is_scored` (a trunk head
-is read in every step), `has_graphs, seconds` (median of a step, host and device, of steps started four at a time, as
-where nobody waits for a branch), `floor_seconds, floor` ("bytes" or "flops"), `times_floor, tokens_per_second`.
+is read in every step), `has_graphs, seconds` (median of a step, host and device; the mean of four, each of which is
+started before the one before is read), `floor_seconds, floor` ("bytes" or "flops"), `times_floor, tokens_per_second`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from engine.reports.progress import Progress
 from engine.results.provenance import Bystanders, provenance, write_json
 from engine.runtime import LLM
 from engine.runtime.executors.gpu import GPUExecutor
-from engine.runtime.executors.gpu_step import MAX_AHEAD
 from engine.types import Sampling
 
 BATCHES = (1, 16, 64, 256)
+AT_ONCE = 4  # steps that are timed together: each is started before the one before is read
 WARMUP = 8  # steps: the prompt, what is compiled, and what is captured
 
 
@@ -80,7 +80,7 @@ def step_times(llm: LLM, batch: int, num_prompt: int, num_steps: int) -> list[fl
     times: list[float] = []
     while not request.is_done:
         start, before = time.perf_counter(), runner.num_ticks
-        runner.tick(MAX_AHEAD)
+        runner.tick(AT_ONCE)
         num = runner.num_ticks - before
         times += [(time.perf_counter() - start) / num] * num
     if request.error is not None:

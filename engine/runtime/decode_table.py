@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from engine.runtime.requests import GenerateJob
 
@@ -37,9 +36,9 @@ class ActiveRows:
     handles: np.ndarray  # (n,) int32
     ones: np.ndarray  # (n,) int32: tokens of each row in a forward
     indices: np.ndarray  # (n,) int64: 0 .. n - 1
-    where: torch.Tensor  # (n,) int64: `indices` as a tensor, in the same memory
     rules: np.ndarray  # (n,) int32
-    sampling: tuple[torch.Tensor, ...]  # (n,) each: the arguments of `sample` after the logits
+    sampling: tuple[np.ndarray, ...]  # (n,) each: the arguments of `sample` after the logits
+    is_filtered: bool  # whether any row has top-k, top-p or min-p
     positions: np.ndarray  # (n,) int32, in the same memory as sampling[1]
     pending: np.ndarray  # (n,) int32
     chain: np.ndarray  # (n,) int32
@@ -74,11 +73,20 @@ class DecodeTable:
         self.batch_size, self.num_rows = batch_size, batch_size + num_standby
         self._ints = np.zeros((len(_INTS), self.num_rows), np.int32)
         self._floats = np.zeros((len(_FLOATS), self.num_rows), np.float32)
-        self.handle, self.pending, self.position, self.top_k, self.count, self.max_count, self.rule, self.billed, self.chain = (
-            self._ints
-        )
+        (
+            self.handle,
+            self.pending,
+            self.position,
+            self.top_k,
+            self.count,
+            self.max_count,
+            self.rule,
+            self.billed,
+            self.chain,
+        ) = self._ints
         self.temperature, self.top_p, self.min_p = self._floats
         self.key = np.zeros(self.num_rows, np.int64)
+        self._is_filtered = np.zeros(self.num_rows, bool)
         # True: the row has a handle of its own and a pending token. False: it waits for its source's logits.
         self.is_decoding = np.zeros(self.num_rows, bool)
         self.tokens = np.zeros((64, self.num_rows), np.int32)
@@ -114,6 +122,7 @@ class DecodeTable:
         self.position[rows] = [job.source.end for job in jobs]
         for name in ("temperature", "top_k", "top_p", "min_p"):
             getattr(self, name)[rows] = [getattr(sampling, name) for sampling in samplings]
+        self._is_filtered[rows] = [each.top_k > 0 or each.top_p < 1 or each.min_p > 0 for each in samplings]
         self.count[rows] = self.billed[rows] = counts
         self.chain[rows] = -1
         self.max_count[rows] = [job.max_tokens for job in jobs]
@@ -181,9 +190,9 @@ class DecodeTable:
             handles=ints["handle"],
             ones=np.ones(len(rows), np.int32),
             indices=indices,
-            where=torch.from_numpy(indices),
             rules=ints["rule"],
             sampling=self._sampling(rows, ints),
+            is_filtered=self.has_filter(rows),
             positions=ints["position"],
             pending=ints["pending"],
             chain=ints["chain"],
@@ -192,11 +201,10 @@ class DecodeTable:
             room=len(self.tokens) - highest,
         )
 
-    def _sampling(self, rows: np.ndarray, ints: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+    def _sampling(self, rows: np.ndarray, ints: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """How the next token of each row is drawn; the positions share memory with those in `ints`."""
         temperature, top_p, min_p = self._floats.take(rows, axis=1)
-        columns = (self.key[rows], ints["position"], temperature, ints["top_k"], top_p, min_p)
-        return tuple(map(torch.from_numpy, columns))
+        return self.key[rows], ints["position"], temperature, ints["top_k"], top_p, min_p
 
     def settle(self) -> None:
         """Writes what is kept in `active` back into the columns."""
@@ -223,8 +231,8 @@ class DecodeTable:
         active.left -= counts
         active.room -= num
 
-    def launch_active(self) -> np.ndarray:
-        """Counts a token of each active row that a forward now draws, row i its i-th; see `launch`."""
+    def launch_active(self) -> tuple[np.ndarray, np.ndarray]:
+        """Counts a token of each active row that a forward now draws, row i its i-th; returns what `launch` does."""
         active = self._active
         at = active.at.copy()
         active.chain[:] = active.indices
@@ -232,14 +240,16 @@ class DecodeTable:
         active.positions += 1
         active.left -= 1
         active.room -= 1
-        if active.room == 0 or not active.left.all():
+        is_last = active.left == 0
+        if active.room == 0 or is_last.any():
             self.settle()
-        return at
+        return at, is_last
 
-    def launch(self, rows: np.ndarray) -> np.ndarray:
+    def launch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Counts a token of each of the rows that a forward now draws, for `rows[i]` its i-th.
 
-        Returns where the tokens go in the flattened table, (n,) int64: for `write`.
+        Returns where the tokens go in the flattened table, for `write`, and which rows have no more left to draw: (n,)
+        int64 and bool.
         """
         self.settle()
         counts = self.count[rows]
@@ -247,7 +257,7 @@ class DecodeTable:
         self.count[rows] = counts + 1
         self.position[rows] += 1
         self.chain[rows] = np.arange(len(rows))
-        return counts * np.int64(self.num_rows) + rows
+        return counts * np.int64(self.num_rows) + rows, counts + 1 >= self.max_count[rows]
 
     def write(self, at: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Names what was drawn for launched tokens, (n,) each."""
@@ -260,7 +270,11 @@ class DecodeTable:
         self.pending[rows] = tokens
         self.chain[rows] = -1
 
-    def sampling(self, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def has_filter(self, rows: np.ndarray) -> bool:
+        """Whether any of the rows has top-k, top-p or min-p."""
+        return bool(self._is_filtered[rows].any())
+
+    def sampling(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         """How the next token of each row is drawn: the arguments of `sample` after the logits."""
         self.settle()
         return self._sampling(rows, dict(zip(_INTS, self._ints.take(rows, axis=1), strict=True)))

@@ -26,6 +26,7 @@ class Launch:
     rows: np.ndarray  # (n,) int64
     epochs: np.ndarray  # (n,) int32: of the table, to tell whether a row still has the same job
     at: np.ndarray  # (n,) int64: where the tokens go in the table
+    is_last: np.ndarray  # (n,) bool: whether the row has no more to draw
 
 
 class Decoding:
@@ -75,23 +76,21 @@ class Decoding:
         self._keep_scores(active.at, drawn)
         table.push_active(drawn.tokens, drawn.logprobs, counts)
         # A row without new tokens has stood by all the time: its last token was looked at when it was drawn.
-        is_end = self.stops.ends(active.rules, active.pending) & (counts > 0)
-        if active.room > 0 and not np.count_nonzero(is_end | (active.left <= 0)):
+        may_end = self.stops.ends(active.rules, active.pending) & (counts > 0) | (active.left <= 0)
+        if active.room > 0 and not np.count_nonzero(may_end):
             return
         table.settle()
-        ended = self._ended(active.rows, active.pending, is_end)
+        ended = self._ended(active.rows, active.pending, may_end)
         if ended:
-            self._finish(ended)
+            self._finish({active.rows[i].item(): reason for i, reason in ended.items()})
 
     def launch(self, rows: np.ndarray | None) -> Launch:
         """Counts a token that a forward now draws for each of these rows of the table; None: for the active ones."""
         table = self.table
         if rows is None:
             rows = table.active().rows
-            at = table.launch_active()
-        else:
-            at = table.launch(rows)
-        return Launch(rows, table.epoch[rows], at)
+            return Launch(rows, table.epoch[rows], *table.launch_active())
+        return Launch(rows, table.epoch[rows], *table.launch(rows))
 
     def land(self, launch: Launch, drawn: Drawn, is_newest: bool) -> None:
         """Names the tokens of a launch, keeps what the trunk head has read, and finishes the rows that have ended.
@@ -100,43 +99,45 @@ class Decoding:
         read tokens that were not known to the tree yet, which are written there now, and are taken back where the row
         has ended.
         """
-        table, rows, at = self.table, launch.rows, launch.at
+        table, rows, at, is_last = self.table, launch.rows, launch.at, launch.is_last
         tokens, logprobs = drawn.tokens[0], drawn.logprobs[0]
         is_valid = table.epoch[rows] == launch.epochs  # the others' jobs were taken out since
         self._keep_scores(at, drawn, is_valid)
         if not is_valid.all():
-            rows, at, tokens, logprobs = (column[is_valid] for column in (rows, at, tokens, logprobs))
+            columns = rows, at, is_last, tokens, logprobs
+            rows, at, is_last, tokens, logprobs = (column[is_valid] for column in columns)
         table.write(at, tokens, logprobs)
-        counts = at // table.num_rows + 1
-        is_full = counts >= table.max_count[rows]
         if is_newest:
             table.know(rows, tokens)
-        is_ahead = ~is_full & (not is_newest)
-        is_end = self.stops.ends(table.rule[rows], tokens)
+        is_ahead = np.zeros(len(rows), bool) if is_newest else ~is_last
+        is_end = self.stops.ends(table.rule[rows], tokens) | is_last
         ended: dict[int, str] = {}
-        is_ended = np.zeros(len(rows), bool)
-        if np.count_nonzero(is_end | is_full):
+        if np.count_nonzero(is_end):
             table.settle()
             table.count[rows] -= is_ahead
             ended = self._ended(rows, tokens, is_end)
-            is_ended = np.isin(rows, list(ended))
-            table.count[rows] += is_ahead & ~is_ended
+            is_end[:] = False
+            is_end[list(ended)] = True
+            table.count[rows] += is_ahead & ~is_end
         if not is_newest:
-            self._write_tree(rows, tokens, counts, is_ahead, is_ended)
+            self._write_tree(rows, tokens, is_ahead, is_end)
         if ended:
-            self._finish(ended)
+            self._finish({rows[i].item(): reason for i, reason in ended.items()})
 
-    def _write_tree(
-        self, rows: np.ndarray, tokens: np.ndarray, counts: np.ndarray, is_ahead: np.ndarray, is_ended: np.ndarray
-    ) -> None:
+    def _write_tree(self, rows: np.ndarray, tokens: np.ndarray, is_ahead: np.ndarray, is_ended: np.ndarray) -> None:
         """Names the last token of rows that a later launch has taken on, or takes it back where the row has ended."""
-        for row in rows[is_ahead & is_ended & (counts == 1)].tolist():  # nothing of the extension would stay
-            self.store.drop(self.table.jobs[row].partial)
-        which = np.flatnonzero(is_ahead & ~(is_ended & (counts == 1)))
-        if len(which):
-            is_dropped = is_ended[which]
-            handles, named = self.table.handle[rows[which]], tokens[which[~is_dropped]]
-            self.store.tree.rewrite(handles, is_dropped.astype(np.int32), (~is_dropped).astype(np.int32), named)
+        if is_ended.any():
+            is_first = is_ahead & is_ended & (self.table.count[rows] == 1)
+            for row in rows[is_first].tolist():  # nothing of the extension would stay
+                self.store.drop(self.table.jobs[row].partial)
+            is_ahead = is_ahead & ~is_first
+        if is_ahead.all():
+            handles, is_dropped, named = self.table.handle[rows], is_ended, tokens
+        else:
+            handles, is_dropped, named = self.table.handle[rows[is_ahead]], is_ended[is_ahead], tokens[is_ahead]
+        if len(handles):
+            dropped, is_named = is_dropped.astype(np.int32), ~is_dropped
+            self.store.tree.rewrite(handles, dropped, is_named.astype(np.int32), named[is_named])
 
     def _keep_scores(self, at: np.ndarray, drawn: Drawn, is_valid: np.ndarray | None = None) -> None:
         """Adds what the trunk head has read to the jobs of the rows, whose first new tokens are `at` in the table."""
@@ -146,12 +147,18 @@ class Decoding:
                 count, row = divmod(at[i].item(), self.table.num_rows)
                 self.table.jobs[row].trunk_scores[count + j] = score
 
-    def _ended(self, rows: np.ndarray, tokens: np.ndarray, is_end: np.ndarray) -> dict[int, str]:
-        """The rows that end with these tokens, their last ones, and how."""
-        table = self.table
-        which = np.flatnonzero(is_end | (table.count[rows] >= table.max_count[rows]))
-        reasons = [(rows[i].item(), self._finish_reason(rows[i].item(), tokens[i], is_end[i])) for i in which]
-        return {row: reason for row, reason in reasons if reason is not None}
+    def _ended(self, rows: np.ndarray, tokens: np.ndarray, may_end: np.ndarray) -> dict[int, str]:
+        """By index in `rows`, those that end with these tokens, their last ones, and how.
+
+        `may_end` is (n,) bool: whether a row has met a token of its rule, or has no more to draw.
+        """
+        which = np.flatnonzero(may_end).tolist()
+        is_rule = self.stops.ends(self.table.rule[rows[which]], tokens[which]).tolist()
+        reasons = [
+            (i, self._finish_reason(rows[i].item(), tokens[i].item(), is_end))
+            for i, is_end in zip(which, is_rule, strict=True)
+        ]
+        return {i: reason for i, reason in reasons if reason is not None}
 
     def _finish_reason(self, row: int, token: int, is_end: bool) -> str | None:
         """How a row finishes with its last token; None if it goes on after all."""

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Set
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
-
-import numpy as np
-import torch
 
 from engine.accounting import ModelShape
 from engine.counts import check_count
 from engine.runtime.decode_table import ActiveRows, DecodeTable
-from engine.runtime.decoding import Decoding, Launch
-from engine.runtime.executors.base import Drawn, Executor, Forward, ModelParts, Pending, planned
+from engine.runtime.decoding import Decoding
+from engine.runtime.executors.base import Executor, ModelParts
 from engine.runtime.executors.cpu import CPUExecutor
 from engine.runtime.executors.gpu import GPUExecutor
+from engine.runtime.flights import Flights
 from engine.runtime.one_thread import OneThread
 from engine.runtime.preemption import PoolTooSmall, choose_victim
-from engine.runtime.prefill import Chunk, Prefill
+from engine.runtime.prefill import Prefill
 from engine.runtime.requests import GenerateJob, PrefillJob, Request
 from engine.runtime.segments import Segment, SegmentStore
 from ttc_kernels._native import OutOfBlocks
@@ -28,17 +26,6 @@ from ttc_kernels._native import OutOfBlocks
 # Forwards of one tick, for a caller that runs nothing but one model: few enough that a key press soon has its effect.
 MAX_FORWARDS = 64
 MAX_BATCH = 1 << 16  # branches of one forward; the decode table has a row for each
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A forward that has been started, and what is done with its results when they are there."""
-
-    pending: Pending
-    chunks: list[Chunk]
-    owners: list[tuple[list[float], int]]  # for each score, the list and the index that it fills
-    launch: Launch | None  # the rows that draw
-    complete: list[tuple[Chunk, int]]  # a policy's computed targets, and which of the forward's logits are theirs
 
 
 class Runner:
@@ -54,12 +41,12 @@ class Runner:
         self.parts, self.pool, self.tree = parts, parts.pool, parts.pool.tree
         self.shape = _shape(parts)
         self.executor: Executor = (CPUExecutor if parts.decoder.placement.is_native else GPUExecutor)(parts)
-        self._flights: deque[_Flight] = deque()  # started and not read: one between ticks, within a tick two
         self.store = SegmentStore(self.tree)
         self.table = DecodeTable(max_batch, num_standby=max_batch if self.executor.refills else 0)
         self.decoding = Decoding(self.store, self.shape, self.table, parts.decoder.config.vocab_size)
         self.stops = self.decoding.stops
         self.prefill = Prefill(self.store, self.shape, self._make_room, self.fail)
+        self.flights = Flights(self.pool, self.prefill, self.decoding, has_lm_head=parts.lm_head is not None)
         self.max_chunk = max_chunk
         self.queue: deque[GenerateJob] = deque()
         self.suspended: list[GenerateJob] = []
@@ -70,17 +57,17 @@ class Runner:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.table.num_used or self.prefill.targets or self.queue or self.suspended or self._flights)
+        return bool(self.table.num_used or self.prefill.targets or self.queue or self.suspended or self.flights)
 
     @property
     def is_in_flight(self) -> bool:
         """Whether the last tick has started a forward that has not been read: on a GPU."""
-        return bool(self._flights)
+        return bool(self.flights)
 
     @property
     def is_waiting(self) -> bool:
         """Whether that forward still runs: a verifier's next tick would wait for it."""
-        return bool(self._flights) and not self._flights[0].pending.is_there
+        return self.flights.is_waiting
 
     def submit_generate(self, job: GenerateJob) -> None:
         """Queues a branch for generating."""
@@ -131,8 +118,7 @@ class Runner:
 
     def _jobs(self) -> list[GenerateJob | PrefillJob]:
         """All that has been submitted and has not ended."""
-        targets = [*self.prefill.targets.values()]
-        targets += [chunk.target for flight in self._flights for chunk, _ in flight.complete]
+        targets = [*self.prefill.targets.values(), *self.flights.targets()]
         waiting = [job for target in targets for job in target.prefill_jobs if job.branch.job is job]
         return [job for job in (*self.table.jobs, *self.queue, *self.suspended, *waiting) if job is not None]
 
@@ -145,7 +131,7 @@ class Runner:
         for job in self._jobs():
             job.request.error = error
             job.cancel()
-        self._flights.clear()
+        self.flights.clear()
         self.prefill.targets.clear()
         for segment in list(self.store.resident):
             self.store.drop(segment)
@@ -171,8 +157,8 @@ class Runner:
                 raise
 
     def _tick(self, max_forwards: int) -> None:
-        if self.parts.lm_head is None and self._flights:
-            self._land()  # a step that is being read is not to be read again
+        if self.parts.lm_head is None and self.flights:
+            self.flights.land()  # a step that is being read is not to be read again
         if self.suspended:
             self._resume()
         if self.queue and self.table.num_free:
@@ -184,11 +170,11 @@ class Runner:
                 self.num_ticks += self._run_decode(max_forwards)
                 return
             self.num_ticks += 1
-            self._flights.append(self._launch(active, chunks))
-            if self.executor.is_asynchronous and len(self._flights) == 1:
+            self.flights.launch(self.executor, active, chunks)
+            if self.executor.is_asynchronous and len(self.flights) == 1:
                 return
-        if self._flights:
-            self._land()
+        if self.flights:
+            self.flights.land()
 
     def _admit(self) -> None:
         """Gives queued jobs their rows; they wait for their sources to be computed."""
@@ -207,8 +193,8 @@ class Runner:
         while table.has_active:
             active = table.active()
             num = active.num_placed
-            if self._flights and self.tree.blocks_needed(active.handles, active.ones) > self.tree.num_free_blocks:
-                self._land()
+            if self.flights and self.tree.blocks_needed(active.handles, active.ones) > self.tree.num_free_blocks:
+                self.flights.land()
                 continue
             try:
                 self.tree.extend(active.handles[:num], active.ones[:num], active.pending[:num])
@@ -225,103 +211,12 @@ class Runner:
         self.decoding.push_active(drawn)
         return len(drawn.tokens)
 
-    def _launch(self, active: ActiveRows | None, chunks: list[Chunk]) -> _Flight:
-        """Starts a forward of chunks, and of the decoding rows beside them."""
-        if not chunks:
-            plan, active = planned(self.pool, self.table)
-            chain = active.chain if self._flights else None
-            pending = self.executor.launch(
-                Forward(plan, plan.slots, chain, sampling=active.sampling), self.stops.is_scored
-            )
-            return _Flight(pending, [], [], self.decoding.launch(None), [])
-        num_decode = 0 if active is None else active.num_placed
-        handles = np.array([chunk.handle for chunk in chunks], np.int32)
-        counts = np.array([chunk.num_tokens for chunk in chunks], np.int32)
-        if active is not None:
-            handles = np.concatenate([active.handles[:num_decode], handles])
-            counts = np.concatenate([active.ones[:num_decode], counts])
-        plan = self.tree.plan(handles, counts)
-        last_query = np.empty(len(handles), np.int64)  # of each branch, in the plan
-        last_query[plan.order] = plan.row_start[1:] - 1
-        first_query = last_query - counts + 1
-        slots, chain = plan.slots, None
-        unstored = [num_decode + i for i, chunk in enumerate(chunks) if not chunk.is_stored]
-        if unstored:
-            slots = slots.copy()
-            slots[last_query[unstored]] = -1
-        if num_decode and self._flights:
-            chain = np.full(len(slots), -1, np.int32)
-            chain[last_query[:num_decode]] = active.chain[:num_decode]
-        scored, owners = self.prefill.scored_queries(chunks, first_query[num_decode:].tolist())
-        forward = Forward(plan, slots, chain, scored, where=np.zeros(0, np.int64))
-        self.prefill.bill(chunks, self.parts.lm_head is not None)
-        if self.parts.lm_head is None:
-            return _Flight(self.executor.launch(forward, None), chunks, owners, None, [])
-        return self._launch_drawing(forward, active, chunks, owners, last_query)
-
-    def _launch_drawing(
-        self,
-        forward: Forward,
-        active: ActiveRows | None,
-        chunks: list[Chunk],
-        owners: list[tuple[list[float], int]],
-        last_query: np.ndarray,  # (branches,) int64: the query of each branch's last token, decoding rows first
-    ) -> _Flight:
-        """Has a forward draw a token for every decoding row and every row whose source it computes."""
-        num_decode = 0 if active is None else active.num_placed
-        read = list(range(num_decode))  # branches whose logits are needed
-        pick = read.copy()  # for each row to be sampled, an index into `read`
-        complete: list[tuple[Chunk, int]] = []
-        for i, chunk in enumerate(chunks, start=num_decode):
-            if chunk.is_complete:
-                self.prefill.complete(chunk.target)
-                if chunk.target.wants_logits:
-                    read.append(i)
-                complete.append((chunk, len(read) - 1))
-                pick += [len(read) - 1] * len(chunk.target.generate_jobs)
-        started = [job for chunk, _ in complete for job in chunk.target.generate_jobs]
-        rows = np.array([job.row for job in started], np.int64)
-        if active is not None:
-            rows = np.concatenate([active.rows[:num_decode], rows])
-        forward = replace(
-            forward,
-            where=last_query[read],
-            pick=np.array(pick, np.int64),
-            sampling=self.table.sampling(rows) if pick else (),
-            wants_logits=any(job.request.wants_logits for chunk, _ in complete for job in chunk.target.prefill_jobs),
-        )
-        pending = self.executor.launch(forward, self.stops.is_scored)
-        if started:
-            self.decoding.start(started)
-        return _Flight(pending, chunks, owners, self.decoding.launch(rows) if pick else None, complete)
-
-    def _land(self) -> None:
-        """Waits for the oldest forward in flight, hands out what has been read and finishes what has ended."""
-        flight = self._flights[0]
-        read = flight.pending.read()
-        # By index, not appended: a segment that is dropped half-computed is read again from its start.
-        for (scores, at), score in zip(flight.owners, read.scores, strict=True):
-            scores[at] = score
-        if self.parts.lm_head is None:
-            for chunk in flight.chunks:
-                # The target is gone if its branch has been closed since, or its request has failed.
-                if chunk.is_complete and self.prefill.targets.get(chunk.target.segment) is chunk.target:
-                    self.prefill.complete(chunk.target)
-                    self.prefill.finish(chunk.target, None)
-        for chunk, index in flight.complete:
-            self.prefill.finish(chunk.target, None if read.logits is None else read.logits[index])
-        if flight.launch is not None:
-            self.decoding.land(flight.launch, read.drawn, is_newest=len(self._flights) == 1)
-        self._flights.popleft()
-        if self._flights and not self.table.num_used and not self._flights[0].chunks:
-            self._flights.clear()  # of rows that have all ended in the forward before
-
     # -- memory -----------------------------------------------------------------------------
 
     def _make_room(self, busy: Set[Segment], may_suspend: bool) -> bool:
         """Frees the KV of one segment outside `busy`; False if there is none that may give way."""
-        if self._flights:
-            self._land()
+        if self.flights:
+            self.flights.land()
             return True
         jobs = {job.partial: job for job in self.table.decoding_jobs()}
         victim = choose_victim(self.store, jobs, busy, may_suspend)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine.model import Placement, load_trunk_head, read_config
+from engine.runtime.executors import gpu
 from engine.runtime.executors.gpu import GPUExecutor
 from engine.types import Sampling
 
@@ -64,18 +65,22 @@ def sample_all(llm, model: type[GPUExecutor], **options):
 
 
 @pytest.mark.parametrize("stop", [(), ("\n",)])
-@pytest.mark.parametrize("num_blocks", [512, 11])
-def test_the_same_results(folders, stop, num_blocks):
+@pytest.mark.parametrize(("num_blocks", "max_mixed"), [(512, 256), (512, 4), (11, 256)])
+def test_the_same_results(folders, monkeypatch, stop, num_blocks, max_mixed):
+    """In steps, in forwards launched op by op, and in a pool in which branches are suspended."""
     options = {"stop": stop, "max_tokens": [1 + 3 * i for i in range(5 * len(PROMPTS))]}
     want, want_bill, num_beside = sample_all(load(folders), Waiting, **options)
     assert num_beside == 0
     assert sum(len(sampled.trunk_scores) for sampled in want) > 10
+    monkeypatch.setattr(gpu, "MAX_MIXED", max_mixed)
     llm = load(folders, num_blocks)
     found, bill, num_beside = sample_all(llm, GPUExecutor, **options)
     assert [(s.token_ids, s.finish) for s in found] == [(s.token_ids, s.finish) for s in want]
     for one, other in zip(found, want, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
         assert one.trunk_scores == pytest.approx(other.trunk_scores, abs=1e-5)
+    is_mixed = any(kind.is_mixed for kind in llm.runner.executor._steps)
+    assert is_mixed == (max_mixed == 256)
     if num_blocks == 512:
         assert bill == want_bill, "what a row runs past its end is not billed"
         assert num_beside > 10

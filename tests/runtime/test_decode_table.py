@@ -10,10 +10,14 @@ from engine.runtime.segments import Segment
 from engine.runtime.stops import StopRules
 from engine.types import Sampling
 
+SAMPLING = Sampling(temperature=0.5, top_k=3)
 
-def make_jobs(num: int, *, max_tokens: int = 300, num_done: int = 0) -> list[GenerateJob]:
+
+def make_jobs(
+    num: int, *, max_tokens: int = 300, num_done: int = 0, sampling: Sampling = SAMPLING
+) -> list[GenerateJob]:
     """Jobs with different keys and sources; the first one has sampled `num_done` tokens before."""
-    request = GenerateRequest(None, num, sampling=Sampling(temperature=0.5, top_k=3), stop=StopCondition(1))
+    request = GenerateRequest(None, num, sampling=sampling, stop=StopCondition(1))
     jobs = []
     for i in range(num):
         source = Segment(None, [1] * (i + 2), 0, 0, Ledger(), "prefilled")
@@ -26,7 +30,8 @@ def make_jobs(num: int, *, max_tokens: int = 300, num_done: int = 0) -> list[Gen
 
 def push(table: DecodeTable, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
     """A launch whose tokens are known before the next one."""
-    table.write(table.launch(rows), tokens, logprobs)
+    at, _ = table.launch(rows)
+    table.write(at, tokens, logprobs)
     table.know(rows, tokens)
 
 
@@ -170,3 +175,15 @@ def test_where_the_trunk_head_reads():
     assert stops.is_scored[np.array([0, 1, 2, 3, -1])].tolist() == [False, True, False, True, False]
     stops.add(np.arange(4) == 2)
     assert stops.table.tolist() == [[False, False, True, True, True]], "reading does not end a step"
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 5), ("top_p", 0.9), ("min_p", 0.1)])
+def test_filters_are_seen(name, value):
+    table = DecodeTable(4)
+    plain = decode(table, make_jobs(2, sampling=Sampling(temperature=0.5)))
+    assert not table.active().is_filtered
+    filtered = decode(table, make_jobs(1, sampling=Sampling(**{name: value})))
+    assert table.active().is_filtered
+    assert (table.has_filter(plain), table.has_filter(filtered)) == (False, True)
+    table.remove(filtered.tolist())
+    assert not table.active().is_filtered

@@ -47,7 +47,8 @@ class Forward:
     scored: Sequence[int] = ()  # (m,) queries that the score head reads
     where: np.ndarray | None = None  # (l,) int64: queries whose logits are needed; None: all, in the plan's order
     pick: np.ndarray | None = None  # (n,) int64: for each row, the index in `where` of the query that it draws from
-    sampling: Sequence[torch.Tensor] = ()  # (n,) each, on the CPU: the arguments of `sample` after the logits
+    sampling: Sequence[np.ndarray] = ()  # (n,) each: the arguments of `sample` after the logits
+    is_filtered: bool = False  # whether any row has top-k, top-p or min-p
     wants_logits: bool = False  # whether a request has asked for logits
 
     @property

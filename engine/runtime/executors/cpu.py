@@ -78,7 +78,7 @@ class CPUExecutor:
         batch = DecodeBatch(
             handles=active.handles,
             pending=active.pending,
-            sampling=active.sampling,
+            sampling=tuple(map(torch.from_numpy, active.sampling)),
             limits=active.left,
             groups=wait_for.groups,
             rules=active.rules,
@@ -99,18 +99,18 @@ class CPUExecutor:
         """One forward, op by op."""
         plan, active = planned(self.pool, table)
         hidden = self.forward(plan, plan.slots)
-        logits = self.parts.lm_head.logits(hidden, active.where)
+        logits = self.parts.lm_head.logits(hidden, torch.from_numpy(active.indices))
         return self._sample(logits, active.sampling, hidden, active.indices, marks)
 
     def _sample(
         self,
         logits: torch.Tensor,  # (n, vocabulary) float32
-        sampling: Sequence[torch.Tensor],  # (n,) each
+        sampling: Sequence[np.ndarray],  # (n,) each
         hidden: torch.Tensor,  # (queries, hidden size)
         where: np.ndarray,  # (n,) int64: the query of each row
         marks: np.ndarray | None,  # (vocabulary + 1,) bool
     ) -> Drawn:
-        tokens, logprobs = (x.numpy() for x in sample(logits, *sampling))
+        tokens, logprobs = (x.numpy() for x in sample(logits, *map(torch.from_numpy, sampling)))
         counts = np.ones(len(tokens), np.int32)
         scored = marked_tokens(marks, tokens[None], counts)
         scores = self.scores(hidden, where[scored[0]].tolist())

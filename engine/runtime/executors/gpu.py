@@ -15,10 +15,12 @@ import torch
 
 from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens
 from engine.runtime.executors.cuda_graph import Graph
-from engine.runtime.executors.gpu_step import Inputs, Outputs, Step, StepKind, compute, is_filtered, padded_size
+from engine.runtime.executors.gpu_step import Inputs, Outputs, Step, StepKind, compute, padded_size
 from engine.runtime.executors.transfers import Fetch, Transfers
 
-MAX_MIXED = 256  # queries of a forward with prompts or fed tokens that runs as a step; longer ones are launched op by op
+MAX_MIXED = (
+    256  # queries of a forward with prompts or fed tokens that runs as a step; longer ones are launched op by op
+)
 
 
 @dataclass
@@ -95,8 +97,7 @@ class GPUExecutor:
             if forward.wants_logits or (num > MAX_MIXED and forward.where is not None):
                 results = self._launch_once(forward, chain)
             else:
-                filtered = forward.num_drawn > 0 and is_filtered(forward.sampling)
-                step = self._step(StepKind(padded_size(num), filtered, forward.where is not None))
+                step = self._step(StepKind(padded_size(num), forward.is_filtered, forward.where is not None))
                 results = [step.run(forward, chain)]
             if len(forward.scored):
                 results[0] = results[0][: len(forward.scored)]
@@ -128,7 +129,7 @@ class GPUExecutor:
         where = np.zeros(0, np.int32) if forward.where is None else forward.where.astype(np.int32)
         source = [where[forward.pick]] if num_drawn else []
         columns = [plan.tokens, plan.positions, forward.slots, np.array(forward.scored, np.int32), where]
-        there = iter(self.transfers.put(*columns, *chains, *source, *(x.numpy() for x in forward.sampling)))
+        there = iter(self.transfers.put(*columns, *chains, *source, *forward.sampling))
         tokens, positions, slots, scored, where = (next(there) for _ in columns)
         inputs = Inputs(
             tokens,
@@ -139,7 +140,7 @@ class GPUExecutor:
             scored=scored if len(scored) else None,
             source=next(there) if source else None,
             sampling=tuple(there),
-            is_filtered=num_drawn > 0 and is_filtered(forward.sampling),
+            is_filtered=forward.is_filtered,
         )
         hidden, scores = compute(self.parts, inputs, plan, self.out)
         logits = [self.parts.lm_head.logits(hidden, where.long())] if forward.wants_logits else []

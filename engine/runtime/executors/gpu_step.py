@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ class Step:
 
     Everything that a plan changes comes in one copy: the queries' tokens, positions and slots, what is read of them,
     and after them the attention's work list, whose counts the kernels read on the device. This holds if attention runs
-    in CUDA or Triton and no layer has a window. Otherwise the host reads the plan in every launch, and there is no graph.
+    in CUDA or Triton and no layer has a window. Otherwise the host reads the plan in every launch, without a graph.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Step:
         self.ints[: len(host)].copy_(staged, non_blocking=True)
 
     def _load_rows(self, forward: Forward, grid: np.ndarray) -> None:
-        keys, *columns = (x.numpy() for x in forward.sampling)
+        keys, *columns = forward.sampling
         num = len(keys)
         for field, column in zip((_DRAW_AT, *_SAMPLED), columns, strict=True):
             grid[field, :num] = column.view(np.int32)
@@ -222,9 +222,3 @@ class Step:
             if self.scores is None:
                 self.scores = torch.empty_like(scores)
             self.scores.copy_(scores)
-
-
-def is_filtered(sampling: Sequence[torch.Tensor]) -> bool:
-    """Whether any row has top-k, top-p or min-p; `sampling` are the arguments of `sample` after the logits."""
-    top_k, top_p, min_p = (x.numpy() for x in sampling[3:])
-    return bool(top_k.any() or min_p.any() or (top_p < 1).any())

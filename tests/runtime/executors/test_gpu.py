@@ -15,7 +15,7 @@ from engine import BeamSearch, BestOfN, Engine, Majority, Sampling
 from engine.model import Placement, load_trunk_head, read_config
 from engine.runtime import LLM
 from engine.runtime.executors.gpu import GPUExecutor
-from engine.runtime.executors.gpu_step import is_filtered, padded_size
+from engine.runtime.executors.gpu_step import padded_size
 from engine.types import GREEDY
 from tests.runtime.builders import PROBLEMS, Folders, assert_idle, load_llm
 from tests.tiny import tiny_family
@@ -128,12 +128,3 @@ def test_padded_sizes():
     assert [padded_size(n) for n in (1, 16, 17, 32, 33, 49, 65, 97, 129, 193, 256)] == [
         *(16, 16, 32, 32, 48, 64, 96, 128, 192, 256, 256)
     ]
-
-
-def test_filters_are_seen():
-    columns = [torch.zeros(2), torch.zeros(2), torch.ones(2), torch.zeros(2).int(), torch.ones(2), torch.zeros(2)]
-    assert not is_filtered(columns)
-    for i, value in ((3, 5), (4, 0.9), (5, 0.1)):
-        changed = [column.clone() for column in columns]
-        changed[i][1] = value
-        assert is_filtered(changed)
