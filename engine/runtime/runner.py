@@ -103,11 +103,18 @@ class Runner:
                 self.queue.remove(job)
         self.store.release(job.partial)
         job.partial = job.branch.job = None
+        self._forget_flights()
 
     def cancel_prefill(self, job: PrefillJob) -> None:
         """Takes a waiting job out: its branch is being closed, or its request has failed."""
         self.prefill.forget(job.segment, job)
         job.branch.job = None
+        self._forget_flights()
+
+    def _forget_flights(self) -> None:
+        """Leaves unread what no job waits for any more."""
+        if self.flights and not self._jobs():
+            self.flights.clear()
 
     def fail(self, request: Request, error: BaseException) -> None:
         """Ends a request with an error: the search that awaits it gets the error, all others go on."""

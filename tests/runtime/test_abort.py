@@ -4,8 +4,10 @@ import signal
 import sys
 
 import pytest
+import torch
 
 from engine.interrupts import Uninterrupted
+from engine.model import Placement
 from engine.runtime import Batcher
 from engine.search import DVTS, BeamSearch, BestOfN, Lookahead, Majority
 
@@ -13,6 +15,7 @@ from .builders import PROBLEMS, assert_idle, fingerprint, load_engine, models, r
 
 STRATEGIES = [Majority(), BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=1), DVTS(width=2)]
 by_name = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+ON_GPU_PATH = Placement(torch.device("cpu"), "native")
 OPTIONS = {"max_tokens": 14, "seed": 2}
 
 
@@ -30,9 +33,13 @@ def run_ticks(coroutine, num_ticks: int) -> int:
 
 
 @by_name
-@pytest.mark.parametrize("num_blocks", [64, 8], ids=["roomy", "tight"])
-def test_a_search_closed_after_any_forward(folders, strategy, num_blocks):
-    engine = load_engine(folders, num_blocks=num_blocks, max_chunk=8)
+@pytest.mark.parametrize(
+    ("num_blocks", "device"),
+    [(64, "cpu"), (8, "cpu"), (64, ON_GPU_PATH)],
+    ids=["roomy", "tight", "the path of a GPU"],
+)
+def test_a_search_closed_after_any_forward(folders, strategy, num_blocks, device):
+    engine = load_engine(folders, num_blocks=num_blocks, max_chunk=8, device=device)
     problem = PROBLEMS[3]
 
     def start():
@@ -46,7 +53,7 @@ def test_a_search_closed_after_any_forward(folders, strategy, num_blocks):
         coroutine.close()
         assert_idle(*runners(engine))
     got = engine.search([problem], strategy, 4, **OPTIONS)
-    want = load_engine(folders).search([problem], strategy, 4, **OPTIONS)
+    want = load_engine(folders, device=device).search([problem], strategy, 4, **OPTIONS)
     assert [fingerprint(result) for result in got] == [fingerprint(result) for result in want]
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from engine.errors import UserError
+from engine.model import Placement
 from engine.runtime import LLM, Batcher, StopCondition
+from engine.runtime.executors.gpu import GPUExecutor
 from engine.runtime.kv import default_bytes
 from engine.search import Adaptive, BeamSearch, BestOfN, Lookahead, Rebase, Revisions
 from engine.types import Sampling
@@ -117,14 +119,25 @@ def break_after(llm: LLM, num_calls: int, error: BaseException) -> None:
 
         return call
 
+    if isinstance(executor, GPUExecutor):
+        launch = breaking(executor.launch)
+
+        def launching(forward, marks):
+            launched = launch(forward, marks)
+            launched.fetch.arrays = breaking(launched.fetch.arrays)  # a GPU's errors show when something is read
+            return launched
+
+        executor.launch = launching
+        return
     for name in ("forward", "launch", "decode", "scores"):
         setattr(executor, name, breaking(getattr(executor, name)))
 
 
+@pytest.mark.parametrize("device", ["cpu", Placement(torch.device("cpu"), "native")], ids=["cpu", "the path of a GPU"])
 @pytest.mark.parametrize("error", [Broken(), KeyboardInterrupt(), MemoryError()], ids=repr)
-def test_a_forward_that_fails(folders, error):
+def test_a_forward_that_fails(folders, error, device):
     """At every call of the executor: the same answers after it, from the KV of no half-done forward."""
-    clean = load_llm(folders.policy, num_blocks=64)
+    clean = load_llm(folders.policy, num_blocks=64, device=device)
 
     def work(llm: LLM) -> tuple:
         root = llm.open(PROBLEMS[0].prompt)
@@ -139,7 +152,7 @@ def test_a_forward_that_fails(folders, error):
 
     want = work(clean)
     for at in range(1, 100):
-        llm = load_llm(folders.policy, num_blocks=64, max_chunk=8)
+        llm = load_llm(folders.policy, num_blocks=64, max_chunk=8, device=device)
         idle = llm.open("1+2\n")
         logits = llm.next_logits([idle])
         break_after(llm, at, error)
