@@ -47,7 +47,7 @@ def test_a_search_closed_after_any_forward(folders, strategy, num_blocks, device
 
     num_ticks = run_ticks(start(), 10_000)
     assert num_ticks > 10
-    for limit in range(num_ticks):
+    for limit in range(0, num_ticks, 1 if device == "cpu" else 4):  # of a GPU's path each is slow
         coroutine = start()
         assert run_ticks(coroutine, limit) == limit
         coroutine.close()
