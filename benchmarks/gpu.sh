@@ -2,7 +2,7 @@
 # What needs a GPU, without a network, in two calls of at most 270 and 300 seconds:
 #
 #     bash benchmarks/gpu.sh 1          are the kernels right, how long is a decode step, five trees, memcheck
-#     bash benchmarks/gpu.sh 2          twelve trees against their peers, filtered sampling, racecheck, a profile
+#     bash benchmarks/gpu.sh 2          twelve trees against their peers, products, filtered sampling, racecheck, a profile
 #
 # Every check reports by itself, as it ends, in $OUT/call-1.json and call-2.json ($OUT: benchmarks/results/gpu). What is
 # not built yet is built first and counts: build beforehand where nvcc is, and bring build/ and ttc_kernels/*.so along.

@@ -27,7 +27,10 @@ settings.load_profile("shared machine")
 SLOW = [
     *("benchmarks", "docs", "training", "test_home.py", "test_package.py", "test_revisions.py"),
     *(f"cli/test_{name}.py" for name in ("calibrate", "demo", "formats", "options", "real_rows", "search", "train")),
-    *(f"model/test_{name}.py" for name in ("families", "fields", "hub", "launches", "memory", "mutations", "ranks")),
+    *(
+        f"model/test_{name}.py"
+        for name in ("families", "fields", "hub", "launches", "memory", "mutations", "products", "ranks")
+    ),
     *("runtime/executors", "tasks/test_grading.py", "prompts/test_template.py"),
     *(f"verifiers/test_{name}.py" for name in ("engine", "families", "formats")),
     *(
@@ -36,7 +39,10 @@ SLOW = [
     ),
     *(f"ttc_kernels/test_{name}.py" for name in ("choice", "cuda_build", "cuda_kernels", "kv_tree", "sample_head")),
     *(f"ttc_kernels/test_{name}.py" for name in ("tensors", "tree_attention")),
-    *(f"ttc_kernels/test_triton_{name}.py" for name in ("compiles", "kv", "rows", "sample", "step_score")),
+    *(
+        f"ttc_kernels/test_triton_{name}.py"
+        for name in ("compiles", "fused_linear", "kv", "rows", "sample", "step_score")
+    ),
     "ttc_kernels/test_triton_tree_attention.py",
 ]
 

@@ -12,6 +12,7 @@ OPS = (
     "copy_blocks",
     "rms_norm",
     "swiglu",
+    "fused_linear",
     "sample",
     "step_score",
     "decoder",

@@ -25,6 +25,7 @@ DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
     "reference": (torch.float32, torch.bfloat16),
 }
+NOT_NATIVE = ("fused_linear",)  # ops without a kernel for a CPU
 _HALF = (torch.bfloat16, torch.float16)
 UNMEASURED = "unmeasured default: no GPU at hand"
 
@@ -72,6 +73,7 @@ TABLE = (
     Choice("cpu", "sample", "native", "the only one made for a CPU"),
     Choice("cpu", "step_score", "native", "the only one made for a CPU"),
     Choice("cpu", "sample_head", "native", "the only one made for a CPU"),
+    Choice("cpu", "fused_linear", "reference", "the only one made for a CPU"),
     Choice("cuda", "tree_attention", "triton", UNMEASURED),
     Choice("cuda", "tree_attention", "cuda", UNMEASURED, dtypes=_HALF, sizes=(64, 128)),
     Choice("cuda", "rope_store_kv", "triton", UNMEASURED),
@@ -79,6 +81,7 @@ TABLE = (
     Choice("cuda", "copy_blocks", "cuda", UNMEASURED),
     Choice("cuda", "rms_norm", "triton", UNMEASURED),
     Choice("cuda", "swiglu", "triton", UNMEASURED),
+    Choice("cuda", "fused_linear", "triton", UNMEASURED),
     Choice("cuda", "sample", "triton", UNMEASURED),
     Choice("cuda", "step_score", "triton", UNMEASURED),
     Choice("cuda", "step_score", "cuda", UNMEASURED),
@@ -93,16 +96,27 @@ PREFILL = (
     Choice("cuda", "prefill", "flash_attn", UNMEASURED, min_rows=256, dtypes=_HALF),
 )
 
+# Who computes the matrix products of a layer: torch, between launches of rms_norm and swiglu, or fused_linear. Beyond
+# some rows weights are no longer what takes the time, and torch's tiles are better. float16 might overflow in
+# fused_linear, float32 is summed there without tensor cores.
+PRODUCTS = (
+    Choice("cpu", "products", "torch", "fused_linear has no kernel for a CPU"),
+    Choice("cuda", "products", "torch", UNMEASURED),
+    Choice("cuda", "products", "fused_linear", UNMEASURED, dtypes=(torch.bfloat16,)),
+    Choice("cuda", "products", "torch", UNMEASURED, min_rows=65),
+)
+
 
 def chooser(op: str, table: Iterable[Choice] = TABLE) -> Callable[[str, torch.Tensor], str]:
     """The function (impl, x) -> implementation of an op, where x is its first tensor.
 
     A call takes 0.1 µs, as ops are called per layer and token. It raises ValueError for an `impl` that is neither
-    "auto" nor one of IMPLEMENTATIONS, for "cuda" where the op has no such kernel, and where "auto" meets a device that
-    the table does not know.
+    "auto" nor one of IMPLEMENTATIONS, for "cuda" and "native" where the op has no such kernel, and where "auto" meets a
+    device that the table does not know.
     """
     choices: dict[str, list[Choice]] = {}
-    taken = tuple(impl for impl in IMPLEMENTATIONS if impl != "cuda" or op in CUDA_OPS)
+    lacks = {"cuda": op not in CUDA_OPS, "native": op in NOT_NATIVE}
+    taken = tuple(impl for impl in IMPLEMENTATIONS if not lacks.get(impl))
     names = f"{', '.join(map(repr, ('auto', *taken[:-1])))} or {taken[-1]!r}"
     for choice in sorted(table, key=lambda choice: choice.min_rows):
         if choice.op == op:

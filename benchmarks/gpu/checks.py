@@ -26,8 +26,10 @@ from benchmarks.kernels.measure import Session, describe
 from benchmarks.kernels.ops import OPS, Op
 from benchmarks.random_models import save_random
 from engine.errors import UserError
-from engine.model import HOME
+from engine.model import HOME, resolve_dtype
 from ttc_kernels.cuda import CUDA_OPS
+from ttc_kernels.fused_linear import cases as linear_cases
+from ttc_kernels.fused_linear.cases import Case as LinearCase
 from ttc_kernels.sample.cases import Case as SampleCase
 from ttc_kernels.sample.cases import HeadCase
 
@@ -191,20 +193,25 @@ def _sanitized(tool: str, bench: Bench) -> Figures:
 
 
 def decode_plain(bench: Bench) -> Figures:
-    return _decode_steps(bench, is_scored=False)
+    """With the products that the table chooses, and with torch's alone."""
+    return _decode_steps(bench, is_scored=False, products=("auto", "torch"))
 
 
 def decode_scored(bench: Bench) -> Figures:
     return _decode_steps(bench, is_scored=True)
 
 
-def _decode_steps(bench: Bench, *, is_scored: bool) -> Figures:
+def _decode_steps(bench: Bench, *, is_scored: bool, products: Sequence[str] = ("auto",)) -> Figures:
     """A decode step at batch 1, 64 and 256 against its floor."""
     dtype = "float32" if bench.is_rehearsal else "bfloat16"
     batches, num_prompt, num_steps = ((1, 3), 20, 4) if bench.is_rehearsal else ((1, 64, 256), 512, 64)
-    rows = decode_steps.rows_of(
-        bench.policy, bench.device, dtype, batches, is_scored=is_scored, num_prompt=num_prompt, num_steps=num_steps
-    )
+    sizes = {"is_scored": is_scored, "num_prompt": num_prompt, "num_steps": num_steps}
+    rates = decode_steps.Rates.of(bench.device, resolve_dtype(dtype, bench.device))
+    rows = [
+        row
+        for each in products
+        for row in decode_steps.rows_of(bench.policy, bench.device, dtype, batches, products=each, rates=rates, **sizes)
+    ]
     return {"dtype": dtype, "rows": [asdict(row) for row in rows]}
 
 
@@ -228,6 +235,16 @@ def chosen_trees(chosen: Sequence[tuple[str, tuple[int, int]]]) -> list[trees.Tr
     """The trees of these names with these heads, in bfloat16."""
     known = {tree.name: tree for tree in trees.sweeps() + trees.fasttree()}
     return [trees.with_heads(known[name], heads, torch.bfloat16) for name, heads in chosen]
+
+
+def products(bench: Bench) -> Figures:
+    """The products of a layer at 1, 16 and 64 rows, against torch's between launches of the other ops."""
+    op = OPS["fused_linear"]
+    if bench.is_rehearsal:  # a CPU has no kernel to be timed
+        case = LinearCase(3, 40, 300, torch.float16, has_norm=True, is_gated=True)
+        op.check(case, "triton", op.inputs(case, bench.device))
+        return {"copy_gbps": 0.0, "rows": []}
+    return _measured(bench, [(op, case) for case in linear_cases.full()])
 
 
 def sampling(bench: Bench) -> Figures:
@@ -270,7 +287,7 @@ CALLS = {  # seconds of a call, and its checks: first what else nothing would be
             Check("triton_kernels", 45, triton_kernels),
             Check("engine_tests", 60, engine_tests),
             Check("greedy_search", 20, greedy_search),
-            Check("decode_plain", 35, decode_plain),
+            Check("decode_plain", 45, decode_plain),
             Check("five_trees", 35, five_trees),
             Check("memcheck", 45, memcheck),
         ),
@@ -280,6 +297,7 @@ CALLS = {  # seconds of a call, and its checks: first what else nothing would be
         (
             Check("twelve_trees", 90, twelve_trees),
             Check("decode_scored", 40, decode_scored),
+            Check("products", 30, products),
             Check("sampling", 35, sampling),
             Check("racecheck", 60, racecheck),
             Check("profile", 40, profile),

@@ -5,8 +5,9 @@ copy bandwidth, and of its FLOPs at the rate of a large matrix product of its ty
 
 A prompt is forked into a batch of branches, which then decode side by side; nothing stops them. Random weights in the
 shape of Qwen2.5-1.5B in bfloat16 on a GPU, the home policy in float32 on a CPU. Rows: `batch, is_scored` (a trunk head
-is read in every step), `has_graphs, seconds` (median of a step, host and device; the mean of four, each of which is
-started before the one before is read), `floor_seconds, floor` ("bytes" or "flops"), `times_floor, tokens_per_second`.
+is read in every step), `products` (who computes the layers' matrix products: "auto" or "torch"), `has_graphs, seconds`
+(median of a step, host and device; the mean of four, each of which is started before the one before is read),
+`floor_seconds, floor` ("bytes" or "flops"), `times_floor, tokens_per_second`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from benchmarks.random_models import save_random
 from benchmarks.timing import Clock
 from engine.accounting import forward_flops
 from engine.commands import run_command
-from engine.model import HOME, ScoreHead, resolve_dtype
+from engine.model import HOME, ScoreHead, resolve_device, resolve_dtype
 from engine.reports.progress import Progress
 from engine.results.provenance import Bystanders, provenance, write_json
 from engine.runtime import LLM
@@ -46,6 +47,7 @@ class Row:
 
     batch: int
     is_scored: bool
+    products: str
     has_graphs: bool
     seconds: float
     floor_seconds: float
@@ -55,10 +57,18 @@ class Row:
 
 
 def load(
-    folder: Path, device: str, dtype: str, *, is_scored: bool, num_blocks: int, max_batch: int = max(BATCHES)
+    folder: Path,
+    device: str,
+    dtype: str,
+    *,
+    is_scored: bool,
+    num_blocks: int,
+    max_batch: int = max(BATCHES),
+    products: str = "auto",  # as in Placement
 ) -> LLM:
     """A policy, with a random trunk head where it `is_scored`."""
-    llm = LLM.load(folder, device=device, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
+    placement = replace(resolve_device(device), products=products)
+    llm = LLM.load(folder, device=placement, dtype=dtype, max_batch=max_batch, num_blocks=num_blocks)
     runner = llm.runner
     runner.stops.is_eos[:-1] = False  # before any rule is made: a branch ends at its limit alone
     if is_scored:
@@ -128,7 +138,8 @@ def measure(llm: LLM, batch: int, is_scored: bool, rates: Rates, num_prompt: int
     name, floor = max(floors.items(), key=lambda each: each[1])
     executor = llm.runner.executor
     has_graphs = isinstance(executor, GPUExecutor) and any(step.graph is not None for step in executor._steps.values())
-    return Row(batch, is_scored, has_graphs, seconds, floor, name, seconds / floor, batch / seconds)
+    products = llm.runner.parts.decoder.placement.products
+    return Row(batch, is_scored, products, has_graphs, seconds, floor, name, seconds / floor, batch / seconds)
 
 
 def rows_of(
@@ -140,12 +151,14 @@ def rows_of(
     is_scored: bool,
     num_prompt: int,
     num_steps: int,
+    products: str = "auto",
     rates: Rates | None = None,  # None: measured first
 ) -> Iterator[Row]:
     """The rows of batches, on a model that is loaded for them."""
     rates = rates or Rates.of(device, resolve_dtype(dtype, device))
     num_blocks = 8 + num_prompt // 16 + max(batches) * (2 + (WARMUP + num_steps) // 16)
-    llm = load(policy, device, dtype, is_scored=is_scored, num_blocks=num_blocks, max_batch=max(batches))
+    options = {"num_blocks": num_blocks, "max_batch": max(batches), "products": products}
+    llm = load(policy, device, dtype, is_scored=is_scored, **options)
     for batch in batches:
         yield measure(llm, batch, is_scored, rates, num_prompt, num_steps)
 
@@ -157,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--policy", type=Path, help="a folder in the place of random weights, or of the home policy")
     parser.add_argument("--dtype", help="float32 on a CPU, bfloat16 on a GPU by default")
     parser.add_argument("--num-prompt", type=int, default=512, help="tokens that all branches share")
+    parser.add_argument("--products", default="auto", choices=("auto", "torch", "fused_linear"))
     parser.add_argument("--num-steps", type=int, default=64)
     args = parser.parse_args(arguments)
     args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
@@ -170,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
     report |= {"dtype": args.dtype, "copy_gbps": rates.num_bytes / 1e9, "matmul_tflops": rates.flops / 1e12, "rows": []}
     with tempfile.TemporaryDirectory() as folder, Progress("decode steps:", 2 * len(BATCHES)) as progress:
         policy = args.policy or (HOME / "policy" if args.device == "cpu" else save_random("qwen2.5-1.5b", Path(folder)))
-        sizes = {"num_prompt": args.num_prompt, "num_steps": args.num_steps, "rates": rates}
+        sizes = {"num_prompt": args.num_prompt, "num_steps": args.num_steps, "rates": rates, "products": args.products}
         for is_scored in (False, True):
             for row in rows_of(policy, args.device, args.dtype, BATCHES, is_scored=is_scored, **sizes):
                 report["rows"].append(asdict(row))

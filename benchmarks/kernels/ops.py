@@ -100,6 +100,14 @@ def _swiglu(run: Callable, inputs: dict) -> Outputs:
     return {"out": run(**inputs, out=poisoned(len(x), x.shape[1] // 2, dtype=x.dtype, device=x.device))}
 
 
+def _fused_linear(run: Callable, inputs: dict) -> Outputs:
+    x, weight = inputs["x"], inputs["weight"]
+    if inputs["residual"] is None:
+        num_out = len(weight) // 2 if inputs["is_gated"] else len(weight)
+        inputs = inputs | {"out": poisoned(len(x), num_out, dtype=x.dtype, device=x.device)}
+    return {"out": run(**inputs)}
+
+
 def _rope_store_kv(run: Callable, inputs: dict) -> Outputs:
     run(**inputs)
     return {name: inputs[name] for name in ("qkv", "k_cache", "v_cache")}
@@ -260,6 +268,7 @@ OPS = {
     for op in (
         _op("rms_norm", Op, _rms_norm),
         _op("swiglu", Op, _swiglu),
+        _op("fused_linear", Op, _fused_linear, devices=("cuda",)),
         _op("rope_store_kv", Op, _rope_store_kv),
         _op("copy_blocks", Op, _copy_blocks),
         _op("step_score", Op, _step_score),

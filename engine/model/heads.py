@@ -13,9 +13,9 @@ from engine.errors import UserError
 from engine.model.config import ModelConfig
 from engine.model.loader import read_tensors
 from engine.model.placement import CPU, Placement
+from engine.model.products import linear
 from engine.model.tensor_files import TensorFiles, runs, take
 from engine.model.transformer import MAX_PACKED_WEIGHTS
-from engine.model.unpacked import linear
 from ttc_kernels.decoder import PackedLinear
 from ttc_kernels.sample import sample, sample_head
 from ttc_kernels.step_score import LabelHead, step_score

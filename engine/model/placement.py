@@ -22,6 +22,8 @@ class Placement:
     device: torch.device
     impl: str = "auto"
     ranks: Ranks = ALONE
+    products: str = "auto"
+    """Who computes the matrix products of layers: "torch", "fused_linear", or "auto", which is by the rows on a GPU."""
 
     @property
     def is_native(self) -> bool:

@@ -25,7 +25,8 @@ class Decoder:
     """The trunk of a model: turns tokens into normed hidden states and writes their KV to the caches.
 
     The implementation depends on the model and its placement alone, never on the batch, because the results of
-    two implementations differ in their last bits.
+    two implementations differ in their last bits. On a GPU, where they do so from batch to batch in torch's products
+    too, forwards of few rows have other products than larger ones (`engine/model/products.py`).
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Decoder:
         trunk = read_trunk(config, tensors, self.is_packed, placement.ranks)
         self.embedding, self.dtype = trunk.weights.embedding, trunk.weights.embedding.dtype
         self.packed = PackedDecoder(trunk.weights) if self.is_packed else None
-        self._trunk = self.packed or TorchDecoder(trunk, placement.impl, placement.ranks)
+        self._trunk = self.packed or TorchDecoder(trunk, placement.impl, placement.ranks, placement.products)
 
     @property
     def best_batch(self) -> int:

@@ -5,105 +5,16 @@ Shapes: R rows (tokens of all branches of a batch), H hidden, I intermediate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from engine.model.products import TorchProducts, products_of
 from engine.model.ranks import ALONE, Ranks
 from engine.model.weights import LayerExtras, Trunk
 from engine.model.window import Part, clip
-from ttc_kernels.decoder import DecoderWeights
+from engine.model.workspace import MIN_ROWS, Views, Workspace
 from ttc_kernels.rms_norm import rms_norm
 from ttc_kernels.rope_store_kv import rope_store_kv
-from ttc_kernels.swiglu import swiglu
 from ttc_kernels.tree_attention import tree_attention
-
-# torch's CPU matrix products give a row the same bits in every batch of at least 16 rows, and
-# other bits in smaller ones (tests/model/test_batch_independence.py); smaller batches are padded.
-MIN_ROWS = 16
-
-
-def padded_mm(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """out[:] = x @ weight.T; all three may have spare rows that are computed and ignored."""
-    torch.mm(x, weight.t(), out=out)
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """x[rows] @ weight.T as float32 (len(rows), num_out); the product is padded to 16 rows."""
-    num = rows.shape[0]
-    padded = max(num, MIN_ROWS)
-    picked = x.new_zeros(padded, x.shape[1])
-    torch.index_select(x, 0, rows, out=picked[:num])
-    out = x.new_empty(padded, weight.shape[0])
-    padded_mm(picked, weight, out)
-    return out[:num].float()
-
-
-@dataclass(frozen=True)
-class Views:
-    """The buffers of one forward of R rows. Matrix products use the `padded` ones, of max(R, 16) rows."""
-
-    residual: torch.Tensor  # (R, H)
-    normed: torch.Tensor
-    delta: torch.Tensor
-    qkv: torch.Tensor  # (R, q + 2 kv)
-    heads: torch.Tensor  # (R, all heads, head dim), the same memory
-    normed_heads: torch.Tensor  # (R, all heads, head dim)
-    query: torch.Tensor  # (R, heads, head dim), within qkv
-    attended: torch.Tensor  # (R, heads, head dim)
-    gate_up: torch.Tensor  # (R, 2 I)
-    activated: torch.Tensor  # (R, I)
-    padded_normed: torch.Tensor
-    padded_delta: torch.Tensor
-    padded_qkv: torch.Tensor
-    padded_attended: torch.Tensor  # (max(R, 16), q)
-    padded_gate_up: torch.Tensor
-    padded_activated: torch.Tensor
-
-
-class Workspace:
-    """Buffers for batches of up to `size` rows, allocated once and used by all layers; unused rows stay finite."""
-
-    def __init__(self, weights: DecoderWeights, size: int, has_normed_heads: bool = False):
-        layer, like = weights.layers[0], weights.embedding
-        hidden, inter = layer.down.shape
-        self.heads = (weights.num_heads, weights.head_dim)
-        self.residual = like.new_zeros(size, hidden)
-        self.normed = like.new_zeros(size, hidden)
-        self.delta = like.new_zeros(size, hidden)
-        self.qkv = like.new_zeros(size, len(layer.qkv))
-        self.normed_heads = like.new_zeros(size if has_normed_heads else 0, len(layer.qkv))
-        self.attended = like.new_zeros(size, layer.out.shape[1])
-        self.gate_up = like.new_zeros(size, 2 * inter)
-        self.activated = like.new_zeros(size, inter)
-        self._views: dict[int, Views] = {}  # slicing costs as much as a small kernel
-
-    def views(self, rows: int) -> Views:
-        """The buffers cut to `rows` rows."""
-        if rows not in self._views:
-            self._views[rows] = self._cut(rows)
-        return self._views[rows]
-
-    def _cut(self, rows: int) -> Views:
-        q_out, padded = self.heads[0] * self.heads[1], max(rows, MIN_ROWS)
-        return Views(
-            residual=self.residual[:rows],
-            normed=self.normed[:rows],
-            delta=self.delta[:rows],
-            qkv=self.qkv[:rows],
-            heads=self.qkv[:rows].unflatten(1, (-1, self.heads[1])),
-            normed_heads=self.normed_heads[:rows].unflatten(1, (-1, self.heads[1])),
-            query=self.qkv[:rows, :q_out].unflatten(1, self.heads),
-            attended=self.attended[:rows].unflatten(1, self.heads),
-            gate_up=self.gate_up[:rows],
-            activated=self.activated[:rows],
-            padded_normed=self.normed[:padded],
-            padded_delta=self.delta[:padded],
-            padded_qkv=self.qkv[:padded],
-            padded_attended=self.attended[:padded],
-            padded_gate_up=self.gate_up[:padded],
-            padded_activated=self.activated[:padded],
-        )
 
 
 class TorchDecoder:
@@ -111,12 +22,15 @@ class TorchDecoder:
 
     A model with sliding windows needs a plan on the host; others take any that tree_attention accepts. Of several
     ranks each has some of the heads and of the intermediate values: what it adds to the residual is summed over them.
+    `products` says who computes the matrix products, as in `Placement`.
     """
 
-    def __init__(self, trunk: Trunk, impl: str = "auto", ranks: Ranks = ALONE):
+    def __init__(self, trunk: Trunk, impl: str = "auto", ranks: Ranks = ALONE, products: str = "auto"):
         self.weights, self.extras, self.impl, self.ranks = trunk.weights, trunk.extras, impl, ranks
+        self.products = products
         self._head_ones = trunk.weights.embedding.new_ones(trunk.weights.head_dim)
         self._workspaces: dict[int, Workspace] = {}
+        self._products: dict[int, TorchProducts] = {}  # by rows
 
     def forward(
         self,
@@ -131,28 +45,20 @@ class TorchDecoder:
 
         The next call overwrites the result.
         """
-        weights, eps, impl = self.weights, self.weights.rms_eps, self.impl
-        work = self._views(token_ids.shape[0])
+        weights, products = self.weights, self._products_of(token_ids.shape[0])
+        work = products.work
         caches = zip(k_cache.unbind(), v_cache.unbind(), strict=True)
         windows = {extras.window for extras in self.extras} - {None}
         parts = {window: clip(plan, window, k_cache.shape[3], k_cache.shape[1], k_cache.device) for window in windows}
-        torch.index_select(weights.embedding, 0, token_ids, out=work.residual)
-        rms_norm(work.residual, weights.layers[0].input_norm, eps, out=work.normed, impl=impl)
-        for i, (layer, extras, (k, v)) in enumerate(zip(weights.layers, self.extras, caches, strict=True)):
-            padded_mm(work.padded_normed, layer.qkv, work.padded_qkv)
+        products.start(weights.embedding, token_ids)
+        for layer, extras, (k, v) in zip(weights.layers, self.extras, caches, strict=True):
+            products.qkv(layer)
             bias = self._norm_heads(work, extras)
-            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, bias, impl=impl)
+            rope_store_kv(work.qkv, weights.cos, weights.sin, positions, slots, k, v, bias, impl=self.impl)
             self._attend(work, k, v, plan, parts.get(extras.window))
-            padded_mm(work.padded_attended, layer.out, work.padded_delta)
-            self.ranks.add(work.padded_delta)
-            rms_norm(work.delta, layer.post_norm, eps, residual=work.residual, out=work.normed, impl=impl)
-            padded_mm(work.padded_normed, layer.gate_up, work.padded_gate_up)
-            swiglu(work.gate_up, out=work.activated, impl=impl)
-            padded_mm(work.padded_activated, layer.down, work.padded_delta)
-            self.ranks.add(work.padded_delta)
-            is_last = i + 1 == len(weights.layers)
-            norm = weights.final_norm if is_last else weights.layers[i + 1].input_norm
-            rms_norm(work.delta, norm, eps, residual=work.residual, out=work.normed, impl=impl)
+            products.out(layer)
+            products.mlp(layer)
+        products.norm(weights.final_norm)
         return work.padded_normed
 
     def _norm_heads(self, work: Views, extras: LayerExtras) -> torch.Tensor | None:
@@ -180,10 +86,13 @@ class TorchDecoder:
             part.copy_edges(k, v)
             tree_attention(work.query[rows], k, v, part, scale, out=work.attended[rows], impl=self.impl)
 
-    def _views(self, rows: int) -> Views:
-        """Buffers of `rows` rows, cut from those of the next power of two."""
-        size = 1 << (max(rows, MIN_ROWS) - 1).bit_length()
-        if size not in self._workspaces:
-            has_qk_norm = any(extras.q_norm is not None for extras in self.extras)
-            self._workspaces[size] = Workspace(self.weights, size, has_qk_norm)
-        return self._workspaces[size].views(rows)
+    def _products_of(self, rows: int) -> TorchProducts:
+        """The products of a forward, and its buffers: `rows` rows of those of the next power of two."""
+        if rows not in self._products:
+            size = 1 << (max(rows, MIN_ROWS) - 1).bit_length()
+            if size not in self._workspaces:
+                has_qk_norm = any(extras.q_norm is not None for extras in self.extras)
+                self._workspaces[size] = Workspace(self.weights, size, has_qk_norm)
+            options = self.weights.rms_eps, self.impl, self.ranks, self.products
+            self._products[rows] = products_of(self._workspaces[size], rows, *options)
+        return self._products[rows]

@@ -53,7 +53,7 @@ def tensors(result) -> list[torch.Tensor]:
     return list(result) if isinstance(result, tuple) else [result]
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "sample", "tree_attention"])
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "fused_linear", "sample", "tree_attention"])
 def test_a_graph_replays_the_same_bits(name):
     op = OPS[name]
     case = cases_of(op)[0]

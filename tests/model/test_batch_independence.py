@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from engine.model.unpacked import MIN_ROWS, padded_mm
+from engine.model.products import padded_mm
+from engine.model.workspace import MIN_ROWS
 
 # (inputs, outputs): the home models' layers and heads, the tiny ones', and the widest of a 7B model.
 SHAPES = [(32, 64), (32, 25), (96, 288), (96, 25), (96, 512), (256, 96), (1536, 256), (8960, 48)]

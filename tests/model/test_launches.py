@@ -16,12 +16,17 @@ from ttc_kernels.tree_attention import api as attention_api
 from ttc_kernels.tree_attention import cuda as attention_cuda
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided")
-# What layers of Llama need, and of Qwen2.5, whose bias the second launch adds: 9. It was 10, and 11 for Qwen2.5. SwiGLU
-# can be folded only into a matrix product of our own, the norms into the launches after such a product.
-LAYER = [
-    *("mm", "_rope_store_kv", "tree_attention", "mm", "_rms_norm"),
-    *("mm", "_swiglu", "mm", "_rms_norm"),
-]
+# What layers of Llama need, and of Qwen2.5, whose bias the second launch adds.
+LAYERS = {
+    "fused_linear": [
+        *("_fused_linear", "_rope_store_kv", "tree_attention", "_fused_linear"),
+        *("_fused_linear", "_fused_linear"),
+    ],
+    "torch": [
+        *("_rms_norm", "mm", "_rope_store_kv", "tree_attention", "mm"),
+        *("_rms_norm", "mm", "_swiglu", "mm"),
+    ],
+}
 QK_NORM = ["_rms_norm", "mul", "mul"]
 
 
@@ -65,12 +70,13 @@ def launched(emulated, monkeypatch) -> list[str]:
     return names
 
 
-def step(num_layers: int, extras: LayerExtras, launched: list[str]) -> list[str]:
+def step(num_layers: int, num_branches: int, extras: LayerExtras, products: str, launched: list[str]) -> list[str]:
     """What one decode step launches."""
-    case = cases.Case(num_layers, 32, 48, 2, 1, 64, torch.float16, ((1, 20), (3, 5)))
+    case = cases.Case(num_layers, 32, 48, 2, 1, 64, torch.float16, ((1, 20), (num_branches, 5)))
     inputs = case.inputs()
     inputs["k_cache"] = inputs["k_cache"].contiguous()  # as kv_cache.allocate lays it out on a GPU
-    decoder = TorchDecoder(Trunk(case.weights(), (extras,) * num_layers), "triton")
+    decoder = TorchDecoder(Trunk(case.weights(), (extras,) * num_layers), "triton", products=products)
+    decoder.forward(**inputs)  # which makes the buffers
     launched.clear()
     with TorchKernels(launched):
         decoder.forward(**inputs)
@@ -82,16 +88,28 @@ def extras_of(has_bias: bool, has_qk_norm: bool) -> LayerExtras:
     return LayerExtras(torch.ones(256, dtype=torch.float16) if has_bias else None, norm, norm)
 
 
-@pytest.mark.parametrize(
-    ("extras", "expected"),
-    [
-        (extras_of(False, False), LAYER),
-        (extras_of(True, False), LAYER),
-        (extras_of(False, True), [LAYER[0], *QK_NORM, *LAYER[1:]]),
-        (extras_of(True, True), [LAYER[0], "add_", *QK_NORM, *LAYER[1:]]),
-    ],
-    ids=["Llama", "Qwen2.5", "Qwen3", "a bias and norms"],
-)
-def test_launches_of_a_layer(extras, expected, launched):
-    one, two = step(1, extras, launched), step(2, extras, launched)
-    assert two[len(one) :] == expected
+EXTRAS = {
+    "Llama": (extras_of(False, False), []),
+    "Qwen2.5": (extras_of(True, False), []),
+    "Qwen3": (extras_of(False, True), QK_NORM),
+    "a bias and norms": (extras_of(True, True), ["add_", *QK_NORM]),
+}
+
+
+@pytest.mark.parametrize("products", LAYERS)
+@pytest.mark.parametrize("family", EXTRAS)
+def test_launches_of_a_layer(family, products, launched):
+    (extras, norms), layer = EXTRAS[family], LAYERS[products]
+    one, two = step(1, 3, extras, products, launched), step(2, 3, extras, products, launched)
+    before = layer.index("_rope_store_kv")
+    # The first launch is the embedding's, the last one the final norm's.
+    assert two[1:-1] == 2 * [*layer[:before], *norms, *layer[before:]]
+    assert two[1:-1] == 2 * one[1:-1]
+    assert (two[0], two[-1]) == ("index_select", "_rms_norm")
+
+
+@pytest.mark.parametrize("num_branches", [1, 16, 64])
+def test_few_rows_take_six_launches_a_layer(num_branches, launched):
+    """By default, where Triton is asked for."""
+    one, two = (step(num, num_branches, EXTRAS["Qwen2.5"][0], "auto", launched) for num in (1, 2))
+    assert len(two) - len(one) == 6

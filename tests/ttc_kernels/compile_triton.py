@@ -24,6 +24,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from ttc_kernels.copy_blocks.cases import Case as CopyCase
+from ttc_kernels.fused_linear import Scratch, tiles_of
+from ttc_kernels.fused_linear.cases import Case as LinearCase
+from ttc_kernels.fused_linear.cases import layer
 from ttc_kernels.rms_norm.cases import Case as NormCase
 from ttc_kernels.rope_store_kv.cases import Case as RopeCase
 from ttc_kernels.sample.cases import Case as SampleCase
@@ -50,6 +53,12 @@ CASES = {
     "copy_blocks": [CopyCase(2, 2, 8, 2, 128, BF16), CopyCase(2, 2, 8, 2, 16, FP32)],
     "rms_norm": [NormCase(4, 1536, BF16, True), NormCase(4, 8192, FP16, True), NormCase(4, 96, FP32, False)],
     "swiglu": [SwigluCase(4, 8960, BF16), SwigluCase(4, 85, FP16), SwigluCase(4, 256, FP32)],
+    "fused_linear": [
+        layer(16, FP16)[0],
+        layer(16, BF16)[2],
+        *layer(64, BF16)[2:],
+        LinearCase(40, 96, 256, FP32, has_norm=True, is_gated=True),
+    ],
     "sample": [SampleCase(2, 151_936)],
     "step_score": [
         ScoreCase(9, 5, 1536, 2, BF16, True, 4),
@@ -92,6 +101,10 @@ def launches(op: str, case) -> list[tuple[JITFunction, tuple, dict]]:
         inputs["mask"] = torch.ones(case.num_scores, dtype=torch.bool)
     if op == "rms_norm":
         inputs["out"] = torch.empty_like(inputs["x"])
+    if op == "fused_linear":
+        inputs["out"] = torch.empty(case.num_rows, case.num_out, dtype=case.dtype)
+        inputs["tiles"] = tiles_of(case.num_rows, case.num_out, case.width, case.dtype.itemsize, case.is_gated)
+        inputs["scratch"] = Scratch([inputs["tiles"]], torch.device("cpu"))
     if op == "swiglu":
         inputs["out"] = torch.empty(case.num_rows, case.size, dtype=case.dtype)
     run, JITFunction.run = JITFunction.run, record
@@ -118,6 +131,8 @@ def compiled(capability: int) -> Iterator[dict]:
     for op, cases in CASES.items():
         for case in cases:
             for kernel, args, kwargs in launches(op, case):
+                if capability >= 90 and "CAN_OVERLAP" in kwargs:  # which a tensor on a CPU does not ask for
+                    kwargs |= {"CAN_OVERLAP": True, "launch_pdl": True}
                 start = time.perf_counter()
                 done = kernel.run(*args, grid=(1,), warmup=True, **kwargs)
                 yield {

@@ -40,7 +40,8 @@ from ttc_kernels import OPS as MODULES
 from ttc_kernels import _native
 
 OPS = (*MODULES, "sample_head")
-_SIZES = ("num_rows", "num_scores", "size", "vocab", "hidden")  # fields of cases that may have any value
+# Fields of cases that may have any value.
+_SIZES = ("num_rows", "num_scores", "num_out", "size", "vocab", "hidden", "width")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool)
 _EXTREMES = (-(2**31), -7, -1, 0, 1, 2**15, 2**31 - 1)
 

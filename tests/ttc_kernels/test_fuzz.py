@@ -22,7 +22,7 @@ def test_random_calls():
 def test_a_tensor_that_is_needed_cannot_be_none(op):
     """The native code takes None for a null pointer."""
     function, arguments = next((function, given) for name, function, given in calls(random.Random(0)) if name == op)
-    optional = {".residual", ".head.bias", ".mask", ".head[1]"}
+    optional = {".residual", ".norm", ".bias", ".head.bias", ".mask", ".head[1]"}
     for name, spoilt in variants(arguments, lambda x: None):
         if name not in optional:
             with pytest.raises((ValueError, TypeError, AttributeError)):

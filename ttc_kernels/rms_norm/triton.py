@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ttc_kernels.overlap import await_earlier_kernels, overlap_options
+
 MAX_HIDDEN = 1 << 16
 
 
@@ -22,7 +24,9 @@ def _rms_norm(
     eps,
     HAS_RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
+    CAN_OVERLAP: tl.constexpr,
 ):
+    await_earlier_kernels(CAN_OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     is_inside = at < hidden
@@ -65,5 +69,6 @@ def rms_norm(
         HAS_RESIDUAL=residual is not None,
         BLOCK=block,
         num_warps=min(32, max(1, block // 512)),
+        **overlap_options(x.device),
     )
     return out

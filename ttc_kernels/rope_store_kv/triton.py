@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ttc_kernels.overlap import await_earlier_kernels, overlap_options
+
 
 @triton.jit
 def _biased(x, bias_ptr, mask):
@@ -24,7 +26,9 @@ def _rope_store_kv(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    CAN_OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    await_earlier_kernels(CAN_OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
     dim = tl.arange(0, BLOCK_HALF)[None, :]
@@ -100,4 +104,5 @@ def rope_store_kv(
         BLOCK_HEADS=block_heads,
         BLOCK_HALF=block_half,
         HAS_BIAS=bias is not None,
+        **overlap_options(qkv.device),
     )

@@ -6,9 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
+from ttc_kernels.overlap import await_earlier_kernels, overlap_options
+
 
 @triton.jit
-def _swiglu(gate_up_ptr, out_ptr, gate_up_stride, out_stride, size, BLOCK: tl.constexpr):
+def _swiglu(
+    gate_up_ptr, out_ptr, gate_up_stride, out_stride, size, BLOCK: tl.constexpr, CAN_OVERLAP: tl.constexpr
+):  # fmt: skip
+    await_earlier_kernels(CAN_OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_inside = at < size
@@ -30,5 +35,6 @@ def swiglu(
         return out
     block = min(1024, triton.next_power_of_2(size))
     grid = (rows, triton.cdiv(size, block))
-    _swiglu[grid](gate_up, out, gate_up.stride(0), out.stride(0), size, BLOCK=block)
+    options = overlap_options(out.device)
+    _swiglu[grid](gate_up, out, gate_up.stride(0), out.stride(0), size, BLOCK=block, **options)
     return out

@@ -84,6 +84,7 @@ def test_home_models_search_alike():
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.9), FILTERED], ids=["greedy", "plain", "filtered"])
 def test_triton_and_the_definitions_draw_the_native_tokens(folders, few_programs, sampling):
+    """Triton with fused products, the definitions with torch's."""
     found = []
     for device in ("cpu", REFERENCE, TRITON):
         llm = LLM.load(folders.policy, device=device, num_blocks=64)
