@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # From pyproject.toml, so that they are written once.
 BUILD_REQUIRES = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'
 
+# The tests start many processes that import the same modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup build test quick fuzz lint demo models large equal-orm wheel clean
 
 # pip runs again only when pyproject.toml or setup.py changed; the module is brought up to date by ninja each time.
@@ -30,8 +33,9 @@ build: $(VENV)/.installed
 # A process per processor, each with the tests beside one another in a file, until one has none left and takes another's.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
+# Asserts are not rewritten, which takes each process as long as all imports; what fails is run again with its values.
 test: setup
-	$(PYTEST)
+	$(PYTEST) --assert=plain || { $(PYTEST) --last-failed --last-failed-no-failures=none; false; }
 
 # Before a commit, in under a minute on two processors: all but the folders and files in SLOW of tests/conftest.py.
 quick: setup

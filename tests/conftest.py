@@ -45,6 +45,8 @@ SLOW = [
     ),
     "ttc_kernels/test_triton_tree_attention.py",
 ]
+# Files with tests of many seconds each: begun last, one of them would keep a single process at work.
+FIRST = ("test_gpu.py", "test_ranks.py", "test_triton_compiles.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,6 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not slow.isdisjoint((item.path, *item.path.parents)):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

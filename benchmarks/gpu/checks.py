@@ -187,6 +187,8 @@ def racecheck(bench: Bench) -> Figures:
 def _sanitized(tool: str, bench: Bench) -> Figures:
     """compute-sanitizer over small cases of every kernel; without torch's cache, which would hide what lies beside."""
     watched = [sys.executable, "-m", "benchmarks.gpu.smoke", "--device", bench.device]
+    if bench.is_rehearsal and tool == "racecheck":  # memcheck runs the same program
+        return {"printed": ""}
     by = [] if bench.is_rehearsal else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     printed = bench.program(*by, *watched, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     return {"printed": last_lines(printed, 20)}
@@ -270,7 +272,7 @@ def profile(bench: Bench) -> Figures:
     """What ncu says of one launch of tree attention, if it is there."""
     metrics = ("dram__bytes_read.sum", "sm__inst_executed.sum", "sm__throughput.avg.pct_of_peak_sustained_elapsed")
     watched = [sys.executable, "-m", "benchmarks.gpu.smoke", "--device", bench.device]
-    if bench.is_rehearsal:  # memcheck and racecheck run the same program
+    if bench.is_rehearsal:  # memcheck runs the same program
         return {"report": ""}
     by = ["ncu", "--metrics", ",".join(metrics), "--kernel-name", "regex:tree_attention", "--launch-count", "2"]
     printed = bench.program(*by, *watched)

@@ -1,6 +1,7 @@
 """What every rank of tests/model/test_ranks.py runs: `python -m tests.model.rank_program FOLDER`.
 
-It is started as by torchrun, and leaves what it finds in FOLDER/found.RANK.
+It has the environment that torchrun gives, forks into two ranks once all is imported, and each leaves what it finds in
+FOLDER/found.RANK.
 """
 
 from __future__ import annotations
@@ -128,7 +129,10 @@ def run(folder: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    second = os.fork()
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if second else "1"
     folder = Path(sys.argv[1])
     found = run(folder)
     (folder / f"found.{os.environ['RANK']}").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
+    assert not second or os.waitpid(second, 0)[1] == 0

@@ -31,6 +31,8 @@ ROPE = {
         **{"mscale_all_dim": 1.0, "original_max_position_embeddings": 64, "truncate": True},
     },
 }
+FIRST_OF_FAMILY = (("Llama", "default"), ("Mistral", "linear"), ("Qwen2", "yarn"), ("Qwen3", "yarn"))
+BESIDE_ROPE = ["max_position_embeddings", "head_dim", "hidden_size", "num_attention_heads"]
 
 
 @pytest.mark.parametrize(
@@ -79,15 +81,20 @@ def test_a_value_out_of_range_is_told_with_its_file(folder, fields, words):
     [*(("Llama", kind) for kind in ROPE), ("Mistral", "linear"), ("Qwen2", "yarn"), ("Qwen3", "yarn")],
 )
 def test_every_field_with_hostile_values(tmp_path, family, kind):
-    """The folder is read, or it is said in one line what it has; either at once, and with no memory to speak of."""
+    """The folder is read, or it is said in one line what it has; either at once, and with no memory to speak of.
+
+    Of each family once all fields, else those of the rope and what its tables are computed from.
+    """
     rope = {"rope_type": kind, "rope_theta": 1e4, **ROPE[kind]}
     folder = tiny_family(tmp_path, f"{family}ForCausalLM", rope_parameters=rope)
     load(folder)
     raw = json.loads((folder / "config.json").read_text())
     raw |= {"num_labels": 2, "max_window_layers": 28, "use_sliding_window": family == "Mistral", "id2label": {"0": "a"}}
     before, start, sentences = peak_kilobytes(), time.process_time(), []
-    for where in (raw, raw["rope_parameters"]):
-        for name, old in list(where.items()):
+    own = list(raw) if (family, kind) in FIRST_OF_FAMILY else BESIDE_ROPE
+    for where, names in ((raw, own), (raw["rope_parameters"], list(raw["rope_parameters"]))):
+        for name in names:
+            old = where[name]
             for value in HOSTILE:
                 where[name] = value
                 (folder / "config.json").write_text(json.dumps(raw))
@@ -99,7 +106,7 @@ def test_every_field_with_hostile_values(tmp_path, family, kind):
                     assert all(table.isfinite().all() for table in tables)
                     sentences.pop()
             where[name] = old
-    assert len(sentences) > 100
+    assert len(sentences) > 50
     assert peak_kilobytes() - before < 64 << 10
     assert time.process_time() - start < 60
 

@@ -1,4 +1,4 @@
-"""The most anonymous memory that loading takes, in a process of its own."""
+"""The most anonymous memory that loading takes, in a fork of its own of a process that has imported all."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,21 +19,39 @@ HIDDEN, INTER, HEADS, KV_HEADS, HEAD_DIM = 512, 1536, 8, 2, 64
 # Layers and vocabulary by name: 19 M weights, of which the trunk is too many to be packed; 20 M in a trunk and a head
 # that are packed.
 SIZES = {"torch": (6, 1000), "packed": (4, 9000)}
+# Imports once; what loads is a fork for each line, which says when it is ready to load, has loaded, and may end.
 LOAD = """
-import sys
+import os, sys
 
 import torch
 
+import engine.loading
 from engine import Engine
 
 torch.set_num_threads(1)
 torch.ones(64, 64) @ torch.ones(64, 64)
-print("ready", flush=True)
-folder, dtype = sys.stdin.readline().split()
-engine = Engine.load(folder, dtype=dtype)
-print("loaded", flush=True)
-sys.stdin.readline()
+while line := sys.stdin.readline():
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        continue
+    folder, dtype = line.split()
+    print(os.getpid(), flush=True)
+    sys.stdin.readline()
+    loaded = Engine.load(folder, dtype=dtype)
+    print("loaded", flush=True)
+    sys.stdin.readline()
+    os._exit(0)
 """
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[subprocess.Popen]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", LOAD], text=True, bufsize=1, env=environment, **pipes) as process:
+        yield process
+        process.stdin.close()
+        assert process.wait() == 0
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -70,34 +89,31 @@ def checkpoints(tmp_path_factory, request):
     return folders, sum(value.numel() for value in tensors.values())
 
 
-def anonymous(process: subprocess.Popen) -> int:
+def anonymous(process_id: int) -> int:
     """RssAnon of a process, in bytes."""
-    with open(f"/proc/{process.pid}/status") as file:
+    with open(f"/proc/{process_id}/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssAnon"))
 
 
 @pytest.mark.parametrize(
     ("stored", "loaded"), [("bfloat16", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")]
 )
-def test_weights_are_in_memory_once(checkpoints, stored, loaded):
+def test_weights_are_in_memory_once(checkpoints, loader, stored, loaded):
     folders, num_weights = checkpoints
     size = num_weights * getattr(torch, loaded).itemsize
     # Without products of bf16 pairs a packed trunk and head are kept in float32.
     has_products = any("bf16" in isa for isa in _native.decoder_isas())
     widest = size if loaded == "float32" or has_products else 2 * size
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen([sys.executable, "-c", LOAD], text=True, env=environment, **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
-        before = peak = anonymous(process)
-        process.stdin.write(f"{folders[stored]} {loaded}\n")
-        process.stdin.flush()
-        finished = select.poll()
-        finished.register(process.stdout, select.POLLIN)
-        while not finished.poll(0):
-            peak = max(peak, anonymous(process))
-            time.sleep(0.0005)
-        assert process.stdout.readline() == "loaded\n"
-        peak = max(peak, anonymous(process))
-        process.communicate("\n")
+    loader.stdin.write(f"{folders[stored]} {loaded}\n")
+    process_id = int(loader.stdout.readline())
+    before = peak = anonymous(process_id)
+    loader.stdin.write("load\n")
+    finished = select.poll()
+    finished.register(loader.stdout, select.POLLIN)
+    while not finished.poll(0):
+        peak = max(peak, anonymous(process_id))
+        time.sleep(0.0005)
+    assert loader.stdout.readline() == "loaded\n"
+    peak = max(peak, anonymous(process_id))
+    loader.stdin.write("end\n")
     assert size * 0.99 <= peak - before <= 1.1 * widest

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,24 +46,14 @@ def found(folder: Path) -> list[dict]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.model.rank_program", str(folder)],
-            cwd=ROOT,
-            env=os.environ | together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    until = time.monotonic() + MAX_SECONDS
+    command = [sys.executable, "-m", "tests.model.rank_program", str(folder)]
+    ranks = subprocess.Popen(command, cwd=ROOT, env=os.environ | together, start_new_session=True)
     try:
-        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-            assert time.monotonic() < until, "the ranks wait for one another for ever"
-            time.sleep(0.05)
+        assert ranks.wait(MAX_SECONDS) == 0
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert [rank.returncode for rank in ranks] == [0, 0]
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ranks.pid, signal.SIGKILL)
+        ranks.wait()
     return [pickle.loads((folder / f"found.{rank}").read_bytes()) for rank in range(2)]
 
 

@@ -113,7 +113,7 @@ def test_a_vocabulary_of_several_blocks_agrees():
 
 def test_every_filter_changes_what_can_be_drawn():
     """Probabilities 0.52 0.19 0.19 0.07 0.03: top-k's tie goes to index 1; 0.8 takes three; 0.3 * 0.52 < 0.19."""
-    logits = torch.tensor([2.0, 1.0, 1.0, 0.0, -1.0]).expand(12, 5)
+    logits = torch.tensor([2.0, 1.0, 1.0, 0.0, -1.0]).expand(10, 5)
     unfiltered, _ = sample(**arguments(logits), impl="triton")
     allowed = (
         ({"top_k": 2}, {0, 1}),
@@ -195,13 +195,13 @@ def test_minus_infinity_and_greedy_ties():
 
 
 def test_strided_rows_key_position_and_no_rows():
-    wide = torch.full((12, 45), torch.nan)
+    wide = torch.full((6, 45), torch.nan)
     wide[:, :40] = 0.0
     flat, _ = sample(**arguments(wide[:, :40]), impl="triton")
-    assert torch.equal(flat, sample(**arguments(torch.zeros(12, 40)), impl="triton")[0])
-    keyed, _ = sample(**arguments(torch.zeros(12, 40), keys=torch.arange(12) + 10**12), impl="triton")
-    placed, _ = sample(**arguments(torch.zeros(12, 40), positions=torch.ones(12, dtype=torch.int32)), impl="triton")
-    assert (flat == keyed).sum() < 6
-    assert (flat == placed).sum() < 6
+    assert torch.equal(flat, sample(**arguments(torch.zeros(6, 40)), impl="triton")[0])
+    keyed, _ = sample(**arguments(torch.zeros(6, 40), keys=torch.arange(6) + 10**12), impl="triton")
+    placed, _ = sample(**arguments(torch.zeros(6, 40), positions=torch.ones(6, dtype=torch.int32)), impl="triton")
+    assert (flat == keyed).sum() < 3
+    assert (flat == placed).sum() < 3
     tokens, logprobs = sample(**arguments(torch.empty(0, 25)), impl="triton")
     assert tokens.shape == logprobs.shape == (0,)

@@ -25,7 +25,7 @@ WINDOW = 20  # tokens; all texts are longer
 
 @pytest.mark.parametrize(("name", "family"), PUBLISHED)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_scores_are_theirs(tmp_path, name, family, dtype, tolerance, seed):
     """Under a sliding window, where the family has one and the seed is odd.
 

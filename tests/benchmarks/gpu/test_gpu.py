@@ -100,22 +100,25 @@ def test_all_chosen_trees_are_known_and_different():
     assert TWELVE[:5] == FIVE
 
 
-def test_the_gpu_tests_are_not_part_of_an_ordinary_run():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/gpu"]
-    environment = {name: value for name, value in os.environ.items() if name != "TTC_DEVICE"}
-    ordinary = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ordinary.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, ordinary.stdout
-
-
-@pytest.mark.parametrize(("device", "is_interpreted"), [("cuda", False), (None, True)])
-def test_triton_is_interpreted_only_where_no_gpu_is_asked_for(device: str | None, is_interpreted: bool):
-    """The tests of a GPU would all pass on the interpreter, and show nothing."""
+def checked(code: str, **device: str) -> str:
+    """What a new process prints that runs `code`, and then whether Triton's kernels would be interpreted."""
     kept = {name: value for name, value in os.environ.items() if name not in ("TTC_DEVICE", "TRITON_INTERPRET")}
-    environment = kept if device is None else kept | {"TTC_DEVICE": device}
-    code = "import tests.conftest\nfrom tests.gpu.conftest import check_compiled\n"
-    code += "try:\n    check_compiled()\nexcept ValueError:\n    print(1)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "1\n" if is_interpreted else ""), done.stderr
+    code += "from tests.gpu.conftest import check_compiled\n"
+    code += "try:\n    check_compiled()\nexcept ValueError:\n    print('interpreted')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=kept | device, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_gpu_tests_are_not_part_of_an_ordinary_run():
+    code = "import pytest\nstatus = pytest.main(['--collect-only', '-qqq', '-p', 'no:cacheprovider', 'tests/gpu'])\n"
+    assert checked(code + "print(status.name)\n").split()[-2:] == ["NO_TESTS_COLLECTED", "interpreted"]
+
+
+def test_triton_is_compiled_where_a_gpu_is_asked_for():
+    """The tests of a GPU would all pass on the interpreter, and show nothing."""
+    assert checked("import tests.conftest\n", TTC_DEVICE="cuda") == ""
 
 
 @pytest.fixture(scope="module")

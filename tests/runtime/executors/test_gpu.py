@@ -89,7 +89,7 @@ def test_triton_and_the_definitions_draw_the_native_tokens(folders, few_programs
     for device in ("cpu", REFERENCE, TRITON):
         llm = LLM.load(folders.policy, device=device, num_blocks=64)
         branch = llm.open("12;+3\n")
-        sampled = llm.generate(branch.fork(2), max_tokens=3, sampling=sampling, seed=5)
+        sampled = llm.generate(branch.fork(2), max_tokens=2, sampling=sampling, seed=5)
         found.append(sampled)
     for other in found[1:]:
         assert [s.token_ids for s in other] == [s.token_ids for s in found[0]]
