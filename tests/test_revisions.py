@@ -110,8 +110,8 @@ def test_attempts_are_those_of_the_whole_context(parts, context, monkeypatch):
     engine = load(parts, "reviser")
     found = sampled_tokens(engine, monkeypatch)
     strategy = Revisions(parallel=1, context=context, vote="majority")
-    engine.search(PROBLEMS[:1], strategy, 6, sampling=GREEDY, max_tokens=60, seed=0)
-    assert found == greedy_chain(parts, 6, context, 60)
+    engine.search(PROBLEMS[:1], strategy, 6, sampling=GREEDY, max_tokens=40, seed=0)
+    assert found == greedy_chain(parts, 6, context, 40)
 
 
 def test_what_is_held_is_not_computed_again(parts, monkeypatch):

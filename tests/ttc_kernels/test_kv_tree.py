@@ -119,7 +119,7 @@ class KVTreeMachine(RuleBasedStateMachine):
 
 TestKVTree = KVTreeMachine.TestCase
 TestKVTree.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=75, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -49,7 +49,8 @@ def test_cuda_has_no_filters_and_auto_goes_around_it(emulated, monkeypatch):
 @pytest.mark.parametrize("impl", ["native", "reference", "triton", "cuda"])
 def test_marks_of_the_drawn_tokens(impl, emulated, monkeypatch):
     monkeypatch.setattr(cuda, "library", lambda: emulated)
-    inputs = inputs_of(20, 40, torch.float16 if impl == "cuda" else torch.float32)
+    num_rows = 8 if impl == "triton" else 20  # which is interpreted
+    inputs = inputs_of(num_rows, 40, torch.float16 if impl == "cuda" else torch.float32)
     inputs["hidden"][3] = float("nan")
     marks = torch.rand(41, generator=torch.Generator().manual_seed(1)) < 0.5
     for is_error in (False, True):
@@ -58,7 +59,7 @@ def test_marks_of_the_drawn_tokens(impl, emulated, monkeypatch):
         assert tokens[3] == -1
         assert is_marked.dtype is torch.bool
         assert torch.equal(is_marked, marks[tokens.long()])
-        assert 0 < is_marked.sum() < 20
+        assert 0 < is_marked.sum() < num_rows
         unmarked = sample_head(**inputs, is_filtered=impl != "cuda", impl=impl)
         assert torch.equal(tokens, unmarked[0])
         torch.testing.assert_close(logprobs, unmarked[1], equal_nan=True)

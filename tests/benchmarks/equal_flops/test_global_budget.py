@@ -53,7 +53,7 @@ def test_equal_flops_and_equal_accuracy():
 
 def test_a_run_of_the_home_models(tmp_path, capsys):
     path = tmp_path / "out" / "report.json"
-    small = "--num-problems 12 --per-problem 4,6 --uniform majority,beam:width=4 --budgets 2,4,8 --seeds 0,1"
+    small = "--num-problems 8 --per-problem 4,6 --uniform majority,beam:width=4 --budgets 2,4,8 --seeds 0,1"
     assert main([*small.split(), "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     assert [entry["budget"] for entry in report["allocated"]] == [4, 6]

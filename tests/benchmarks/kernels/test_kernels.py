@@ -232,7 +232,8 @@ def test_every_eager_peer_runs(name):
 def test_sample_head_is_checked_with_its_own_logits(impl, dtype):
     """Every implementation passes, and a kernel that is off by one token does not."""
     op = OPS["sample_head"]
-    for case in [replace(case, dtype=dtype) for case in op.tiny()]:
+    cases = op.tiny()[:: 3 if impl == "triton" else 1]  # which is interpreted
+    for case in [replace(case, dtype=dtype) for case in cases]:
         inputs = op.inputs(case, "cpu")
         op.check(case, impl, inputs)
 
