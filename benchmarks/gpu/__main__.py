@@ -108,7 +108,9 @@ def run(args: argparse.Namespace) -> int:
     start = args.begun or time.time()
     report = json.loads(path.read_text()) if args.go_on else provenance(device) | {"call": args.call, "checks": []}
     spent = Spent(None if args.rehearse else start)
-    bench = Bench(device, path.parent, lambda: max(1.0, limit - spent.seconds))
+    bench = Bench(device, path.parent)  # a rehearsal may be on a busy machine
+    if not args.rehearse:
+        bench.seconds_left = lambda: max(1.0, limit - spent.seconds)
     if not run_checks(checks, limit, spent, bench, report, partial(write_json, path)):
         print("the device is lost: the others run in a new process", flush=True)
         options = ["--call", str(args.call), "--out", str(args.out), "--begun", str(start), "--go-on"]
