@@ -1,4 +1,4 @@
-"""A CUDA graph of a call: the host makes its launches, some 250 for a decode step, only once."""
+"""A CUDA graph of a call: the host makes its launches, some 180 for a decode step of 28 layers, only once."""
 
 from __future__ import annotations
 
