@@ -37,7 +37,10 @@ SLOW = [
         f"runtime/test_{name}.py"
         for name in ("abort", "independence", "limits", "one_thread", "preemption", "shared_steps")
     ),
-    *(f"ttc_kernels/test_{name}.py" for name in ("choice", "cuda_build", "cuda_kernels", "kv_tree", "sample_head")),
+    *(
+        f"ttc_kernels/test_{name}.py"
+        for name in ("choice", "cuda_build", "cuda_kernels", "cuda_sample", "kv_tree", "sample_head")
+    ),
     *(f"ttc_kernels/test_{name}.py" for name in ("tensors", "tree_attention")),
     *(
         f"ttc_kernels/test_triton_{name}.py"

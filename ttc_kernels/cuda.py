@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("_cuda.so")  # where it is, if it was built
-CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head")  # exported as ttc_<op>
+CUDA_OPS = ("tree_attention", "copy_blocks", "step_score", "sample_head", "sample")  # exported as ttc_<op>
 
 
 MIN_CAPABILITY = (8, 0)  # of the oldest device that there is code for; newer ones than the last compile its PTX

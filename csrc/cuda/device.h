@@ -45,6 +45,10 @@ TTC_DEVICE uint32_t count_up(uint32_t* counter, uint32_t last) {
     return before;
 }
 
+// Add to a number in shared or global memory that others add to at the same time; return what was there before.
+TTC_DEVICE uint32_t atomic_add(uint32_t* to, uint32_t x) { return atomicAdd(to, x); }
+TTC_DEVICE uint64_t atomic_add(uint64_t* to, uint64_t x) { return atomicAdd((unsigned long long*)to, x); }
+
 // All lanes of the warp must call these together.
 TTC_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 TTC_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -183,6 +187,19 @@ TTC_DEVICE float warp_sum(float x) {
 
 TTC_DEVICE float warp_max(float x) {
     for (int mask = 16; mask > 0; mask /= 2) x = fmaxf(x, shuffle_xor(x, mask));
+    return x;
+}
+
+TTC_DEVICE uint64_t shuffle_xor(uint64_t x, int mask) {
+    const uint32_t low = (uint32_t)shuffle_xor((int)x, mask), high = (uint32_t)shuffle_xor((int)(x >> 32), mask);
+    return (uint64_t)high << 32 | low;
+}
+
+TTC_DEVICE uint64_t warp_max(uint64_t x) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const uint64_t other = shuffle_xor(x, mask);
+        x = other > x ? other : x;
+    }
     return x;
 }
 

@@ -19,11 +19,11 @@ struct StepScoreArgs {
     const void* weight;  // (num_labels, size)
     const void* bias;    // (num_labels) or null
     int64_t size, num_labels, good_index;
-    float* state;         // (num_slots, 4): last, min, product, mean
+    float* state;         // (num_slots, 4): last, min, product, mean; null, as counts and slot are: nothing is folded
     int32_t* counts;      // (num_slots)
     int64_t num_slots;
     const int32_t* slot;  // (n)
-    float* scores;        // (n), written where the mask is set
+    float* scores;        // (n), NaN where the mask is not set or a slot is out of range
     int64_t n, num_hidden_rows;
     int64_t type;         // of hidden, the head and the norm: 0 float32, 1 float16, 2 bfloat16
 };
@@ -121,10 +121,13 @@ template <typename T>
 TTC_KERNEL(kScoreThreads) step_score(StepScoreArgs a) {
     await_earlier_kernels();
     const int64_t own = block_index();
-    const int slot = a.slot[own];
-    if (!is_scored(a, own) || slot < 0 || slot >= a.num_slots) return;
-    if (first_of_slot(a, slot, 0, own) != kNobody) return;
-    for (int64_t i = own; i != kNobody; i = first_of_slot(a, slot, i + 1, a.n)) {
+    const int slot = a.slot ? a.slot[own] : 0;
+    if (!is_scored(a, own) || (a.slot && (slot < 0 || slot >= a.num_slots))) {
+        if (thread_index() == 0) a.scores[own] = __builtin_nanf("");
+        return;
+    }
+    if (a.slot && first_of_slot(a, slot, 0, own) != kNobody) return;
+    for (int64_t i = own; i != kNobody; i = a.slot ? first_of_slot(a, slot, i + 1, a.n) : kNobody) {
         const int64_t row = a.rows ? a.rows[i] : i;
         // Indices on the device cannot be checked before the launch: a wrong one scores NaN and reads nothing.
         const bool is_row = row >= 0 && row < a.num_hidden_rows;
@@ -132,7 +135,7 @@ TTC_KERNEL(kScoreThreads) step_score(StepScoreArgs a) {
             is_row ? score_of(a, (const T*)a.hidden + row * a.hidden_stride) : __builtin_nanf("");
         if (thread_index() == 0) {
             a.scores[i] = score;
-            fold(a.state + 4 * slot, a.counts + slot, score);
+            if (a.slot) fold(a.state + 4 * slot, a.counts + slot, score);
         }
     }
 }

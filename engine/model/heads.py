@@ -50,16 +50,12 @@ class ScoreHead:
         mask: torch.Tensor | None = None,  # (n,) bool; where it is False nothing is computed and the score is NaN
     ) -> torch.Tensor:
         """Scores of `rows`, (n,) float32, on the model's device and without waiting for a GPU."""
-        num, device = len(rows), hidden.device
-        order = torch.arange(num, dtype=torch.int32, device=device)
         if self.inner is not None:
             weight, bias = self.inner
             hidden = (linear(hidden, weight, rows.long()) + bias).relu().to(weight.dtype)
-            rows = order
-        state = torch.zeros(num, 4, device=device)
-        counts = torch.zeros(num, dtype=torch.int32, device=device)
+            rows = torch.arange(len(rows), dtype=torch.int32, device=hidden.device)
         head = LabelHead(self.weight, self.bias, self.good_index)
-        return step_score(hidden, rows, head, state, counts, order, mask, impl=impl)
+        return step_score(hidden, rows, head, mask=mask, impl=impl)
 
 
 class LMHead:

@@ -53,6 +53,11 @@ def tensors(result) -> list[torch.Tensor]:
     return list(result) if isinstance(result, tuple) else [result]
 
 
+def test_filtered_sampling_in_cuda_is_within_the_tolerance():
+    op = OPS["sample"]
+    assert len(taken_by_cuda(op, op.tiny())) == len(op.tiny())
+
+
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu", "fused_linear", "sample", "tree_attention"])
 def test_a_graph_replays_the_same_bits(name):
     op = OPS[name]

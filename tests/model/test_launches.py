@@ -8,10 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import GridExecutor
 
+from engine.model.heads import ScoreHead
 from engine.model.unpacked import TorchDecoder
 from engine.model.weights import LayerExtras, Trunk
 from ttc_kernels import cuda
 from ttc_kernels.decoder import cases
+from ttc_kernels.step_score import cuda as score_cuda
 from ttc_kernels.tree_attention import api as attention_api
 from ttc_kernels.tree_attention import cuda as attention_cuda
 
@@ -66,7 +68,8 @@ def launched(emulated, monkeypatch) -> list[str]:
     library = CountedLibrary(emulated, names)
     monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **options: names.append(self.fn.__name__))
     monkeypatch.setattr(attention_api, "choose", lambda impl, x: "cuda")
-    monkeypatch.setattr(attention_cuda, "library", lambda: library)
+    for module in (attention_cuda, score_cuda):
+        monkeypatch.setattr(module, "library", lambda: library)
     return names
 
 
@@ -113,3 +116,13 @@ def test_few_rows_take_six_launches_a_layer(num_branches, launched):
     """By default, where Triton is asked for."""
     one, two = (step(num, num_branches, EXTRAS["Qwen2.5"][0], "auto", launched) for num in (1, 2))
     assert len(two) - len(one) == 6
+
+
+def test_a_step_s_scores_are_one_launch(launched):
+    """It was five: four fills, of what the scores were folded into and then left there."""
+    head = ScoreHead(torch.randn(2, 16), torch.randn(2), 1)
+    hidden, rows, mask = torch.randn(5, 16), torch.arange(5, dtype=torch.int32), torch.arange(5) % 2 == 0
+    with TorchKernels(launched):
+        scores = head.score(hidden, rows, "cuda", mask)
+    assert launched == ["step_score"]
+    torch.testing.assert_close(scores, head.score(hidden, rows, "reference", mask), equal_nan=True)

@@ -78,7 +78,10 @@ def test_cuda_is_chosen_for_what_it_takes_where_it_was_built(monkeypatch, tmp_pa
         cuda.runs_on.cache_clear()
         monkeypatch.setattr(cuda, "LIBRARY", library)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
-        assert [chooser(op)("auto", half) for op in CUDA_OPS] == [chosen] * len(CUDA_OPS)
+        others = [op for op in CUDA_OPS if op != "sample"]
+        assert [chooser(op)("auto", half) for op in others] == [chosen] * len(others)
+        for size, by_size in ((4096, chosen), (4095, "triton")):  # whether blocks can share a row
+            assert chooser("sample")("auto", OnGpu(size=size)) == by_size
         for other in (OnGpu(dtype=torch.float32, size=128), OnGpu(dtype=torch.float16, size=96)):
             assert chooser("tree_attention")("auto", other) == "triton"
         assert chooser("sample_head")("auto", OnGpu()) == "triton"

@@ -14,7 +14,7 @@ import torch
 from tests.ttc_kernels.cuda_library import ROOT, struct_fields
 from ttc_kernels import cuda
 from ttc_kernels.copy_blocks.cuda import CopyBlocksArgs, copy_blocks
-from ttc_kernels.sample.cuda import SampleHeadArgs
+from ttc_kernels.sample.cuda import FilteredSampleArgs, SampleHeadArgs
 from ttc_kernels.step_score.cuda import StepScoreArgs
 from ttc_kernels.tree_attention.cuda import AttentionArgs
 
@@ -110,7 +110,7 @@ def test_python_and_the_sources_agree_on_the_functions():
         assert re.fullmatch(r"int64_t device, int64_t stream, const ttc::gpu::\w+Args\* args", parameters)
 
 
-@pytest.mark.parametrize("args", [AttentionArgs, CopyBlocksArgs, SampleHeadArgs, StepScoreArgs])
+@pytest.mark.parametrize("args", [AttentionArgs, CopyBlocksArgs, FilteredSampleArgs, SampleHeadArgs, StepScoreArgs])
 def test_python_and_the_sources_agree_on_the_arguments(args):
     """The fields of each struct: their names, types and order."""
     paths = [*ROOT.glob("csrc/*/*.cu"), *ROOT.glob("csrc/*/*.h")]

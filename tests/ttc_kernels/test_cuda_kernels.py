@@ -228,7 +228,10 @@ def test_step_score(lib, case, has_norm):
     masked = {"hidden": hidden, "rows": inputs["rows"][mask], "slot": inputs["slot"][mask]}
     state, counts = inputs["state"].clone(), inputs["counts"].clone()
     expected = score_reference.step_score(**(inputs | masked | {"state": state, "counts": counts}))
+    alone = {name: inputs[name] for name in ("hidden", "rows", "head")}
+    unfolded = step_score(**alone, mask=mask, **options, lib=lib)
     scores = step_score(**inputs, mask=mask, **options, lib=lib)
+    torch.testing.assert_close(unfolded, scores, rtol=0, atol=0, equal_nan=True)
     tolerance = {"atol": 2e-3 if has_norm and case.dtype is not torch.float32 else 2e-6, "rtol": 0}
     torch.testing.assert_close(scores[mask], expected, **tolerance)
     assert torch.isnan(scores[~mask]).all()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from engine.types import Sampling
 from tests.runtime.builders import load_llm
@@ -89,6 +90,34 @@ def test_flash_attn_gets_the_run_and_its_whole_path(case, by_flash_attn):
         ((1, case.num_queries, heads[0], heads[2]), (1, num, heads[1], heads[2])) for num in num_tokens
     ]
     torch.testing.assert_close(out, tree_attention(**inputs, impl="native"), atol=2e-2, rtol=2e-2)
+
+
+class Attentions(TorchFunctionMode):
+    """Notes the heads of keys and values of every call of SDPA."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            self.heads.add((args[1].shape[1], args[2].shape[1], kwargs["enable_gqa"]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", long_cases(torch.bfloat16), ids=str)
+def test_sdpa_gets_the_cache_s_own_heads(case, by_sdpa):
+    """In half precision nothing is repeated for the query heads of a group."""
+    with Attentions() as seen:
+        tree_attention(**case.inputs())
+    assert (case.num_kv_heads, case.num_kv_heads, case.num_heads != case.num_kv_heads) in seen.heads
+
+
+def test_indices_of_all_runs_are_one_upload(by_sdpa):
+    inputs = long_cases(torch.float32)[2].inputs()
+    runs = prefill.split_of(inputs["plan"], inputs["q"], inputs["k_cache"]).runs
+    assert len(runs) == 3
+    assert len({x.untyped_storage().data_ptr() for run in runs for x in (run.block, run.offset)}) == 1
 
 
 def test_flash_attn_takes_no_float32(by_flash_attn):

@@ -93,6 +93,19 @@ def test_what_the_mask_leaves_out_is_not_scored(num_set, way):
         step_score(**inputs, mask=mask[:3], **way)
 
 
+@pytest.mark.parametrize("way", MASK_WAYS, ids=str)
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_scores_alone_are_those_that_are_folded(is_masked, way):
+    inputs = cases.Case(7, 12, 33, 2, torch.float32, True, 4).inputs(seed=4)
+    options = {"mask": torch.arange(12) % 3 != 0, **way} if is_masked else way
+    alone = {name: inputs[name] for name in ("hidden", "rows", "head")}
+    torch.testing.assert_close(
+        step_score(**alone, **options), step_score(**inputs, **options), rtol=0, atol=0, equal_nan=True
+    )
+    with pytest.raises(ValueError, match="state, counts and slot go together"):
+        step_score(**alone, slot=inputs["slot"], **options)
+
+
 def test_fold_leaves_its_input_alone():
     row = torch.tensor([0.5, 0.5, 0.5, 0.5])
     after = fold(row, 1, 0.25)

@@ -9,7 +9,7 @@ import torch
 from ttc_kernels import _native
 from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.choice import chooser, load_triton
-from ttc_kernels.sample import reference
+from ttc_kernels.sample import cuda, reference
 from ttc_kernels.sample.reference import RowSampling
 
 choose = chooser("sample")
@@ -33,8 +33,8 @@ def sample(
     Filters apply in the order temperature, top-k, top-p, min-p. The draw depends on the row, its key and its position
     alone. A log-probability is that of the token before filters, at the row's temperature (at 1 where it is 0). A row
     with NaN or +Inf, or with -Inf only, gets token -1 and log-probability NaN. `impl` is "auto" (see choice.py),
-    "native" (CPU), "triton" or "reference"; `isa` picks the native build. Raises ValueError for anything else; in
-    Triton a row with a wrong value gets -1 and NaN instead, as an error would wait for the device.
+    "native" (CPU), "triton", "cuda" or "reference"; `isa` picks the native build. Raises ValueError for anything else;
+    on a GPU a row with a wrong value gets -1 and NaN instead, as an error would wait for the device.
     """
     impl = choose(impl, logits)
     shape = logits.shape
@@ -46,14 +46,16 @@ def sample(
         or (impl == "native" and not logits.is_cpu)
     ):
         raise ValueError(
-            "sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, in Triton also on a "
-            f"GPU, got {describe(logits)} for impl {impl!r}"
+            "sample: logits must be (rows, vocab > 0) float32 with adjacent elements on a CPU, in Triton and "
+            f"CUDA on a GPU, got {describe(logits)} for impl {impl!r}"
         )
     rows = shape[:1]
     check_sampling("sample", (keys, positions, temperature, top_k, top_p, min_p), rows, logits.device)
     if impl == "reference":
         _check_values(positions, temperature, top_k, top_p, min_p)
         return reference.sample(logits, keys, positions, temperature, top_k, top_p, min_p)
+    if impl == "cuda":
+        return cuda.sample(logits, RowSampling(keys, positions, temperature, top_k, top_p, min_p))
     if impl == "triton":
         kernels = load_triton("sample", logits)
         return kernels.sample(logits, keys, positions, temperature, top_k, top_p, min_p)

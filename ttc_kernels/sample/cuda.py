@@ -1,4 +1,4 @@
-"""Sampling fused with the LM head on an NVIDIA GPU: from hidden states to tokens, logits never stored."""
+"""Sampling on an NVIDIA GPU: fused with the LM head, logits never stored, or from logits, with filters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import torch
 
 from ttc_kernels.checks import check_tensor, describe
 from ttc_kernels.cuda import Library, library
+from ttc_kernels.sample.reference import RowSampling
 
 TOKENS_PER_TILE = 128  # tokens of the vocabulary that one block of threads takes
 STEP_ENDS, TEXT_ENDS = 1, 2  # bits of a flag
+WORK_BYTES = 49_224  # for each row: RowWork of csrc/sample/sample_filtered_gpu.h
+MAX_VOCAB = 1 << 20  # of `sample`
+NUM_BLOCKS, TOKENS_PER_PART = 264, 4096  # blocks that fill a GPU; what each takes of a row where rows are few, at least
 
 
 class SampleHeadArgs(ctypes.Structure):
@@ -39,6 +43,29 @@ class SampleHeadArgs(ctypes.Structure):
         ("is_eos", ctypes.c_void_p),
         ("flags", ctypes.c_void_p),
         ("is_bf16", ctypes.c_int64),
+    )
+
+
+class FilteredSampleArgs(ctypes.Structure):
+    """FilteredSampleArgs of csrc/sample/sample_filtered_gpu.h: addresses, and strides in elements."""
+
+    _fields_ = (
+        ("logits", ctypes.c_void_p),
+        ("logits_stride", ctypes.c_int64),
+        ("num_rows", ctypes.c_int64),
+        ("vocab", ctypes.c_int64),
+        ("keys", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("temperature", ctypes.c_void_p),
+        ("top_k", ctypes.c_void_p),
+        ("top_p", ctypes.c_void_p),
+        ("min_p", ctypes.c_void_p),
+        ("tokens", ctypes.c_void_p),
+        ("logprobs", ctypes.c_void_p),
+        ("num_parts", ctypes.c_int64),
+        ("parts", ctypes.c_void_p),
+        ("work", ctypes.c_void_p),
+        ("work_bytes", ctypes.c_int64),
     )
 
 
@@ -100,6 +127,45 @@ def sample_head(
     )
     lib.call("sample_head", device, lambda: f"hidden {describe(hidden)}, weight {describe(weight)}", args)
     return tokens, logprobs, flags
+
+
+def sample(
+    logits: torch.Tensor,  # (rows, vocab) float32, with adjacent elements
+    sampling: RowSampling,  # contiguous
+    *,
+    num_parts: int | None = None,  # blocks for each row, which changes no bit; None: as many as fill a GPU
+    lib: Library | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`reference.sample` in six passes over the logits; (tokens, logprobs). A row with a wrong value gets -1 and NaN.
+
+    Shapes and types are those that `api.sample` has checked. The mass of a token is rounded to 2^-44 of the highest.
+    Raises ValueError for more than MAX_VOCAB tokens, RuntimeError where a launch fails.
+    """
+    lib = lib or library()
+    device = lib.check_device("sample", logits=logits, **sampling._asdict())
+    num_rows, vocab = logits.shape
+    if vocab > MAX_VOCAB:
+        raise ValueError(f"sample: the CUDA kernel takes up to {MAX_VOCAB} tokens, got logits {describe(logits)}")
+    num_parts = num_parts or max(1, min(-(-NUM_BLOCKS // max(1, num_rows)), vocab // TOKENS_PER_PART))
+    tokens = torch.empty(num_rows, dtype=torch.int32, device=device)
+    logprobs = torch.empty(num_rows, dtype=torch.float32, device=device)
+    parts = torch.empty(num_rows, 2, num_parts, dtype=torch.int64, device=device)
+    work = torch.empty(num_rows, WORK_BYTES, dtype=torch.uint8, device=device)
+    args = FilteredSampleArgs(
+        logits=logits.data_ptr(),
+        logits_stride=logits.stride(0),
+        num_rows=num_rows,
+        vocab=vocab,
+        tokens=tokens.data_ptr(),
+        logprobs=logprobs.data_ptr(),
+        num_parts=num_parts,
+        parts=parts.data_ptr(),
+        work=work.data_ptr(),
+        work_bytes=WORK_BYTES,
+        **{name: x.data_ptr() for name, x in sampling._asdict().items()},
+    )
+    lib.call("sample", device, lambda: f"logits {describe(logits)}", args)
+    return tokens, logprobs
 
 
 def _check_rows(given: Mapping[str, torch.Tensor], num_rows: int, vocab: int, device: torch.device) -> None:

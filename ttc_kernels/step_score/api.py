@@ -17,15 +17,15 @@ def step_score(
     hidden: torch.Tensor,  # (num_hidden_rows, size) float32 or bfloat16, on a GPU also float16
     rows: torch.Tensor,  # (n,) int32: which rows of hidden are scored
     head: LabelHead,  # of hidden's type
-    state: torch.Tensor,  # (num_slots, 4) float32: running last, min, product and mean of each slot; changed in place
-    counts: torch.Tensor,  # (num_slots,) int32: scores folded into each slot so far; changed in place
-    slot: torch.Tensor,  # (n,) int32: the slot that each score is folded into
+    state: torch.Tensor | None = None,  # (num_slots, 4) float32: last, min, product, mean of each slot; changed
+    counts: torch.Tensor | None = None,  # (num_slots,) int32: scores folded into each slot so far; changed in place
+    slot: torch.Tensor | None = None,  # (n,) int32: the slot that each score is folded into
     mask: torch.Tensor | None = None,  # (n,) bool: which of the rows are scored at all; None: all
     *,
     impl: str = "auto",
     isa: str = "auto",
 ) -> torch.Tensor:
-    """The scores of `rows` of `hidden`, (n,) float32, folded in order into `state[slot]`.
+    """The scores of `rows` of `hidden`, (n,) float32, folded in order into `state[slot]`; without these three, alone.
 
     A score is the sigmoid of the one label, or the softmax probability of label `head.good_index` of several. Where
     `mask` is not set nothing is computed or folded and the score is NaN. A computed score that is NaN is NaN in `last`
@@ -39,12 +39,16 @@ def step_score(
     _check_others(hidden, rows, head, state, counts, slot, mask)
     if impl == "reference":
         _check_range("rows", rows, len(hidden))
-        _check_range("slot", slot, len(state))
+        if slot is not None:
+            _check_range("slot", slot, len(state))
         return reference.step_score(hidden, rows, head, state, counts, slot, mask)
     if impl == "triton":
         return load_triton("step_score", hidden).step_score(hidden, rows, head, state, counts, slot, mask)
     if impl == "cuda":
         return cuda.step_score(hidden, rows, head, state, counts, slot, mask=mask)
+    if slot is None:  # the native kernel always folds
+        n = len(rows)
+        state, counts, slot = torch.empty(n, 4), torch.zeros(n, dtype=torch.int32), torch.arange(n, dtype=torch.int32)
     if mask is not None:
         scores = torch.full((len(rows),), torch.nan)
         scores[mask] = step_score(hidden, rows[mask], head, state, counts, slot[mask], impl=impl, isa=isa)
@@ -72,13 +76,15 @@ def _check_others(
     hidden: torch.Tensor,
     rows: torch.Tensor,
     head: LabelHead,
-    state: torch.Tensor,
-    counts: torch.Tensor,
-    slot: torch.Tensor,
+    state: torch.Tensor | None,
+    counts: torch.Tensor | None,
+    slot: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> None:
     weight, bias, good_index = head
-    num_labels, n, size, num_slots = len(weight), len(rows), hidden.shape[1], len(state)
+    num_labels, n, size, num_slots = len(weight), len(rows), hidden.shape[1], 0 if state is None else len(state)
+    if len({x is None for x in (state, counts, slot)}) > 1:
+        raise ValueError("step_score: state, counts and slot go together, got only some of them")
     if not 0 <= good_index < num_labels:
         raise ValueError(f"step_score: good_index must be within [0, {num_labels}), got {good_index}")
     for name, x, shape, dtype in (
@@ -90,7 +96,7 @@ def _check_others(
         ("state", state, (num_slots, 4), torch.float32),
         ("counts", counts, (num_slots,), torch.int32),
     ):
-        if x is not None or name not in ("bias", "mask"):
+        if x is not None or name in ("weight", "rows"):
             check_tensor("step_score", name, x, shape, dtype, hidden.device)
 
 

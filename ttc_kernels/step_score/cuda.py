@@ -44,9 +44,9 @@ def step_score(
     hidden: torch.Tensor,  # (num_hidden_rows, size)
     rows: torch.Tensor | None,  # (n,) int32: which rows of hidden are scored; None: score i is that of row i
     head: LabelHead,
-    state: torch.Tensor,  # (num_slots, 4) float32: last, min, product, mean of each slot
-    counts: torch.Tensor,  # (num_slots,) int32: scores folded into each slot so far
-    slot: torch.Tensor,  # (n,) int32: the slot that each score is folded into, in this order
+    state: torch.Tensor | None = None,  # (num_slots, 4) float32: last, min, product, mean of each slot
+    counts: torch.Tensor | None = None,  # (num_slots,) int32: scores folded into each slot so far
+    slot: torch.Tensor | None = None,  # (n,) int32: the slot that each score is folded into, in this order
     *,
     mask: torch.Tensor | None = None,  # (n,) bool: which of them are scored at all; None: all
     norm_weight: torch.Tensor | None = None,  # (size,): hidden goes through rms_norm first
@@ -54,6 +54,8 @@ def step_score(
     lib: Library | None = None,
 ) -> torch.Tensor:
     """`reference.step_score` where `mask` is set, of hidden or of its `rms_norm`; scores elsewhere are NaN.
+
+    Without state, counts and slot nothing is folded.
 
     Indices are not read back to be checked: a score with a slot out of range is not folded, and one with a row out of
     range is NaN. Raises ValueError for arguments that the kernel does not support, RuntimeError where the launch fails.
@@ -63,8 +65,8 @@ def step_score(
     given |= {"mask": mask, "norm_weight": norm_weight}
     device = lib.check_device("step_score", hidden=hidden, **given)
     _check(hidden, head, given)
-    num_labels, n = len(head.weight), len(slot)
-    scores = torch.full((n,), float("nan"), dtype=torch.float32, device=device)
+    num_labels, n = len(head.weight), _num_scores(hidden, given)
+    scores = torch.empty(n, dtype=torch.float32, device=device)
     args = StepScoreArgs(
         hidden=hidden.data_ptr(),
         hidden_stride=hidden.stride(0),
@@ -72,7 +74,7 @@ def step_score(
         size=hidden.shape[1],
         num_labels=num_labels,
         good_index=head.good_index,
-        num_slots=len(state),
+        num_slots=0 if state is None else len(state),
         scores=scores.data_ptr(),
         n=n,
         num_hidden_rows=len(hidden),
@@ -83,13 +85,18 @@ def step_score(
     return scores
 
 
+def _num_scores(hidden: torch.Tensor, given: Mapping[str, torch.Tensor | None]) -> int:
+    return len(next((given[name] for name in ("slot", "rows") if given[name] is not None), hidden))
+
+
 def _check(hidden: torch.Tensor, head: LabelHead, given: Mapping[str, torch.Tensor | None]) -> None:
     if hidden.ndim != 2 or hidden.stride(1) != 1 or hidden.dtype not in _TYPES:
         raise ValueError(
             "step_score: hidden must be (rows, size) float32, float16 or bfloat16 with adjacent elements, got "
             f"{describe(hidden)}"
         )
-    num_labels, n, size, num_slots = len(head.weight), len(given["slot"]), hidden.shape[1], len(given["state"])
+    num_labels, n, size = len(head.weight), _num_scores(hidden, given), hidden.shape[1]
+    num_slots = 0 if given["state"] is None else len(given["state"])
     if not 0 <= head.good_index < num_labels:
         raise ValueError(f"step_score: good_index must be within [0, {num_labels}), got {head.good_index}")
     shapes = {

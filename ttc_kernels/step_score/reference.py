@@ -35,14 +35,14 @@ def step_score(
     hidden: torch.Tensor,  # (num_hidden_rows, size)
     rows: torch.Tensor,  # (n,) int32: which rows of hidden are scored
     head: LabelHead,
-    state: torch.Tensor,  # (num_slots, 4) float32: last, min, product, mean of each slot
-    counts: torch.Tensor,  # (num_slots,) int32: scores folded into each slot so far
-    slot: torch.Tensor,  # (n,) int32: where each score goes, in this order
+    state: torch.Tensor | None = None,  # (num_slots, 4) float32: last, min, product, mean of each slot
+    counts: torch.Tensor | None = None,  # (num_slots,) int32: scores folded into each slot so far
+    slot: torch.Tensor | None = None,  # (n,) int32: where each score goes, in this order; None: nowhere
     mask: torch.Tensor | None = None,  # (n,) bool: which of them are scored at all; None: all
 ) -> torch.Tensor:
     if mask is not None:
         scores = torch.full((len(rows),), torch.nan, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        scores[mask] = step_score(hidden, rows[mask], head, state, counts, slot[mask])
+        scores[mask] = step_score(hidden, rows[mask], head, state, counts, None if slot is None else slot[mask])
         return scores
     weight, bias, good_index = head
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -51,7 +51,7 @@ def step_score(
         logits = logits + bias.to(wide)
     is_binary = weight.shape[0] == 1
     scores = logits[:, 0].sigmoid() if is_binary else logits.softmax(-1)[:, good_index]
-    for s, score in zip(slot.tolist(), scores, strict=True):
+    for s, score in zip(() if slot is None else slot.tolist(), () if slot is None else scores, strict=True):
         state[s] = fold(state[s], int(counts[s]), score)
         counts[s] += 1
     return scores

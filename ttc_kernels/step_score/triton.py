@@ -123,9 +123,9 @@ def step_score(
     hidden: torch.Tensor,  # (num_hidden_rows, size)
     rows: torch.Tensor,  # (n,) int32; NaN for one outside hidden, which is not folded
     head: LabelHead,
-    state: torch.Tensor,  # (num_slots, 4) float32
-    counts: torch.Tensor,  # (num_slots,) int32
-    slot: torch.Tensor,  # (n,) int32; a score for one outside the state is not folded
+    state: torch.Tensor | None = None,  # (num_slots, 4) float32
+    counts: torch.Tensor | None = None,  # (num_slots,) int32
+    slot: torch.Tensor | None = None,  # (n,) int32; a score for one outside the state is not folded
     mask: torch.Tensor | None = None,  # (n,) bool: which are scored at all; NaN, and not folded, where it is not set
 ) -> torch.Tensor:
     weight, bias, good_index = head
@@ -152,6 +152,8 @@ def step_score(
         HAS_MASK=has_mask,
         BLOCK=min(1024, max(16, triton.next_power_of_2(size))),
     )
+    if slot is None:
+        return scores
     _fold[(n,)](
         scores,
         rows,

@@ -80,7 +80,7 @@ def split_of(plan, q: torch.Tensor, k_cache: torch.Tensor) -> Split | None:
 
 
 def _split(plan, q: torch.Tensor, num_blocks: int, block_size: int, choices: Sequence[Choice]) -> Split | None:
-    runs = []
+    found: list[tuple[int, int, str, np.ndarray]] = []
     is_long = np.diff(plan.row_start) >= min(entry.min_rows for entry in choices)
     for branch in np.flatnonzero(is_long).tolist():
         row_lo, row_hi = plan.row_start[branch : branch + 2].tolist()
@@ -89,16 +89,30 @@ def _split(plan, q: torch.Tensor, num_blocks: int, block_size: int, choices: Seq
             slots = _slots(plan, row_hi - 1, block_size)
             if slots.min() < 0 or slots.max() >= num_blocks * block_size:
                 raise ValueError(f"tree_attention: rows {row_lo} to {row_hi} name a block outside the cache")
-            slots = torch.from_numpy(slots).to(q.device)
-            runs.append(Run(row_lo, row_hi, applying[-1], slots // block_size, slots % block_size))
-    if not runs:
+            found.append((row_lo, row_hi, applying[-1], slots))
+    if not found:
         return None
     is_run = np.zeros(len(q), bool)
-    for run in runs:
-        is_run[run.row_lo : run.row_hi] = True
+    for row_lo, row_hi, *_ in found:
+        is_run[row_lo:row_hi] = True
     items = [part for item in plan.items.tolist() for part in _others(item, is_run)]
     rest = None if is_run.all() else Rest(np.array(items, np.int32).reshape(-1, 5), plan.blocks)
-    return Split(tuple(runs), rest)
+    return Split(tuple(_runs(found, block_size, q.device)), rest)
+
+
+def _runs(
+    found: Sequence[tuple[int, int, str, np.ndarray]],  # rows, implementation and slots of each run
+    block_size: int,
+    device: torch.device,
+) -> Iterator[Run]:
+    """The runs, the indices of all of which are uploaded at once."""
+    slots = np.concatenate([each for *_, each in found])
+    places = torch.from_numpy(np.stack([slots // block_size, slots % block_size]))
+    if device.type == "cuda":  # from pageable memory the copy would wait for all that runs on the GPU
+        places = places.pin_memory().to(device, non_blocking=True)
+    lengths = [len(each) for *_, each in found]
+    for (row_lo, row_hi, implementation, _), (block, offset) in zip(found, places.split(lengths, 1), strict=True):
+        yield Run(row_lo, row_hi, implementation, block, offset)
 
 
 def _slots(plan, row: int, block_size: int) -> np.ndarray:
@@ -125,7 +139,7 @@ def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: fl
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
     # For grouped heads in float32 torch has nothing but a product that stores all scores.
     is_grouped, is_half = num_heads != key.shape[1], query.dtype in (torch.bfloat16, torch.float16)
-    if is_grouped and not (is_half and num_rows == key.shape[2]):
+    if is_grouped and not is_half:
         key, value = (x.repeat_interleave(num_heads // x.shape[1], 1) for x in (key, value))
         is_grouped = False
     if num_rows == key.shape[2]:
@@ -134,5 +148,5 @@ def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: fl
         from torch.nn.attention.bias import causal_lower_right  # brings Triton with it
 
         mask = causal_lower_right(num_rows, key.shape[2])
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=is_grouped)
     return attended[0].transpose(0, 1)

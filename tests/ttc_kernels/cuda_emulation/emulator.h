@@ -199,6 +199,14 @@ inline uint32_t count_up(uint32_t* counter, uint32_t last) {
     return before;
 }
 
+// No thread gives way within these.
+template <typename T>
+T atomic_add(T* to, T x) {
+    const T before = *to;
+    *to += x;
+    return before;
+}
+
 inline void block_barrier() { emulator::wait_for(emulator::block->waiting, size_t(emulator::block->num_threads)); }
 
 inline float shuffle_xor(float x, int mask) {
