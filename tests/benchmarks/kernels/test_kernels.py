@@ -12,6 +12,7 @@ import torch
 from benchmarks.kernels import trees
 from benchmarks.kernels.__main__ import main
 from benchmarks.kernels.attention_peers import MAX_BYTES, Paths, checked, packed, padded, per_branch
+from benchmarks.kernels.gpu_peers import GPU_PEERS
 from benchmarks.kernels.measure import describe
 from benchmarks.kernels.ops import OPS, rows_alone, sample_rows
 from benchmarks.kernels.peers import EAGER
@@ -66,7 +67,7 @@ def test_rates_follow_from_the_case_and_its_time(rows):
 def test_every_peer_has_a_time_or_a_reason(rows):
     assert set(rows[0]["peers"]) == {"torch_eager"}
     assert set(rows[-1]["peers"]) == {"sdpa_packed", "sdpa_per_branch", "sdpa_padded"}
-    assert set(rows[-1]["peers_missing"]) == {"flex_attention", "varlen_attn", "flashinfer_cascade", "fasttree"}
+    assert set(rows[-1]["peers_missing"]) == {"flex_attention", *GPU_PEERS}
     assert all(rows[-1]["peers_missing"].values())
 
 
