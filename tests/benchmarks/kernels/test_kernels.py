@@ -102,6 +102,20 @@ def test_a_wrong_token_is_not_timed(capsys):
     assert "of a perturbed logit" in capsys.readouterr().out
 
 
+def test_the_reference_of_a_sampler_runs_once_for_all_implementations():
+    calls = []
+    op = OPS["sample"]
+
+    def counted(**arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(len(arguments["logits"]))
+        return op.reference(**arguments)
+
+    counting = replace(op, reference=counted)
+    for impl in ("native", "triton", "reference"):
+        counting.check(sample_cases.tiny()[3], impl, op.inputs(sample_cases.tiny()[3], "cpu"))
+    assert calls == [7]
+
+
 def test_an_op_that_nothing_computes_is_a_failure(capsys):
     def refusing(*args, impl: str, **kwargs):
         raise ValueError(f"rms_norm: impl must be 'auto', got {impl!r}")
