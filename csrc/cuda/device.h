@@ -27,6 +27,7 @@ TTC_DEVICE char* shared_memory() {
 }
 
 TTC_DEVICE void block_barrier() { __syncthreads(); }
+TTC_DEVICE void warp_barrier() { __syncwarp(); }
 
 // The first statement of every kernel. A kernel of sm_90 or newer may be started while the one before it still runs:
 // what that one writes is there from here on, and the next one may be started.
@@ -37,8 +38,8 @@ TTC_DEVICE void await_earlier_kernels() {
 #endif
 }
 
-// Counts from 0 to `last` and then from 0 again; returns the count before. A block that counts after a barrier shows
-// all it has written to whoever finds a later count, and to the threads that meet that one at a barrier.
+// Counts from 0 to `last` and then from 0 again; returns the count before. A block or warp that counts after a barrier
+// shows all it has written to whoever finds a later count, and to the threads that meet that one at a barrier.
 TTC_DEVICE uint32_t count_up(uint32_t* counter, uint32_t last) {
     uint32_t before;
     asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
@@ -52,6 +53,11 @@ TTC_DEVICE uint64_t atomic_add(uint64_t* to, uint64_t x) { return atomicAdd((uns
 // All lanes of the warp must call these together.
 TTC_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 TTC_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+TTC_DEVICE int shuffle_from(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+// Bit l is lane l's.
+TTC_DEVICE uint32_t warp_ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+
+TTC_DEVICE int count_bits(uint32_t x) { return __popc(x); }
 
 TTC_DEVICE float exp2_fast(float x) {
     float y;

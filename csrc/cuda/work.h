@@ -10,7 +10,8 @@ namespace ttc {
 
 constexpr int kWorkTokens = 64;      // keys in a tile; splits of a node are whole tiles counted from its start
 constexpr int kNarrowRows = 16;      // packed rows of a narrow unit, which spreads its keys over the warps
-constexpr int kWideRows = 64;        // packed rows of a wide unit, which spreads its rows
+constexpr int kWideRows = 64;        // packed rows of a wide unit, which spreads its rows, 16 to a warp
+constexpr int kTallRows = 128;       // packed rows of a tall unit, 32 to a warp
 constexpr int32_t kDirect = -1;      // WorkUnit::slot_base of a unit that writes `out` itself
 constexpr int32_t kAllTokens = 1 << 30;  // WorkUnit::causal_add where every row sees all of the unit's keys
 
@@ -18,7 +19,9 @@ constexpr int32_t kAllTokens = 1 << 30;  // WorkUnit::causal_add where every row
 // fields of both structs again.
 struct WorkHeader {
     int32_t num_units, num_rows;
-    int32_t units_at;        // (num_units) WorkUnit, the longest first
+    int32_t num_long_units;  // the first of the units, which take a block each; a warp alone takes one of the others
+    int32_t short_at_once;   // how many of the others, times KV heads, a warp takes at once
+    int32_t units_at;        // (num_units) WorkUnit: the long ones, the costliest first, then the others
     int32_t blocks_at;       // the plan's block ids
     int32_t merge_start_at;  // (num_rows + 1) where each row's slots begin in merge_slots
     int32_t merge_slots_at;  // slots of the partial results of each row, in position order; kDirect: none to merge
@@ -26,6 +29,7 @@ struct WorkHeader {
     int32_t num_ints;        // length of the buffer
     int32_t writers_at;      // (num_rows) units of a KV head that have the row and write partial results
     int32_t arrived_at;      // (num_rows, num_kv_heads) how many of those are done; 0 before and after each launch
+    int32_t queue_at;        // (2) tickets that blocks and warps have drawn; 0 before and after each launch
 };
 
 // Packed row p of an item is query row row_lo + p / group and, for each KV head, its query head p % group.
@@ -42,8 +46,8 @@ struct WorkShape {
     int32_t num_heads, num_kv_heads;
     int64_t num_blocks;  // of the cache
     int32_t block_size;
-    int32_t num_wanted;    // about how many units in all the device needs to balance its load
-    int32_t split_tokens;  // most tokens of a node in one unit; 0: as many as give num_wanted units, at least 128
+    int32_t num_wanted;    // how many blocks the device holds at a time, about
+    int32_t split_tokens;  // most tokens of a node in one unit; 0: as keeps the blocks busy, at least 128
 };
 
 // items (num_items, 5) and blocks are the plan's. Throws std::invalid_argument for a plan that points outside the

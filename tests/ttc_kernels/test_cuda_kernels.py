@@ -106,6 +106,27 @@ def test_tree_attention_over_many_tiles(lib, split_tokens):
         assert_attention_agrees(inputs, attend(lib, inputs, split_tokens=split_tokens, num_wanted=1))
 
 
+SPLIT = {"split_tokens": 64}
+WAYS = [  # heads, KV heads, head size; levels, queries, block size, spread; options: what the units are like
+    ((3, 1, 64), (((1, 130), (9, 17)), 1, 16, 15), {}),  # leaves around the end of a block and of a warp's tile
+    ((7, 1, 128), (((1, 20), (6, 31)), 1, 32, 2), {}),  # leaves of up to 33 tokens: by a warp, and by a block
+    ((4, 4, 64), (((1, 9), (40, 1)), 1, 16, 3), {"num_wanted": 1}),  # tiny leaves, several to a ticket, over 128 tokens
+    ((2, 2, 64), (((1, 9), (40, 100)), 1, 16, 20), {"num_wanted": 1}),  # a warp's ring comes round several times
+    ((5, 1, 64), (((1, 200), (30, 3)), 1, 16, 2), SPLIT),  # a node of 150 packed rows, tall and wide
+    ((16, 1, 128), (((1, 150), (9, 16)), 1, 64, 0), SPLIT),  # 144 packed rows, tall and narrow
+    ((1, 1, 64), (((1, 300),), 170, 16, 0), SPLIT),  # causal in tall units, the first of which see little
+    ((3, 1, 64), (((1, 70), (2, 90)), 60, 32, 9), {"num_wanted": 1}),  # 360 rows share a node; 180 a causal one
+]
+
+
+@pytest.mark.parametrize(("shape", "tree", "options"), WAYS, ids=lambda x: str(x).replace(" ", ""))
+def test_tree_attention_takes_every_way(lib, shape, tree, options):
+    """Short, narrow, wide and tall units, from queues that are empty at the end."""
+    levels, num_queries, block_size, spread = tree
+    inputs = attention_inputs(cases.Case(*shape, BF16, levels, num_queries, block_size, spread))
+    assert_attention_agrees(inputs, attend(lib, inputs, **options))
+
+
 @pytest.mark.parametrize("scale", [60.0, 0.0, -3.0])
 def test_tree_attention_of_peaked_and_flat_scores(lib, scale):
     inputs = attention_inputs(cases.Case(4, 2, 64, BF16, ((1, 70), (3, 20)))) | {"scale": scale}
@@ -125,25 +146,29 @@ def test_tree_attention_rows_that_are_bad_or_see_nothing_stay_alone(lib):
     assert torch.equal(out, torch.cat([clean, torch.zeros(2, 4, 64, dtype=HALF)]))
 
 
-def test_tree_attention_does_not_depend_on_who_comes_last(lib):
-    """The block that comes last to a row merges it, in an order that is always the same, and leaves counters of 0."""
-    function = ctypes.CDLL(lib.path).ttc_test_seed
-    function.argtypes = [ctypes.c_int64]
-    case = cases.Case(6, 2, 64, HALF, ((1, 300), (3, 70), (4, 9)))
+@pytest.mark.parametrize("heads", [(6, 2), (32, 1)], ids=str)
+def test_tree_attention_does_not_depend_on_who_computes_what(lib, heads):
+    """Blocks and warps draw their units, and whoever comes last to a row merges it: in an order that is always the
+    same, however many blocks there are. Counters and queues are left at 0."""
+    set_seed, set_resident = (getattr(ctypes.CDLL(lib.path), f"ttc_test_{name}") for name in ("seed", "resident"))
+    set_seed.argtypes = set_resident.argtypes = [ctypes.c_int64]
+    case = cases.Case(*heads, 64, HALF, ((1, 300), (3, 70), (2, 9)))
     inputs = attention_inputs(case)
     q, k = inputs["q"], inputs["k_cache"]
-    work = AttentionWork(6, 2, 64, "cpu", split_tokens=64)
+    work = AttentionWork(*heads, 64, "cpu", split_tokens=64)
     work.update(inputs["plan"], len(q), k.shape[0], k.shape[2])
     before, results = work.ints.clone(), []
     try:
-        for seed in range(6):
-            function(seed)
+        for seed, num_resident in enumerate((3, 3, 1, 2, 7, 40)):
+            set_seed(seed)
+            set_resident(num_resident)
             work.partial.fill_(float("nan"))
             out = poisoned(*q.shape, dtype=HALF)
             results.append(tree_attention(**(inputs | {"plan": work}), out=out, lib=lib))
             assert torch.equal(work.ints, before)
     finally:
-        function(0)
+        set_seed(0)
+        set_resident(3)
     assert_attention_agrees(inputs, results[0])
     assert all(torch.equal(result, results[0]) for result in results[1:])
 

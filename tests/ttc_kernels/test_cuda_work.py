@@ -30,13 +30,18 @@ def decode(work: np.ndarray) -> SimpleNamespace:
     assert header[WorkHeader.ARRIVED_AT] == writers_at + num_rows
     assert not work[writers_at + num_rows :].any(), "counters start at 0"
     assert (WorkList(work).num_units, WorkList(work).num_slots) == (num_units, num_slots)
+    num_long = header[WorkHeader.NUM_LONG_UNITS]
+    assert 0 <= num_long <= num_units
+    assert 1 <= header[WorkHeader.SHORT_AT_ONCE] <= 4
+    assert header[WorkHeader.QUEUE_AT] == len(work) - 2
     return SimpleNamespace(
+        num_long=num_long,
         units=work[units_at : units_at + len(WorkUnit) * num_units].reshape(-1, len(WorkUnit)),
         blocks=work[header[WorkHeader.BLOCKS_AT] : start_at],
         merge_start=work[start_at : start_at + num_rows + 1],
         merge_slots=work[header[WorkHeader.MERGE_SLOTS_AT] : writers_at],
         writers=work[writers_at : writers_at + num_rows],
-        arrived=work[writers_at + num_rows :],
+        arrived=work[writers_at + num_rows : -2],
         num_slots=num_slots,
         num_rows=num_rows,
     )
@@ -58,13 +63,17 @@ def make(plan, num_rows: int, num_heads: int, num_kv_heads: int, num_blocks: int
 def check(plan, num_rows: int, group: int, num_blocks: int, block_size: int, **options) -> SimpleNamespace:
     """Walks the units one packed row and one key at a time, as the kernel's definition reads."""
     work = make(plan, num_rows, 2 * group, 2, num_blocks, block_size, **options)
-    lengths = work.units[:, WorkUnit.KV_HI] - work.units[:, WorkUnit.KV_LO]
-    assert (np.diff(lengths) <= 0).all(), "the longest units come first"
+    lengths, packed = work.units[:, WorkUnit.KV_HI] - work.units[:, WorkUnit.KV_LO], work.units[:, WorkUnit.NUM_PACKED]
+    costs = (lengths * np.where(packed > 64, 3, 2) + packed)[: work.num_long]
+    assert (np.diff(costs) <= 0).all(), "the costliest of the units that take a block come first"
+    is_short = (packed <= 16) & (lengths <= 32)
+    assert not is_short[: work.num_long].any()
+    assert ((packed <= 16) & (lengths <= 128))[work.num_long :].all()
     seen: dict[tuple[int, int, int], list[int]] = {}  # (row, head in the group, partial slot) -> cache slots
     num_writers = [0] * num_rows
     assert len(work.arrived) == 2 * num_rows
     for row_lo, packed_lo, num_packed, block_offset, kv_lo, kv_hi, causal_add, slot_base in work.units.tolist():
-        assert 0 < num_packed <= 64
+        assert 0 < num_packed <= 128
         assert kv_lo % 64 == 0
         assert kv_lo < kv_hi
         for row in range(row_lo + packed_lo // group, row_lo + (packed_lo + num_packed - 1) // group + 1):
@@ -138,13 +147,49 @@ def test_a_row_with_one_part_needs_no_merging():
     split = check(plan, 150, 1, num_blocks, 32, split_tokens=64)
     assert split.num_slots > 150
     # Rows before a split see nothing of it, so tiles of such rows make no unit.
-    assert len(split.units) == 3 + 2 + 1
+    assert len(split.units) == 2 + 3
 
 
 def test_a_long_node_is_split_until_there_is_work_for_all():
     plan, num_blocks = cases.Case(2, 1, 64, None, ((1, 8192),)).plan()
     sizes = [len(check(plan, 1, 1, num_blocks, 16, num_wanted=wanted).units) for wanted in (1, 16, 264)]
     assert sizes == [1, 8, 64]  # two KV heads each; no unit below 128 tokens
+
+
+def work_of(case: cases.Case, **options) -> SimpleNamespace:
+    plan, num_blocks = case.plan()
+    return make(plan, len(plan.positions), case.num_heads, case.num_kv_heads, num_blocks, case.block_size, **options)
+
+
+@pytest.mark.parametrize(("leaves", "most_tokens"), [(8, 32), (528, 128)])
+def test_short_leaves_take_a_warp_each(leaves, most_tokens):
+    """Up to 32 tokens always, up to 128 where there are enough of them for all warps."""
+    for num_tokens in (16, 32, 33, 128, 129):
+        work = work_of(cases.Case(8, 2, 64, None, ((1, 300), (leaves, num_tokens))))
+        num_long_leaves = (work.units[: work.num_long, WorkUnit.NUM_PACKED] <= 16).sum()
+        assert (num_long_leaves > 0) == (num_tokens > most_tokens)
+
+
+def test_wide_nodes_come_in_tall_units_where_blocks_are_busy_all_the_same():
+    def packed(leaves: int) -> list[int]:
+        work = work_of(cases.Case(32, 8, 128, None, ((1, 1024), (leaves, 16))))
+        return sorted(set(work.units[: work.num_long, WorkUnit.NUM_PACKED].tolist()))
+
+    assert packed(1024) == [128]
+    assert packed(64) == [64]
+
+
+def test_parts_of_a_split_node_are_even():
+    work = work_of(cases.Case(8, 1, 64, None, ((1, 1000),)), split_tokens=384)
+    assert (work.units[:, WorkUnit.KV_HI] - work.units[:, WorkUnit.KV_LO]).tolist() == [384, 384, 232]
+    work = work_of(cases.Case(8, 1, 64, None, ((1, 1030),)), split_tokens=512)
+    assert (work.units[:, WorkUnit.KV_HI] - work.units[:, WorkUnit.KV_LO]).tolist() == [384, 384, 262]
+
+
+def test_a_node_that_keeps_all_blocks_busy_is_not_split():
+    """Its partial results would cost traffic for nothing."""
+    work = work_of(cases.Case(32, 8, 128, None, ((1, 1024), (1024, 16))))
+    assert work.num_slots == 2 * 1024  # one of the node and one of its leaf for every row
 
 
 def test_rows_without_items_merge_nothing():

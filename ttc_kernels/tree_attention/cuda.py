@@ -15,6 +15,7 @@ from ttc_kernels.cuda import Library, library
 from ttc_kernels.tree_attention.work import AttentionWork, work_of
 
 HEAD_DIMS = (64, 128)
+MIN_BLOCK_SIZE = 16
 
 
 class AttentionArgs(ctypes.Structure):
@@ -28,14 +29,12 @@ class AttentionArgs(ctypes.Structure):
         ("partial", ctypes.c_void_p),
         ("partial_lse", ctypes.c_void_p),
         ("work", ctypes.c_void_p),
-        ("q_row", ctypes.c_int64),
-        ("q_head", ctypes.c_int64),
-        ("k_block", ctypes.c_int64),
-        ("k_head", ctypes.c_int64),
-        ("k_token", ctypes.c_int64),
-        ("v_block", ctypes.c_int64),
-        ("v_head", ctypes.c_int64),
-        ("v_token", ctypes.c_int64),
+        ("q_row", ctypes.c_int32),
+        ("q_head", ctypes.c_int32),
+        ("k_block", ctypes.c_int32),
+        ("k_head", ctypes.c_int32),
+        ("v_block", ctypes.c_int32),
+        ("v_head", ctypes.c_int32),
         ("num_heads", ctypes.c_int32),
         ("num_kv_heads", ctypes.c_int32),
         ("block_shift", ctypes.c_int32),
@@ -79,8 +78,8 @@ def _args(
     out: torch.Tensor,
 ) -> AttentionArgs:
     q_row, q_head, _ = q.stride()
-    k_block, k_head, k_token, _ = k_cache.stride()
-    v_block, v_head, v_token, _ = v_cache.stride()
+    k_block, k_head, _, _ = k_cache.stride()
+    v_block, v_head, _, _ = v_cache.stride()
     _, num_heads, head_dim = q.shape
     return AttentionArgs(
         q=q.data_ptr(),
@@ -94,10 +93,8 @@ def _args(
         q_head=q_head,
         k_block=k_block,
         k_head=k_head,
-        k_token=k_token,
         v_block=v_block,
         v_head=v_head,
-        v_token=v_token,
         num_heads=num_heads,
         num_kv_heads=k_cache.shape[1],
         block_shift=k_cache.shape[2].bit_length() - 1,
@@ -116,22 +113,23 @@ def _check(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, out: t
         and q.shape[2] in HEAD_DIMS
         and q.shape[1] % k_cache.shape[1] == 0
         and k_cache.shape[2].bit_count() == 1
+        and k_cache.shape[2] >= MIN_BLOCK_SIZE
+        and k_cache.stride(2) == v_cache.stride(2) == q.shape[2]
         and q.dtype in (torch.float16, torch.bfloat16)
         and k_cache.dtype is v_cache.dtype is out.dtype is q.dtype
         and out.shape == q.shape
         and out.is_contiguous()
     )
-    # Keys and values are copied 16 bytes at a time, queries read 4.
-    if not is_laid_out or not (_is_aligned(q, 4) and _is_aligned(k_cache, 16) and _is_aligned(v_cache, 16)):
+    if not is_laid_out or not all(map(_is_aligned, (q, k_cache, v_cache, out))):
         raise ValueError(
             "tree_attention: the CUDA kernel takes float16 or bfloat16, head_dim 64 or 128, block_size a power of "
-            "two, adjacent head_dim, rows of keys and values aligned to 16 bytes and of queries to 4, out "
-            f"contiguous, got q {describe(q)}, k_cache {describe(k_cache)}, v_cache {describe(v_cache)}, out "
-            f"{describe(out)}"
+            f"two from {MIN_BLOCK_SIZE} on, adjacent head_dim, a block's keys and values of a head one behind the "
+            f"other, rows aligned to 16 bytes with strides below 2^31, out contiguous, got q {describe(q)}, k_cache "
+            f"{describe(k_cache)}, v_cache {describe(v_cache)}, out {describe(out)}"
         )
 
 
-def _is_aligned(x: torch.Tensor, num_bytes: int) -> bool:
-    """Whether every row of the last dimension is dense and starts at a multiple of num_bytes."""
-    per = num_bytes // x.element_size()
-    return x.stride(-1) == 1 and x.data_ptr() % num_bytes == 0 and all(s % per == 0 for s in x.stride()[:-1])
+def _is_aligned(x: torch.Tensor) -> bool:
+    """Whether every row of the last dimension is dense and starts at a multiple of 16 bytes, no stride too long."""
+    strides = x.stride()[:-1]
+    return x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(s % 8 == 0 and s < 2**31 for s in strides)

@@ -36,15 +36,15 @@ SLOT_BASE = tl.constexpr(int(WorkUnit.SLOT_BASE))
 
 @triton.jit
 def _attend(
-    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, blocks_ptr, scale, kv_head, num_heads,
+    q_ptr, k_ptr, v_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, first, blocks_ptr, scale, kv_head, num_heads,
     q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
     v_block_stride, v_token_stride, v_dim_stride,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One unit: up to BLOCK_ROWS packed rows over a run of keys. k_ptr and v_ptr are at the KV head."""
+    """BLOCK_ROWS packed rows of a unit, from `first` on, over a run of keys; k_ptr and v_ptr are at the KV head."""
     row_lo = tl.load(unit_ptr + ROW_LO)
-    at = tl.arange(0, BLOCK_ROWS)
+    at = first + tl.arange(0, BLOCK_ROWS)
     packed = tl.load(unit_ptr + PACKED_LO) + at
     is_row = at < tl.load(unit_ptr + NUM_PACKED)
     blocks_ptr += tl.load(unit_ptr + BLOCK_OFFSET)
@@ -137,20 +137,22 @@ def _partials(
         kv_head = item % num_kv_heads
         k_head_ptr = k_ptr + kv_head.to(tl.int64) * k_head_stride
         v_head_ptr = v_ptr + kv_head.to(tl.int64) * v_head_stride
-        if tl.load(unit_ptr + NUM_PACKED) <= NARROW:
+        num_packed = tl.load(unit_ptr + NUM_PACKED)
+        if num_packed <= NARROW:
             _attend(
-                q_ptr, k_head_ptr, v_head_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, blocks_ptr, scale, kv_head,
+                q_ptr, k_head_ptr, v_head_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, 0, blocks_ptr, scale, kv_head,
                 num_heads, q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
                 v_block_stride, v_token_stride, v_dim_stride,
                 GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SIZE, BLOCK_KEYS, NARROW,
             )  # fmt: skip
         else:
-            _attend(
-                q_ptr, k_head_ptr, v_head_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, blocks_ptr, scale, kv_head,
-                num_heads, q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
-                v_block_stride, v_token_stride, v_dim_stride,
-                GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SIZE, BLOCK_KEYS, WIDE,
-            )  # fmt: skip
+            for first in range(0, num_packed, WIDE):
+                _attend(
+                    q_ptr, k_head_ptr, v_head_ptr, out_ptr, partial_ptr, lse_ptr, unit_ptr, first, blocks_ptr, scale,
+                    kv_head, num_heads, q_row_stride, q_head_stride, k_block_stride, k_token_stride, k_dim_stride,
+                    v_block_stride, v_token_stride, v_dim_stride,
+                    GROUP, HEAD_DIM, BLOCK_DIM, BLOCK_SIZE, BLOCK_KEYS, WIDE,
+                )  # fmt: skip
 
 
 @triton.jit

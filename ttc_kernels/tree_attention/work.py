@@ -15,7 +15,7 @@ import torch
 from ttc_kernels import _native
 
 NUM_WANTED = 264  # units per plan, about, and programs that share them: two for each processor of an H100
-NARROW, WIDE = 16, 64  # packed rows (query x head of a KV head's group) in a unit: csrc/cuda/work.h
+NARROW, WIDE, TALL = 16, 64, 128  # most packed rows (query x head of a KV head's group) in a unit: csrc/cuda/work.h
 
 
 class WorkHeader(IntEnum):
@@ -23,14 +23,17 @@ class WorkHeader(IntEnum):
 
     NUM_UNITS = 0
     NUM_ROWS = 1
-    UNITS_AT = 2
-    BLOCKS_AT = 3
-    MERGE_START_AT = 4
-    MERGE_SLOTS_AT = 5
-    NUM_SLOTS = 6
-    NUM_INTS = 7
-    WRITERS_AT = 8
-    ARRIVED_AT = 9
+    NUM_LONG_UNITS = 2
+    SHORT_AT_ONCE = 3
+    UNITS_AT = 4
+    BLOCKS_AT = 5
+    MERGE_START_AT = 6
+    MERGE_SLOTS_AT = 7
+    NUM_SLOTS = 8
+    NUM_INTS = 9
+    WRITERS_AT = 10
+    ARRIVED_AT = 11
+    QUEUE_AT = 12
 
 
 class WorkUnit(IntEnum):

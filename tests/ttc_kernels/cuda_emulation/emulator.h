@@ -34,7 +34,7 @@ struct alignas(16) Chunk {
 
 namespace emulator {
 
-constexpr int kLanes = 32, kStackBytes = 64 * 1024, kResidentBlocks = 3;
+constexpr int kLanes = 32, kStackBytes = 64 * 1024;
 
 struct Copy {
     void* to;
@@ -71,6 +71,7 @@ struct Block {
 
 inline thread_local Block* block = nullptr;
 inline thread_local unsigned seed = 0;  // of a launch: of the order in which its blocks and threads go on
+inline thread_local int num_resident = 3;  // blocks that the device holds at a time
 inline thread_local std::minstd_rand random;
 inline thread_local int64_t num_launches = 0;
 
@@ -209,6 +210,8 @@ T atomic_add(T* to, T x) {
 
 inline void block_barrier() { emulator::wait_for(emulator::block->waiting, size_t(emulator::block->num_threads)); }
 
+inline void warp_barrier() { emulator::meet(); }
+
 inline float shuffle_xor(float x, int mask) {
     using namespace emulator;
     const int set = next_set();
@@ -225,6 +228,26 @@ inline int shuffle_xor(int x, int mask) {
     std::memcpy(&x, &f, 4);
     return x;
 }
+
+inline int shuffle_from(int x, int lane) {
+    using namespace emulator;
+    const int set = next_set();
+    warp().words[set][emulator::lane()][0] = uint32_t(x);
+    meet();
+    return int(warp().words[set][lane][0]);
+}
+
+inline uint32_t warp_ballot(bool x) {
+    using namespace emulator;
+    const int set = next_set();
+    warp().words[set][lane()][0] = x;
+    meet();
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= warp().words[set][i][0] << i;
+    return bits;
+}
+
+inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
 
@@ -307,7 +330,7 @@ private:
 template <typename Args, typename AnyGrid = Grid>
 const char* launch(void (*kernel)(Args), AnyGrid grid, bool is_persistent, int64_t, Args args) {
     static thread_local std::string error;
-    const int resident = emulator::kResidentBlocks;
+    const int resident = emulator::num_resident;
     const int blocks = is_persistent ? int(std::min<int64_t>(grid.blocks, resident)) : int(grid.blocks);
     ++emulator::num_launches;
     for (int i = 0; i < blocks; i += resident) {

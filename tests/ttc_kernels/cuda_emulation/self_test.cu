@@ -49,5 +49,8 @@ TTC_EXPORT void ttc_test_round(int64_t from, int64_t to, int64_t n, int64_t is_b
 // Draws the order in which blocks and threads go on anew.
 TTC_EXPORT void ttc_test_seed(int64_t seed) { ttc::gpu::emulator::seed = (unsigned)seed; }
 
+// How many blocks run side by side.
+TTC_EXPORT void ttc_test_resident(int64_t num) { ttc::gpu::emulator::num_resident = (int)num; }
+
 // Kernels launched so far by this thread.
 TTC_EXPORT int64_t ttc_test_num_launches() { return ttc::gpu::emulator::num_launches; }
