@@ -36,23 +36,6 @@ from ttc_kernels.sample.cases import HeadCase
 ROOT = Path(__file__).resolve().parents[2]
 Figures = dict[str, object]
 
-FIVE = (  # (tree, its heads): one of every kind, wide and leafy, with few and many query heads for a KV head
-    ("beam 64 x (1024 + 16)", (12, 2)),
-    ("beam 1024 x (1024 + 16)", (32, 8)),
-    ("chain 8192", (12, 2)),
-    ("star 64 x 512", (32, 8)),
-    ("fasttree 1,4,16,512 x 1024,256,128,32", (32, 8)),
-)
-TWELVE = (
-    *FIVE,
-    ("beam 4 x (8192 + 16)", (12, 2)),
-    ("beam 256 x (8192 + 16)", (32, 8)),
-    ("beam 256 x (128 + 16)", (16, 1)),
-    ("beam 64 x (1024 + 16)", (32, 32)),
-    ("fasttree 1,10 x 4000,400", (32, 8)),
-    ("fasttree 1,2,4,8,16,32,64,128,1024 x 16,16,16,16,16,16,16,16,16", (12, 2)),
-    ("fasttree 1,4,16,64,256,1024 x 256,8,256,64,32,256", (32, 8)),
-)
 FILTERED = ({"top_k": 20}, {"top_p": 0.9}, {"temperature": 0.7, "top_k": 50, "top_p": 0.95, "min_p": 0.02})
 
 
@@ -218,25 +201,19 @@ def _decode_steps(bench: Bench, *, is_scored: bool, products: Sequence[str] = ("
 
 
 def five_trees(bench: Bench) -> Figures:
-    return _trees(bench, FIVE)
+    return _trees(bench, trees.FIVE)
 
 
 def twelve_trees(bench: Bench) -> Figures:
-    return _trees(bench, TWELVE)
+    return _trees(bench, trees.TWELVE)
 
 
-def _trees(bench: Bench, chosen: Sequence[tuple[str, tuple[int, int]]]) -> Figures:
+def _trees(bench: Bench, names: Sequence[tuple[str, tuple[int, int]]]) -> Figures:
     """Tree attention checked and timed against its peers."""
-    cases = chosen_trees(chosen)
+    cases = trees.chosen(names)
     if bench.is_rehearsal:
         cases = [trees.with_heads(trees.regular("beam 4 x (32 + 16)", (1, 4), (32, 16)), (12, 2), torch.bfloat16)]
     return _measured(bench, [(OPS["tree_attention"], case) for case in cases])
-
-
-def chosen_trees(chosen: Sequence[tuple[str, tuple[int, int]]]) -> list[trees.Tree]:
-    """The trees of these names with these heads, in bfloat16."""
-    known = {tree.name: tree for tree in trees.sweeps() + trees.fasttree()}
-    return [trees.with_heads(known[name], heads, torch.bfloat16) for name, heads in chosen]
 
 
 def products(bench: Bench) -> Figures:

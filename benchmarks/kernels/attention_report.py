@@ -22,7 +22,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gpu.checks import TWELVE, chosen_trees
 from benchmarks.kernels import trees
 from benchmarks.kernels.attention_units import PARTIAL_BYTES, WAYS, units_of
 from benchmarks.options import make_parser
@@ -128,15 +127,21 @@ def instructions(cubin: Path) -> dict[str, list[tuple[int, str]]]:
     return found
 
 
-def once_and_tile(sass: Sequence[tuple[int, str]]) -> tuple[int, int]:
-    """(instructions, those of the loop over tiles): the smallest backward branch around most matrix products."""
+def once_and_tile(sass: Sequence[tuple[int, str]], num_steps: int) -> tuple[int, int]:
+    """(instructions for one tile, those for each further one).
+
+    The loop over tiles is the smallest backward branch around most matrix products; if a tile takes several steps, that
+    is the loop over steps, and the next larger branch around it the loop over tiles.
+    """
     loops = []
     for address, text in sass:
         target = re.search(r"BRA\S*\s.*?0x([0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
             body = [line for at, line in sass if int(target[1], 16) <= at <= address]
             loops.append((-sum("HMMA" in line for line in body), len(body)))
-    return len(sass), min(loops)[1] if loops else 0
+    inner, outer = sorted(loops)[:2] if num_steps > 1 else sorted(loops)[:1] * 2
+    more = (num_steps - 1) * inner[1]
+    return len(sass) + more, outer[1] + more
 
 
 def way_rows(folder: Path) -> list[dict[str, object]]:
@@ -147,7 +152,7 @@ def way_rows(folder: Path) -> list[dict[str, object]]:
             source = folder / f"{name}-{dim}.cu"
             source.write_text(PROBE.format(header=HEADER, dim=dim, way=way.code))
             (sass,) = instructions(compiled(source, "sm_90a", folder)[0]).values()
-            num, tile = once_and_tile(sass)
+            num, tile = once_and_tile(sass, way.num_steps)
             rows.append({"way": name, "head_dim": dim, "warps": way.warps, "one_tile": num, "next_tile": tile})
     return rows
 
@@ -156,7 +161,7 @@ def tree_rows(ways: Sequence[dict]) -> list[dict[str, object]]:
     """A row per tree."""
     sizes = {row["way"]: row for row in ways if row["head_dim"] == trees.HEAD_DIM}
     rows = []
-    for case in chosen_trees(TWELVE):
+    for case in trees.chosen(trees.TWELVE):
         token_bytes = 2 * case.head_dim * case.dtype.itemsize
         units = [unit for unit in units_of(case) for _ in range(case.num_kv_heads)]
         per_unit = [sizes[u.way]["one_tile"] + (u.num_tiles - 1) * sizes[u.way]["next_tile"] for u in units]

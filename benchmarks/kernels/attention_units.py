@@ -33,13 +33,15 @@ class Way:
     warps: int
     tokens: int
     """Of a tile."""
+    num_steps: int = 1
+    """That a tile is computed in, one after the other."""
 
 
 WAYS = {
     "short": Way("attend_short_units<T, kDim>(args, Heads(args));", 1, 16),
     "narrow": Way(f"{_START} attend_unit<T, kDim, false>(args, heads, keys, ring, queue); {_MERGE}", 4, 64),
     "wide": Way(f"{_START} attend_unit<T, kDim, true>(args, heads, keys, ring, queue); {_MERGE}", 4, 64),
-    "tall": Way(f"{_START} attend_tall_unit(args, heads, keys.unit, keys.kv_head, ring, queue); {_MERGE}", 4, 64),
+    "tall": Way(f"{_START} attend_tall_unit(args, heads, keys.unit, keys.kv_head, ring, queue); {_MERGE}", 4, 64, 4),
 }
 
 

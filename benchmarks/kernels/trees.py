@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +41,23 @@ FASTTREE = (
     ((1, 8, 16, 32, 64, 256, 1024), (256, 128, 64, 16, 16, 16, 16)),
     ((1, 16, 32, 64, 128, 1024), (256, 128, 64, 16, 16, 16)),
     ((1, 16, 32, 64, 256, 1024), (256, 128, 64, 16, 16, 16)),
+)
+FIVE = (  # (tree, its heads): one of every kind, wide and leafy, with few and many query heads for a KV head
+    ("beam 64 x (1024 + 16)", (12, 2)),
+    ("beam 1024 x (1024 + 16)", (32, 8)),
+    ("chain 8192", (12, 2)),
+    ("star 64 x 512", (32, 8)),
+    ("fasttree 1,4,16,512 x 1024,256,128,32", (32, 8)),
+)
+TWELVE = (
+    *FIVE,
+    ("beam 4 x (8192 + 16)", (12, 2)),
+    ("beam 256 x (8192 + 16)", (32, 8)),
+    ("beam 256 x (128 + 16)", (16, 1)),
+    ("beam 64 x (1024 + 16)", (32, 32)),
+    ("fasttree 1,10 x 4000,400", (32, 8)),
+    ("fasttree 1,2,4,8,16,32,64,128,1024 x 16,16,16,16,16,16,16,16,16", (12, 2)),
+    ("fasttree 1,4,16,64,256,1024 x 256,8,256,64,32,256", (32, 8)),
 )
 
 
@@ -113,6 +131,12 @@ def recorded() -> list[Tree]:
 
 def with_heads(tree: Tree, layout: tuple[int, int], dtype: torch.dtype, head_dim: int = HEAD_DIM) -> Tree:
     return replace(tree, num_heads=layout[0], num_kv_heads=layout[1], head_dim=head_dim, dtype=dtype)
+
+
+def chosen(names: Sequence[tuple[str, tuple[int, int]]]) -> list[Tree]:
+    """The trees of these names with these heads, in bfloat16."""
+    known = {tree.name: tree for tree in sweeps() + fasttree()}
+    return [with_heads(known[name], heads, torch.bfloat16) for name, heads in names]
 
 
 def grid(device: str) -> list[Case]:

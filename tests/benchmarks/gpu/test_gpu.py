@@ -12,9 +12,9 @@ import pytest
 
 import benchmarks.gpu.__main__ as main_module
 from benchmarks.gpu.__main__ import Spent, main, run_checks
-from benchmarks.gpu.checks import CALLS, FIVE, ROOT, TWELVE, Bench, Check, chosen_trees
+from benchmarks.gpu.checks import CALLS, ROOT, Bench, Check
 from benchmarks.gpu.search import MAX_GAP, compare
-from benchmarks.kernels.trees import label
+from benchmarks.kernels import trees
 from engine import Engine
 from engine.tasks import take_problems
 from tests.tiny import tiny_policy, tiny_prm
@@ -95,9 +95,9 @@ def test_a_program_that_fails_or_hangs_or_is_missing_says_so(tmp_path: Path):
 
 
 def test_all_chosen_trees_are_known_and_different():
-    found = chosen_trees(TWELVE)
-    assert len({label(tree) for tree in found}) == 12
-    assert TWELVE[:5] == FIVE
+    found = trees.chosen(trees.TWELVE)
+    assert len({trees.label(tree) for tree in found}) == 12
+    assert trees.TWELVE[:5] == trees.FIVE
 
 
 def checked(code: str, **device: str) -> str:

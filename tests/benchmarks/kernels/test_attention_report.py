@@ -21,7 +21,9 @@ def test_units_of_a_tree():
 
 def test_the_tile_loop_is_the_smallest_around_most_products():
     texts = ["MOV", "HMMA", "HMMA", "@P0 BRA 0x10", "LDG", "@P1 BRA 0x40", "@P2 BRA 0x0", "EXIT"]
-    assert once_and_tile([(16 * i, text) for i, text in enumerate(texts)]) == (8, 3)
+    sass = [(16 * i, text) for i, text in enumerate(texts)]
+    assert once_and_tile(sass, 1) == (8, 3)
+    assert once_and_tile(sass, 4) == (8 + 9, 7 + 9)  # three more steps, in the loop over tiles
 
 
 @pytest.mark.parametrize(
