@@ -39,7 +39,7 @@ SLOW = [
     ),
     *(
         f"ttc_kernels/test_{name}.py"
-        for name in ("choice", "cuda_build", "cuda_kernels", "cuda_sample", "kv_tree", "sample_head")
+        for name in ("choice", "cuda_build", "cuda_attention", "cuda_kernels", "cuda_sample", "kv_tree", "sample_head")
     ),
     *(f"ttc_kernels/test_{name}.py" for name in ("tensors", "tree_attention")),
     *(
