@@ -1,5 +1,6 @@
 """One thread in each process that runs tests, no deadlines, and no way out to a model hub."""
 
+import atexit
 import fcntl
 import gc
 import os
@@ -66,11 +67,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     before the first test: modules, and the tests themselves."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    """Modules may be taken down again: triton's says what it finds alive at the end."""
-    gc.unfreeze()
+    # Not when a session ends, as one within a test does (benchmarks/gpu runs pytest): all others would be searched.
+    atexit.register(gc.unfreeze)  # triton's modules say what they find alive when they are taken down
 
 
 @pytest.fixture(autouse=True)
