@@ -47,6 +47,7 @@ class Choice:
     sizes: tuple[int, ...] = ()  # sizes that the last dimension may have; () allows any
     multiple: int = 1  # which divides the last dimension
     min_size: int = 0  # of the last dimension
+    max_size: int | None = None  # of it; None allows any
 
     def applies(self, x: torch.Tensor) -> bool:
         """Whether the conditions hold for a tensor on the choice's device, which the implementation can run on."""
@@ -56,6 +57,7 @@ class Choice:
             and (not self.sizes or x.shape[-1] in self.sizes)
             and x.shape[-1] % self.multiple == 0
             and x.shape[-1] >= self.min_size
+            and (self.max_size is None or x.shape[-1] <= self.max_size)
             and (self.implementation != "cuda" or runs_on(x.device))
             and (self.implementation != "flash_attn" or _has_flash_attn())
         )
@@ -85,7 +87,8 @@ TABLE = (
     Choice("cuda", "swiglu", "triton", UNMEASURED),
     Choice("cuda", "fused_linear", "triton", UNMEASURED),
     Choice("cuda", "sample", "triton", UNMEASURED),
-    Choice("cuda", "sample", "cuda", UNMEASURED, min_size=4096),  # six launches, in place of a program a row
+    # Six launches, in place of a program a row.
+    Choice("cuda", "sample", "cuda", UNMEASURED, min_size=4096, max_size=(1 << 20) - 1),
     Choice("cuda", "step_score", "triton", UNMEASURED),
     Choice("cuda", "step_score", "cuda", UNMEASURED),
     Choice("cuda", "sample_head", "triton", UNMEASURED),

@@ -32,7 +32,7 @@ constexpr int kThreads = 256, kBins = 2048, kBinsPerThread = kBins / kThreads, k
 constexpr int kBinsPerUnit = 64;  // of the first histogram, whose last bin is open to the left
 constexpr int kIndexBits = 20, kMassBits = 44;
 constexpr int kNarrowings = 3;  // launches that divide a bin further; the last one goes on until a token is left
-constexpr int64_t kMaxVocab = 1 << kIndexBits;  // sums of masses stay below 2^64
+constexpr int64_t kMaxVocab = (1 << kIndexBits) - 1;  // of which masses of 2^kMassBits add up to less than 2^64
 constexpr uint32_t kLeastKey = 0x007fffff, kInfinityKey = 0xff800000;  // those of -Inf and +Inf
 constexpr uint64_t kBadRank = ~(uint64_t)0;
 constexpr float kMaxRate = 3.402823466e38f;
@@ -102,7 +102,7 @@ TTC_DEVICE float logit_of(uint32_t key) {
 }
 
 TTC_DEVICE uint64_t rank_of(float x, int64_t token) {
-    return (uint64_t)key_of(x) << kIndexBits | (uint64_t)(kMaxVocab - 1 - token);
+    return (uint64_t)key_of(x) << kIndexBits | (uint64_t)(kMaxVocab - token);
 }
 
 struct alignas(16) Four {
@@ -251,19 +251,24 @@ TTC_DEVICE void clear_stored(StoredBins* bins, int64_t from, int64_t step) {
     for (int64_t i = from; i < kBins; i += step) bins->num[i] = 0, bins->mass[i] = 0;
 }
 
-// The lowest key whose logit falls into a bin of the first histogram up to `bin`; one above the top's for -1.
-TTC_DEVICE uint32_t lowest_key(const Row& row, int bin) {
-    const uint32_t top = key_of(row.top);
-    if (bin < 0) return top + 1;
-    uint32_t low = kLeastKey, high = top;  // `high` does
+// The lowest key from `low` on that is taken, as all above it are and `high` is.
+template <typename IsTaken>
+TTC_DEVICE uint32_t first_taken(uint32_t low, uint32_t high, IsTaken is_taken) {
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
-        if (row.coarse_bin(logit_of(middle)) <= bin)
+        if (is_taken(middle))
             high = middle;
         else
             low = middle + 1;
     }
     return high;
+}
+
+// The lowest key whose logit falls into a bin of the first histogram up to `bin`; one above the top's for -1.
+TTC_DEVICE uint32_t lowest_key(const Row& row, int bin) {
+    const uint32_t top = key_of(row.top);
+    if (bin < 0) return top + 1;
+    return first_taken(kLeastKey, top, [&](uint32_t key) { return row.coarse_bin(logit_of(key)) <= bin; });
 }
 
 // The lowest rank that min-p keeps: that of the lowest key of which reference.py's comparison is true.
@@ -273,10 +278,12 @@ TTC_DEVICE uint64_t cut_of_min_p(const FilteredSampleArgs& a, const Row& row) {
     const double least = log((double)min_p), top = (double)row.top;
     auto is_kept = [=](uint32_t key) { return ((double)logit_of(key) - top) / (double)temperature >= least; };
     const double nearly = top + least * (double)temperature;
-    uint32_t key = nearly > (double)logit_of(kLeastKey + 1) ? key_of((float)nearly) : kLeastKey + 1;
-    while (key > kLeastKey + 1 && is_kept(key - 1)) --key;
-    while (!is_kept(key)) ++key;  // ends at the top
-    return (uint64_t)key << kIndexBits;
+    uint32_t low = kLeastKey + 1, high = key_of(row.top);
+    const uint32_t guess = nearly > (double)logit_of(low) ? key_of((float)nearly) : low;
+    // Mostly right, but for rounding. Close to 0 many million keys lie within the rounding of `top`.
+    if (guess > low + 1 && !is_kept(guess - 2)) low = guess - 1;
+    if (guess < high && is_kept(guess + 1)) high = guess + 1;
+    return (uint64_t)first_taken(low, high, is_kept) << kIndexBits;
 }
 
 TTC_DEVICE void look_for_mass(const FilteredSampleArgs& a, const Row& row, uint64_t of, Search* search) {

@@ -12,6 +12,7 @@ import torch
 import ttc_kernels
 from ttc_kernels import cuda
 from ttc_kernels.choice import CUDA_OPS, IMPLEMENTATIONS, NOT_NATIVE, TABLE, Choice, chooser
+from ttc_kernels.sample.cuda import MAX_VOCAB
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = sorted(set(ttc_kernels.OPS) - {"decoder"})  # which packs for a CPU
@@ -80,7 +81,8 @@ def test_cuda_is_chosen_for_what_it_takes_where_it_was_built(monkeypatch, tmp_pa
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         others = [op for op in CUDA_OPS if op != "sample"]
         assert [chooser(op)("auto", half) for op in others] == [chosen] * len(others)
-        for size, by_size in ((4096, chosen), (4095, "triton")):  # whether blocks can share a row
+        # From where blocks can share a row, to what the kernel takes.
+        for size, by_size in ((4095, "triton"), (4096, chosen), (MAX_VOCAB, chosen), (MAX_VOCAB + 1, "triton")):
             assert chooser("sample")("auto", OnGpu(size=size)) == by_size
         for other in (OnGpu(dtype=torch.float32, size=128), OnGpu(dtype=torch.float16, size=96)):
             assert chooser("tree_attention")("auto", other) == "triton"

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -158,5 +159,23 @@ def test_a_request_for_cuda_gets_it(emulated, monkeypatch):
     monkeypatch.setattr(cuda, "library", lambda: emulated)
     for ours, theirs in zip(sample(**inputs, impl="cuda"), draw(emulated, inputs), strict=True):
         assert torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match=r"takes up to 1048576 tokens, got logits \(1, 1048577\)"):
-        sample(**arguments(torch.zeros(1, 2**20 + 1)), impl="cuda")
+    with pytest.raises(ValueError, match=r"takes up to 1048575 tokens, got logits \(1, 1048576\)"):
+        sample(**arguments(torch.zeros(1, 2**20)), impl="cuda")
+
+
+def test_the_largest_vocabulary_may_be_flat(emulated):
+    """Every token has the largest mass: one more, and their sum would begin again at zero."""
+    num = cuda.MAX_VOCAB
+    tokens, logprobs = draw(emulated, arguments(torch.zeros(1, num), top_p=1e-6), num_parts=4)
+    assert 0 <= tokens.item() <= math.ceil(1e-6 * num)
+    assert logprobs.item() == pytest.approx(-math.log(num))
+
+
+def test_min_p_that_cuts_next_to_zero(emulated):
+    """The cut is at 0 up to the rounding of the highest logit, within which lie 700 million floats."""
+    least, temperature, top = 0.19051074981689453, 0.185516357421875, 0.30759477615356445
+    assert top + math.log(least) * temperature == 0
+    logits = torch.tensor([[top, 0.0, -1e-20, 1e-14, -1e-14, -3.0]])
+    start = time.process_time()
+    assert_agrees(emulated, arguments(logits, min_p=least, temperature=temperature))
+    assert time.process_time() - start < 1

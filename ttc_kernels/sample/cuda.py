@@ -15,7 +15,7 @@ from ttc_kernels.sample.reference import RowSampling
 TOKENS_PER_TILE = 128  # tokens of the vocabulary that one block of threads takes
 STEP_ENDS, TEXT_ENDS = 1, 2  # bits of a flag
 WORK_BYTES = 49_224  # for each row: RowWork of csrc/sample/sample_filtered_gpu.h
-MAX_VOCAB = 1 << 20  # of `sample`
+MAX_VOCAB = (1 << 20) - 1  # of `sample`
 NUM_BLOCKS, TOKENS_PER_PART = 264, 4096  # blocks that fill a GPU; what each takes of a row where rows are few, at least
 
 
