@@ -29,14 +29,20 @@ def runs_on(device: torch.device) -> bool:
 
 
 class Library:
-    """The functions of one build; `device_type` is where the tensors that it takes must lie."""
+    """The functions of one build; `device_type` is where the tensors that it takes must lie.
+
+    Raises RuntimeError for a library that cannot be loaded, or lacks a function, as an older one does.
+    """
 
     def __init__(self, path: Path, device_type: str = "cuda"):
         self.path, self.device_type = path, device_type
         self._functions = {}
-        loaded = ctypes.CDLL(str(path))
-        for op in CUDA_OPS:
-            function = getattr(loaded, f"ttc_{op}")
+        try:
+            loaded = ctypes.CDLL(str(path))
+            functions = [getattr(loaded, f"ttc_{op}") for op in CUDA_OPS]
+        except (OSError, AttributeError) as error:
+            raise RuntimeError(f"{path.name} is broken or of another version, build it again: {error}") from None
+        for op, function in zip(CUDA_OPS, functions, strict=True):
             function.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
             function.restype = ctypes.c_char_p
             self._functions[op] = function

@@ -137,6 +137,15 @@ def test_the_library_is_there_where_it_was_built():
         assert not hasattr(ctypes.CDLL(str(LIBRARY)), hidden)
 
 
+def test_a_library_of_another_version_says_so(tmp_path):
+    """An older one has not all functions; what was copied in part is no library at all."""
+    broken = tmp_path / "_cuda.so"
+    broken.write_bytes(b"\x7fELF")
+    for path in (Path("libc.so.6"), broken):
+        with pytest.raises(RuntimeError, match=rf"^{path.name} is broken or of another version, build it again: .+"):
+            cuda.Library(path)
+
+
 class Failing(cuda.Library):
     """A library whose launches fail, wherever the tests run: its device does not exist."""
 
