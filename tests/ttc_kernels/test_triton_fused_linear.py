@@ -114,8 +114,9 @@ def test_wrong_arguments():
         fused_linear(x, weight, is_gated=True, out=torch.zeros(2, 4))
     with pytest.raises(ValueError, match="the result is the residual where there is one, got out too"):
         fused_linear(x, weight, residual=torch.zeros(2, 4), out=torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="x is read while the result is written"):
-        fused_linear(x, torch.zeros(8, 8), residual=x)
+    for name in ("residual", "out"):
+        with pytest.raises(ValueError, match=f"x is read while the result is written, so {name} cannot be x"):
+            fused_linear(x, torch.zeros(8, 8), **{name: x[:]})
     with pytest.raises(ValueError, match=r"fused_linear: impl must be 'auto', 'triton' or 'reference', got 'native'"):
         fused_linear(x, weight, impl="native")
     small = Scratch([tiles_of(2, 4, 8, 4, False)], x.device)

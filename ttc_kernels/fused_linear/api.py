@@ -42,8 +42,6 @@ def fused_linear(
         raise ValueError(f"fused_linear: weight must have as many gates as ups, got {len(weight)} outputs")
     if residual is not None and out is not None:
         raise ValueError("fused_linear: the result is the residual where there is one, got out too")
-    if x is residual or x is out:
-        raise ValueError("fused_linear: x is read while the result is written, so it cannot be the result")
     result = (shape[0], len(weight) // 2 if is_gated else len(weight))
     check_rows("fused_linear", "x", x, shape, dtype, device)
     check_tensor("fused_linear", "weight", weight, (len(weight), shape[1]), dtype, device)
@@ -52,6 +50,8 @@ def fused_linear(
     for name, y in (("residual", residual), ("out", out)):
         if y is not None:
             check_rows("fused_linear", name, y, result, dtype, device)
+            if y.data_ptr() == x.data_ptr() and len(x):
+                raise ValueError(f"fused_linear: x is read while the result is written, so {name} cannot be x")
     if impl == "reference":
         return reference.fused_linear(x, weight, norm, eps, residual, is_gated, out)
     target = residual if residual is not None else x.new_empty(result) if out is None else out
