@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.options import make_parser
 from engine.commands import run_command
+from engine.errors import UserError
 from engine.model import HOME, Placement
 from engine.results.provenance import Bystanders, provenance, write_json
 from engine.runtime import LLM
@@ -190,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the rows and writes the report."""
+    """Prints the rows and writes the report. Raises UserError for too few tokens to be measured."""
+    if args.num_tokens < 2 * WARMUP:
+        raise UserError(f"--num-tokens must be at least {2 * WARMUP}, got {args.num_tokens}")
     report, bystanders = provenance("cpu") | {"rows": []}, Bystanders()
     for row in rows(args.num_tokens):
         report["rows"].append(asdict(row))

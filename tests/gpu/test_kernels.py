@@ -7,6 +7,8 @@ import torch
 
 from benchmarks.kernels.measure import describe
 from benchmarks.kernels.ops import OPS
+from ttc_kernels.fused_linear import Scratch, fused_linear, tiles_of
+from ttc_kernels.fused_linear.cases import Case as LinearCase
 from ttc_kernels.tree_attention import cases, prefill
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -72,6 +74,42 @@ def test_a_graph_replays_the_same_bits(name):
     graph.replay()
     torch.cuda.synchronize()
     assert all(map(torch.equal, found, expected))
+
+
+HALVES = (  # of an MLP
+    LinearCase(16, 1024, 1536, torch.bfloat16, has_norm=True, is_gated=True),
+    LinearCase(16, 1536, 1024, torch.bfloat16),
+)
+TILINGS = [tiles_of(16, case.num_out, case.width, 2, case.is_gated) for case in HALVES]
+
+
+def mlps(halves: list[dict], scratch: Scratch, wait) -> torch.Tensor:
+    """The residual after a hundred MLPs; `wait` follows every launch."""
+    up, down = halves
+    residual = up["x"].clone()
+    for _ in range(100):
+        activated = fused_linear(**up | {"x": residual}, scratch=scratch, impl="triton")
+        wait()
+        fused_linear(**down | {"x": activated, "residual": residual}, scratch=scratch, impl="triton")
+        wait()
+    return residual
+
+
+def test_launches_that_overlap_leave_what_single_ones_do():
+    """From sm_90 on each may start while the one before it runs, alone and in a graph; all share the scratch."""
+    assert all(tiles.num_splits > 1 for tiles in TILINGS)
+    halves = [OPS["fused_linear"].inputs(case, "cuda") for case in HALVES]
+    scratch = Scratch(TILINGS, halves[0]["x"].device)
+    expected = mlps(halves, scratch, torch.cuda.synchronize)
+    assert expected.isfinite().all()
+    assert torch.equal(mlps(halves, scratch, lambda: None), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = mlps(halves, scratch, lambda: None)
+    for _ in range(3):
+        graph.replay()
+        assert torch.equal(captured, expected)
+    assert not scratch.arrived.any()
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -131,6 +131,17 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
 
 
+def first_access(ptx: str) -> int:
+    """How many lines come before the first that reads or writes the GPU's memory; prefetches change nothing."""
+    lines = ptx.splitlines()
+    return next(i for i, line in enumerate(lines) if re.search(r"\b((ld|st|red|atom)\.global|cp\.async\.c)", line))
+
+
+def first_wait(ptx: str) -> int | None:
+    """How many lines come before the kernel waits for the one before it; None where it does not."""
+    return next((i for i, line in enumerate(ptx.splitlines()) if "griddepcontrol.wait" in line), None)
+
+
 def compiled(capability: int) -> Iterator[dict]:
     triton.runtime.driver.set_active(FakeDriver(capability))
     for op, cases in CASES.items():
@@ -147,6 +158,9 @@ def compiled(capability: int) -> Iterator[dict]:
                     "kernel": done.metadata.name,
                     "warps": done.metadata.num_warps,
                     "shared": done.metadata.shared,
+                    "overlaps": done.metadata.launch_pdl,
+                    "first_access": first_access(done.asm["ptx"]),
+                    "first_wait": first_wait(done.asm["ptx"]),
                     **resources(done.asm["cubin"]),
                     "seconds": round(time.perf_counter() - start, 2),
                 }

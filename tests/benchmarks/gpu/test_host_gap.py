@@ -28,6 +28,11 @@ def test_a_slow_device_never_waits_for_a_host_that_is_ahead(monkeypatch):
     assert after.idle_us[0] > 0 == ahead.idle_us[0]
 
 
+def test_too_few_tokens_are_refused(capsys):
+    assert main(["--num-tokens", "39"]) == 2
+    assert "--num-tokens must be at least 40, got 39" in capsys.readouterr().err
+
+
 def test_rows_of_steps_that_end_and_start(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(host_gap, "WARMUP", 4)
     monkeypatch.setattr(host_gap, "FORWARD_US", (0.0,))
