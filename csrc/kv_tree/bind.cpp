@@ -137,7 +137,8 @@ Evicts cached nodes, least recently used first, where blocks are short. Raises O
             R"(Removes the last num_dropped[i] tokens of each branch and replaces the counts[i] before them by `tokens`.
 
 For tokens that were appended as placeholders, before they were drawn. All of them must have been appended since the
-branch was opened, forked or cut, and one such token must stay. The tokens that stay keep their slots.)")
+branch was opened, forked or cut, and one such token must stay; so must those that `open` has found for another branch.
+The tokens that stay keep their slots.)")
         .def(
             "fork",
             [](KVTree& self, int32_t handle, int64_t n) {

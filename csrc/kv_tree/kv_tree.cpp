@@ -122,7 +122,12 @@ void KVTree::rewrite(Int32View handles, Int32View num_dropped, Int32View counts,
     check_rewrite(handles, num_dropped, counts, tokens);
     const int32_t* next = tokens.data;
     for (int64_t i = 0; i < handles.size; ++i) {
-        Node& node = nodes_[branch(handles[i]).node];
+        Branch& b = branch(handles[i]);
+        Node& node = nodes_[b.node];
+        if (num_dropped[i] == node.num_tokens) {
+            leave_node(b);
+            continue;
+        }
         if (num_dropped[i] > 0) shorten(node, node.num_tokens - num_dropped[i]);
         int32_t at = node.num_tokens - counts[i];
         int32_t block = counts[i] > 0 ? block_at(node, at / block_size_) : kNone;
@@ -143,7 +148,10 @@ void KVTree::check_rewrite(Int32View handles, Int32View num_dropped, Int32View c
         // Of the node's tokens those that open() found in the cache were not appended.
         const Node& node = nodes_[b.node];
         const int64_t own = is_growing_in_place(b) ? node.end() - std::max(node.start, b.num_reused) : 0;
-        if (num_dropped[i] < 0 || counts[i] < 0 || num_dropped[i] >= std::max<int64_t>(own, 1) ||
+        // The one that stays may stand at the end of the parent, where open() for another branch has split the node.
+        const bool has_more = !node.starts_at_cut && node.start > b.num_reused;
+        const int64_t most_dropped = has_more ? own : std::max<int64_t>(own - 1, 0);
+        if (num_dropped[i] < 0 || counts[i] < 0 || num_dropped[i] > most_dropped ||
             int64_t{num_dropped[i]} + counts[i] > own)
             reject("of the " + std::to_string(own) + " tokens appended to handle " + std::to_string(handles[i]) +
                    " since its last cut one must stay, got " + std::to_string(num_dropped[i]) +
@@ -291,6 +299,14 @@ void KVTree::append(Branch& branch, const int32_t* tokens, int32_t count) {
         count -= taken;
         used = 0;
     }
+}
+
+// Takes back all tokens of a node that the branch alone holds: it ends with the parent again.
+void KVTree::leave_node(Branch& branch) {
+    const int32_t node = branch.node;
+    branch.node = nodes_[node].parent;
+    acquire(branch.node);
+    release(node, false);
 }
 
 int32_t KVTree::block_at(const Node& node, int32_t index) const {

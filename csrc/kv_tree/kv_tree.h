@@ -57,7 +57,8 @@ public:
     // nothing changed.
     void extend(Int32View handles, Int32View counts, Int32View tokens);
     // Removes the last num_dropped[i] tokens of branch handles[i], and replaces the counts[i] before them by `tokens`.
-    // All must have been appended since the branch's last cut, and one such token must stay.
+    // All must have been appended since the branch's last cut, and one such token must stay. Those that open() has
+    // found for another branch must stay too.
     void rewrite(Int32View handles, Int32View num_dropped, Int32View counts, Int32View tokens);
     void fork(int32_t handle, int64_t num_children, int32_t* children);
     void cut(int32_t handle);
@@ -157,6 +158,7 @@ private:
     int64_t count_needed(Int32View handles, Int32View counts);
     void append(Branch& branch, const int32_t* tokens, int32_t count);
     void check_rewrite(Int32View handles, Int32View num_dropped, Int32View counts, Int32View tokens);
+    void leave_node(Branch& branch);
     int32_t block_at(const Node& node, int32_t index) const;  // the index-th of the node's own
     void shorten(Node& node, int32_t num_tokens);
     int32_t take_block();

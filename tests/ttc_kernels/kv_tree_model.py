@@ -155,10 +155,16 @@ class CheckedTree:
         path.slots += slots
 
     def num_own(self, handle: int) -> int:
-        """Tokens that the branch may take back, and one more."""
+        """Tokens that the branch may name again."""
         path = self.paths[handle]
         num_appended = len(path.tokens) - max(path.run.start, path.num_reused)
         return num_appended if self.is_growing_in_place(path) else 0
+
+    def most_dropped(self, handle: int) -> int:
+        """Tokens that the branch may take back: one that it has appended since its last cut stays."""
+        path, num_own = self.paths[handle], self.num_own(handle)
+        has_more = path.run.start > max([path.num_reused, *path.cuts])
+        return num_own if has_more else max(num_own - 1, 0)
 
     def rewrite(self, handles: list[int], num_dropped: list[int], tokens: list[list[int]]) -> None:
         counts = np.array([len(t) for t in tokens], np.int32)
@@ -171,6 +177,11 @@ class CheckedTree:
                 run[len(run) - len(new) :] = new
             for slots in (path.run.slots, path.slots):
                 del slots[len(slots) - num :]
+            if not path.run.tokens:
+                left, path.run = path.run, path.run.parent
+                left.handles.remove(handle)
+                path.run.handles.add(handle)
+                self.remove(left)
 
     def cut(self, handle: int) -> None:
         self.tree.cut(handle)

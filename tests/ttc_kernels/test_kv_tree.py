@@ -56,7 +56,7 @@ class KVTreeMachine(RuleBasedStateMachine):
     def rewrite(self, data: st.DataObject) -> None:
         handles = [handle for handle in self.draw_handles(data) if self.twin.num_own(handle)]
         num_own = [self.twin.num_own(handle) for handle in handles]
-        num_dropped = [data.draw(st.integers(0, own - 1)) for own in num_own]
+        num_dropped = [data.draw(st.integers(0, self.twin.most_dropped(handle))) for handle in handles]
         most = [own - num for own, num in zip(num_own, num_dropped, strict=True)]
         self.twin.rewrite(handles, num_dropped, [data.draw(TOKENS)[:num] for num in most])
 
@@ -179,6 +179,24 @@ def test_what_came_from_the_cache_cannot_be_rewritten():
     twin.fork(branch, 2)
     twin.extend([*twin.paths], [[1]] * 3)
     twin.check()
+
+
+def test_a_token_is_taken_back_where_another_branch_has_found_all_before_it():
+    twin = CheckedTree(8, 4)
+    (branch,) = twin.fork(twin.open([]), 1)
+    twin.extend([branch], [[1, 2, 3, 4, 5]])
+    twin.open([1, 2, 3, 4, 9])
+    free = twin.tree.num_free_blocks
+    with pytest.raises(ValueError, match="got 2 to drop and 0"):
+        twin.tree.rewrite(int32(branch), int32(2), int32(0), int32())
+    twin.rewrite([branch], [1], [[]])
+    assert twin.tree.tokens(branch).tolist() == [1, 2, 3, 4]
+    assert twin.tree.num_free_blocks == free + 1
+    twin.check()
+    twin.extend([branch], [[6, 7]])
+    twin.check()
+    with pytest.raises(ValueError, match="got 3 to drop and 0"):
+        twin.tree.rewrite(int32(branch), int32(3), int32(0), int32())
 
 
 def test_open_reuses_whole_blocks_from_the_start_of_the_prompt():
