@@ -9,10 +9,12 @@ import numpy as np
 
 from engine.runtime.requests import GenerateJob
 
+# Stands for a drawn token until it has been read. No prompt has it, so none is found in the KV tree by it.
+UNKNOWN = -1
 # Columns of one type share an array, so that they are gathered in one go.
 _INTS = (  # int32
     "handle",  # in the KV tree
-    "pending",  # last sampled token, not yet in the KV tree
+    "pending",  # last sampled token, not yet in the KV tree; UNKNOWN while a launch draws it
     "position",  # of the token to be sampled next
     "top_k",
     "count",  # tokens sampled in this extension
@@ -235,6 +237,7 @@ class DecodeTable:
         """Counts a token of each active row that a forward now draws, row i its i-th; returns what `launch` does."""
         active = self._active
         at = active.at.copy()
+        active.pending[:] = UNKNOWN
         active.chain[:] = active.indices
         active.at += self.num_rows
         active.positions += 1
@@ -256,6 +259,7 @@ class DecodeTable:
         self._reserve(int(counts.max(initial=0)) + 1)
         self.count[rows] = counts + 1
         self.position[rows] += 1
+        self.pending[rows] = UNKNOWN
         self.chain[rows] = np.arange(len(rows))
         return counts * np.int64(self.num_rows) + rows, counts + 1 >= self.max_count[rows]
 

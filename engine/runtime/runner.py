@@ -113,7 +113,7 @@ class Runner:
 
     def _forget_flights(self) -> None:
         """Leaves unread what no job waits for any more."""
-        if self.flights and not self._jobs():
+        if self.flights and not self.table.num_used and not self._jobs():
             self.flights.clear()
 
     def fail(self, request: Request, error: BaseException) -> None:
@@ -194,7 +194,7 @@ class Runner:
     def _reserve_decode(self) -> ActiveRows | None:
         """Appends the pending tokens of the rows to be decoded to the tree; suspends rows if the pool is full.
 
-        Where a forward still draws the token, another stands for it. No cached prefix is given up for such.
+        Where a forward still draws the token, UNKNOWN stands for it. No cached prefix is given up for such.
         """
         table = self.table
         while table.has_active:

@@ -1,11 +1,13 @@
 """A GPU's forwards are started before those before them have been read: the same results, the same tree."""
 
+import numpy as np
 import pytest
 import torch
 
 from engine.model import Placement, load_trunk_head, read_config
 from engine.runtime.executors import gpu
 from engine.runtime.executors.gpu import GPUExecutor
+from engine.runtime.requests import StopCondition
 from engine.types import Sampling
 
 from .builders import NAN, assert_idle, load_llm
@@ -175,3 +177,29 @@ def test_prefixes_stay_cached_for_tokens_that_may_be_taken_back(folders):
         runner.tick(64)
     assert {True, False} == set(found[1:])
     assert tree.num_cached_blocks < num_cached, "they are given up for what has to be kept"
+
+
+@pytest.mark.parametrize(("num_repeated", "rest"), [(15, [0, 7]), (16, [7])], ids=["all but one", "whole"])
+def test_a_prompt_that_begins_with_what_is_being_generated(folders, num_repeated, rest):
+    """It shares the blocks whose tokens are known, and the branch can still take its last token back."""
+    options = {"max_tokens": 30, "sampling": Sampling(temperature=1.2)}
+    prompt = [5 + i % 9 for i in range(16)]
+    alone = load(folders)
+    everything = alone.runner.stops.add(np.ones(alone.config.vocab_size, bool))
+    stop = StopCondition(everything, lambda _branch, tokens: "step" if len(tokens) == 17 else None)
+    want = alone.queue_generate(alone.open(prompt).fork(1), [1], stop=stop, **options)
+    alone.run(want)
+    repeated = [*prompt, *want.results[0].token_ids[:num_repeated], *rest]
+    want_logits = alone.next_logits([alone.open(repeated)])
+    for num_ticks in range(14, 20):  # those around the forward that fills the block
+        llm = load(folders)
+        llm.runner.stops.add(np.ones(llm.config.vocab_size, bool))
+        (branch,) = llm.open(prompt).fork(1)
+        request = llm.queue_generate([branch], [1], stop=stop, **options)
+        for _ in range(num_ticks):
+            llm.runner.tick()
+        later = llm.open(repeated)
+        torch.testing.assert_close(llm.next_logits([later]), want_logits, atol=1e-4, rtol=0)
+        llm.run(request)
+        assert request.results[0].token_ids == want.results[0].token_ids
+        llm.runner.tree.check_integrity()
