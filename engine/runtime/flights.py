@@ -46,8 +46,18 @@ class Flights:
         return [chunk.target for flight in self._flights for chunk, _ in flight.complete]
 
     def clear(self) -> None:
-        """Forgets them all."""
+        """Forgets them all.
+
+        Steps whose scores they would have read lose their KV, and so does what follows them: when one is wanted again
+        it is computed, and read, again.
+        """
+        runs = [run for flight in self._flights for chunk in flight.chunks for run in chunk.runs]
+        lost = {segment for segment, _, _ in runs if segment.score == [None]}
         self._flights.clear()
+        for segment in list(self.prefill.store.resident) if lost else ():  # an origin comes before what follows it
+            if segment in lost or segment.origin in lost:
+                lost.add(segment)
+                self.prefill.store.drop(segment)
 
     def launch(self, executor: Executor, active: ActiveRows | None, chunks: list[Chunk]) -> None:
         """Starts a forward of chunks, and of the decoding rows beside them."""

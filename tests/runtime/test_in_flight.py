@@ -104,3 +104,24 @@ def test_steps_that_are_being_read_are_waited_for(folders):
     for branch in (first, second, third, root):
         branch.close()
     assert_idle(prm.runner)
+
+
+def test_a_step_whose_reading_was_given_up_is_read_for_the_next_that_asks(folders):
+    """Its request fails in flight, and its branch stays open."""
+    prm = engine_of(folders, LateModel).prm
+    root = prm.open("1+2\n")
+    first, second, third = root.fork(3)
+    request = prm.queue_append_steps([first], [[[5, 6], [7, 3]]])
+    prm.runner.tick()
+    assert prm.runner.is_in_flight
+    prm.runner.fail(request, RuntimeError("given up"))
+    assert not prm.runner.is_in_flight
+    again = prm.queue_append_steps([second], [[[5, 6], [7, 3]]])
+    prm.run(again)
+    alone = engine_of(folders, LateModel).prm
+    want = alone.queue_append_steps([alone.open("1+2\n")], [[[5, 6], [7, 3]]])
+    alone.run(want)
+    assert again.scores[0] == pytest.approx(want.scores[0], abs=1e-6)
+    for branch in (first, second, third, root):
+        branch.close()
+    assert_idle(prm.runner)
