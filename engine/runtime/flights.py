@@ -112,7 +112,6 @@ class Flights:
         complete: list[tuple[Chunk, int]] = []
         for i, chunk in enumerate(chunks, start=num_decode):
             if chunk.is_complete:
-                self.prefill.complete(chunk.target)
                 if chunk.target.wants_logits:
                     read.append(i)
                 complete.append((chunk, len(read) - 1))
@@ -132,7 +131,10 @@ class Flights:
         pending = executor.launch(forward, self.decoding.stops.is_scored)
         if started:
             self.decoding.start(started)
-        return Flight(pending, chunks, owners, self.decoding.launch(rows) if pick else None, complete)
+        launch = self.decoding.launch(rows) if pick else None
+        for chunk, _ in complete:  # not before: if the forward cannot be started, their jobs have to be found
+            self.prefill.complete(chunk.target)
+        return Flight(pending, chunks, owners, launch, complete)
 
     def land(self) -> None:
         """Waits for the oldest forward in flight, hands out what has been read and finishes what has ended."""

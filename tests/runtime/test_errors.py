@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from engine.model import Placement
 from engine.search import BeamSearch, BestOfN, Lookahead, Majority
 
 from .builders import NAN, PROBLEMS, assert_idle, load_engine, load_llm, runners
@@ -105,4 +106,27 @@ def test_blocks_that_held_nan_are_used_again(folders):
         assert torch.equal(llm.next_logits(good[:1]), fresh.next_logits(good[1:]))
         for branch in good:
             branch.close()
+    assert_idle(llm.runner)
+
+
+@pytest.mark.parametrize("device", ["cpu", Placement(torch.device("cpu"), "native")], ids=["cpu", "the path of a GPU"])
+def test_a_forward_that_cannot_be_started(folders, device):
+    """All that waited for it get its error, and their branches can be used again."""
+    llm = load_llm(folders.policy, device=device)
+    executor = llm.runner.executor
+    launch = executor.launch
+
+    def fails(*_):
+        raise RuntimeError("no launch")
+
+    executor.launch = fails
+    branches = [llm.open("1+2\n") for _ in range(2)]
+    other = llm.queue_append(branches[:1], [[5, 6]])
+    with pytest.raises(RuntimeError, match="no launch"):
+        llm.next_logits(branches[1:])
+    assert isinstance(other.error, RuntimeError)
+    executor.launch = launch
+    assert torch.isfinite(llm.next_logits(branches)).all()
+    for branch in branches:
+        branch.close()
     assert_idle(llm.runner)
