@@ -76,7 +76,8 @@ class GPUExecutor:
         if self.transfers.is_gpu:
             self.stream = torch.cuda.Stream(device, priority=0 if parts.lm_head is None else -1)
             torch.cuda.synchronize(device)  # weights and pool were written on another stream
-        self.out = Outputs.of(parts, MAX_MIXED if parts.lm_head is not None else 0)
+        with self._on_stream():  # its memory is used again in the order of this stream
+            self.out = Outputs.of(parts, padded_size(MAX_MIXED) if parts.lm_head is not None else 0)
         self._marks: np.ndarray | None = None  # those in `out`
         self._steps: dict[StepKind, Step] = {}
 
@@ -90,7 +91,7 @@ class GPUExecutor:
 
     def launch(self, forward: Forward, marks: np.ndarray | None) -> Launched:
         """Implements `Executor.launch`."""
-        num = max(len(forward.plan.tokens), forward.num_drawn)
+        num = max(len(forward.plan.tokens), forward.num_drawn, len(forward.scored))
         with self._on_stream():
             self._prepare(padded_size(num) if forward.num_drawn else 0, marks)
             chain = forward.chain if forward.chain is not None and forward.chain.max() >= 0 else None

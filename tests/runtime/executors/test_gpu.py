@@ -129,3 +129,16 @@ def test_padded_sizes():
     assert [padded_size(n) for n in (1, 16, 17, 32, 33, 49, 65, 97, 129, 193, 256)] == [
         *(16, 16, 32, 32, 48, 64, 96, 128, 192, 256, 256)
     ]
+
+
+@pytest.mark.parametrize("num_scores", [40, 300], ids=["in a step", "op by op"])
+def test_more_scores_than_tokens(folders, num_scores):
+    """The same token's, as often as it is asked for."""
+    found = []
+    for device in ("cpu", NATIVE):
+        prm = load_llm(folders.prm, device=device)
+        request = prm.queue_append([prm.open("1+2\n")], [[5, 6]], score_at=[[0, 1] * (num_scores // 2)])
+        prm.run(request)
+        found.append(request.scores[0])
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    assert len(found[0]) == num_scores
