@@ -25,6 +25,13 @@ class Placement:
     products: str = "auto"
     """Who computes the matrix products of layers: "torch", "fused_linear", or "auto", which is by the rows on a GPU."""
 
+    def __post_init__(self):
+        """Raises UserError for products that there are not, and for fused ones of several ranks."""
+        if self.products not in ("auto", "torch", "fused_linear"):
+            raise UserError(f"products must be auto, torch or fused_linear, got {self.products!r}")
+        if self.products == "fused_linear" and self.ranks.size > 1:
+            raise UserError(f"products 'fused_linear' are of one rank alone, got {self.ranks.size} ranks")
+
     @property
     def is_native(self) -> bool:
         """Whether the ops run on the C++ kernels of a CPU."""

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.errors import UserError
+from engine.model.placement import Placement
 from engine.model.products import FusedProducts, products_of
 from engine.model.ranks import ALONE, Ranks
 from engine.model.unpacked import TorchDecoder
@@ -76,6 +78,18 @@ def test_who_has_fused_products():
         (64, torch.bfloat16),
     }
     assert set(chosen.values()) == {"fused_linear", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"products": "fused"}, "products must be auto, torch or fused_linear, got 'fused'"),
+        ({"products": "fused_linear", "ranks": Ranks(0, 2)}, "'fused_linear' are of one rank alone, got 2 ranks"),
+    ],
+)
+def test_products_that_cannot_be_had_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Placement(torch.device("cpu"), **options)
 
 
 def test_a_captured_graphs_scratch_stays_where_it_is():
