@@ -60,22 +60,17 @@ lint: setup
 demo: setup
 	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
 
-# The shipped models, from nothing; each step goes on where it was stopped. The PRM starts from the policy after
-# 20 M tokens more (a verifier that knows no more arithmetic than the policy can hardly correct it), which has then
-# learned to tell worked answers from the policy's samples.
+# The shipped models, from nothing; each step goes on where it was stopped.
 models: setup
 	$(BIN)/ttc train policy --out engine/home/policy
-	$(BIN)/ttc train policy --base home --num-tokens 20000000 --seed 1 --out out/prm_base --work out/train/prm_base
-	$(BIN)/ttc train discriminator --base out/prm_base
 	$(BIN)/ttc rollouts
-	$(BIN)/ttc train prm --base out/discriminator --out engine/home/prm
+	$(BIN)/ttc train prm --out engine/home/prm
 	$(BIN)/ttc train trunk-head --out engine/home/trunk_head
 	$(BIN)/ttc rollouts --num-questions 16000 --num-samples 16 --num-rollouts 0 --seed 11 --out out/attempts.jsonl
 	$(BIN)/ttc train revision --out engine/home/reviser
 	$(BIN)/ttc rollouts --policy engine/home/reviser --num-questions 2600 --num-samples 1 --num-attempts 8 \
 		--context 2 --num-rollouts 0 --seed 12 --out out/chains.jsonl
-	$(BIN)/ttc train orm --base out/discriminator --rollouts out/attempts.jsonl,out/chains.jsonl \
-		--num-epochs 1 --max-answers 4 --out engine/home/orm
+	$(BIN)/ttc train orm --rollouts out/attempts.jsonl,out/chains.jsonl --max-answers 4 --out engine/home/orm
 	$(BIN)/ttc calibrate --limit 600 --predictor score --pilot 2 --bins quantiles:8 --budgets 2,4,8,16,32 \
 		--strategies best-of-n,rebase
 	cp out/calibration.json engine/home/calibration.json
@@ -86,11 +81,10 @@ large: setup
 	$(BIN)/ttc train policy --hidden-size 256 --num-layers 12 --num-heads 8 --num-kv-heads 2 --bf16 \
 		--learning-rate 1e-3 --bf16-weights --out benchmarks/checkpoints/large --work out/train/large
 
-# The ORM of as many answers as the PRM that `python -m benchmarks.paper` compares it with; after `make models`, whose
-# discriminator it starts from.
+# The ORM of as many answers as the PRM that `python -m benchmarks.paper` compares it with.
 equal-orm: setup
 	$(BIN)/ttc rollouts --num-samples 4 --num-rollouts 0 --out out/equal.jsonl
-	$(BIN)/ttc train orm --base out/discriminator --rollouts out/equal.jsonl --max-answers 4 \
+	$(BIN)/ttc train orm --rollouts out/equal.jsonl --max-answers 4 \
 		--out benchmarks/checkpoints/equal_orm --work out/train/equal_orm
 
 wheel: setup

@@ -15,7 +15,7 @@ from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.model import resolve_device, resolve_folder
 from engine.tasks.chain import ChainConfig, config_from_options
-from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
+from engine.training.mixes import Rollouts
 from engine.training.orm import ORMRecipe, train_orm
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
@@ -28,7 +28,9 @@ Work = Annotated[str, option("Folder of the checkpoints that a stopped run goes 
 Overwrite = Annotated[bool, option("Drop the checkpoints in --work.", "--overwrite")]
 Device = Annotated[str, option("cpu or cuda.")]
 Policy = Annotated[str, option(field_docs(EngineConfig)["policy"])]
-Rollouts = Annotated[str, option("File that `ttc rollouts` wrote; several with commas between.")]
+Files = Annotated[
+    str, option("File that `ttc rollouts` wrote; several with commas between, or a mix: a.jsonl=0.3,b.jsonl=0.7.")
+]
 
 transformers.utils.logging.disable_progress_bar()  # stderr is for our own lines
 
@@ -64,27 +66,9 @@ def policy(
 
 
 @command(pairs=KNOBS)
-def discriminator(
-    recipe: DiscriminatorRecipe,
-    base: Annotated[str, option("Hugging Face folder of the decoder that it starts from.")] = "home",
-    policy: Annotated[str, option("Hugging Face folder of the policy whose samples it tells.")] = "home",
-    out: Out = "out/discriminator",
-    work: Work = "out/train/discriminator",
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-) -> None:
-    """Trains what `ttc train prm --base` may start from: it tells worked answers from the policy's samples."""
-    resolve_device(device)
-    figures = train_discriminator(
-        recipe, resolve_folder(base), resolve_folder(policy), _folder(out), Path(work), device, overwrite
-    )
-    typer.echo(f"discriminator trained, {_shown(figures)}: {out}")
-
-
-@command(pairs=KNOBS)
 def prm(
     recipe: PRMRecipe,
-    rollouts: Rollouts = ROLLOUTS,
+    rollouts: Files = ROLLOUTS,
     base: Annotated[str, option("Hugging Face folder whose weights it starts from.")] = "home",
     out: Out = "out/prm",
     work: Work = "out/train/prm",
@@ -94,14 +78,14 @@ def prm(
     """Trains the step verifier from rollouts; it starts from the policy's weights, or from --base."""
     resolve_device(device)
     folders = resolve_folder(base), _folder(out), Path(work)
-    figures = train_prm(_files(rollouts), *folders, recipe, device, overwrite)
-    typer.echo(f"prm trained, {_shown(figures)}: {out}")
+    figures = train_prm(_rollouts(rollouts), *folders, recipe, device, overwrite)
+    _say("prm", figures, out)
 
 
 @command(pairs=KNOBS)
 def orm(
     recipe: ORMRecipe,
-    rollouts: Rollouts = _ATTEMPTS,
+    rollouts: Files = _ATTEMPTS,
     base: Annotated[str, option("Hugging Face folder whose weights it starts from.")] = "home",
     out: Out = "out/orm",
     work: Work = "out/train/orm",
@@ -111,14 +95,14 @@ def orm(
     """Trains the verifier of whole answers, with and without earlier attempts before them."""
     resolve_device(device)
     folders = resolve_folder(base), _folder(out), Path(work)
-    figures = train_orm(_files(rollouts), *folders, recipe, device, overwrite)
-    typer.echo(f"orm trained, {_shown(figures)}: {out}")
+    figures = train_orm(_rollouts(rollouts), *folders, recipe, device, overwrite)
+    _say("orm", figures, out)
 
 
 @command(pairs=KNOBS)
 def trunk_head(
     recipe: TrunkHeadRecipe,
-    rollouts: Rollouts = ROLLOUTS,
+    rollouts: Files = ROLLOUTS,
     policy: Policy = "home",
     out: Out = "out/trunk_head",
     work: Work = "out/train/trunk_head",
@@ -128,15 +112,15 @@ def trunk_head(
     """Trains a score head on the frozen trunk of the policy, from rollouts."""
     resolve_device(device)
     figures = train_trunk_head(
-        _files(rollouts), resolve_folder(policy), _folder(out), Path(work), recipe, device, overwrite
+        _rollouts(rollouts), resolve_folder(policy), _folder(out), Path(work), recipe, device, overwrite
     )
-    typer.echo(f"trunk head trained, {_shown(figures)}: {out}")
+    _say("trunk head", figures, out)
 
 
 @command(pairs=KNOBS)
 def revision(
     recipe: RevisionRecipe,
-    rollouts: Rollouts = _ATTEMPTS,
+    rollouts: Files = _ATTEMPTS,
     base: Annotated[str, option("Hugging Face folder of the policy that it starts from.")] = "home",
     out: Out = "out/reviser",
     work: Work = "out/train/revision",
@@ -146,9 +130,9 @@ def revision(
     """Trains a policy to answer anew after attempts of its own, from `ttc rollouts --num-rollouts 0`."""
     resolve_device(device)
     figures = train_revision(
-        _files(rollouts), resolve_folder(base), _folder(out), Path(work), recipe, device, overwrite
+        _rollouts(rollouts), resolve_folder(base), _folder(out), Path(work), recipe, device, overwrite
     )
-    typer.echo(f"revision model trained, {_shown(figures)}: {out}")
+    _say("revision model", figures, out)
 
 
 def _folder(out: str) -> Path:
@@ -158,8 +142,34 @@ def _folder(out: str) -> Path:
     return Path(out)
 
 
-def _files(names: str) -> list[Path]:
-    return [Path(name) for name in names.split(",")]
+def _rollouts(names: str) -> Rollouts:
+    """The files of `a,b`, or with weights those of `a=0.3,b=0.7`. Raises UserError where some have none."""
+    pairs = [_weighted(part) for part in names.split(",")]
+    if not any(weight is not None for _, weight in pairs):
+        return [path for path, _ in pairs]
+    for path, weight in pairs:
+        if weight is None:
+            raise UserError(f"either all files have a weight or none has, got {str(path)!r} without one in {names!r}")
+        if [other for other, _ in pairs].count(path) > 1:
+            raise UserError(f"a file of a mix is named once, got {str(path)!r} twice in {names!r}")
+    return dict(pairs)
+
+
+def _weighted(part: str) -> tuple[Path, float | None]:
+    name, sign, number = part.rpartition("=")
+    if not sign or Path(part).exists():
+        return Path(part), None
+    try:
+        return Path(name), float(number)
+    except ValueError:
+        raise UserError(f"the weight of a file must be a number over 0, got {part!r}") from None
+
+
+def _say(what: str, figures: dict, out: str) -> None:
+    """The figures in a line each for the files of a mix, and one for all."""
+    for name, found in figures.pop("by_file", {}).items():
+        typer.echo(f"{name}: {_shown(found)}")
+    typer.echo(f"{what} trained, {_shown(figures)}: {out}")
 
 
 def _shown(figures: dict[str, float | str]) -> str:

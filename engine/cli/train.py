@@ -9,7 +9,6 @@ from engine.cli.options import lazy
 train_app = typer.Typer(help="Trains a model of the shipped set; a stopped run goes on.")
 for _name, _text in {
     "policy": "Trains the policy from nothing.",
-    "discriminator": "Trains what the step verifier may start from; needs no label.",
     "prm": "Trains the step verifier from rollouts.",
     "orm": "Trains the verifier of whole answers from labelled answers.",
     "trunk-head": "Trains the score head on the policy's trunk from rollouts.",

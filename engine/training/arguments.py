@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,23 +23,70 @@ def can_compile() -> bool:
     return shutil.which("g++") is not None
 
 
-def training_arguments(
-    work: Path, device: str, seed: int, learning_rate: float, *, bf16: bool | None = None, **options
-) -> TrainingArguments:
-    """Cosine decay, and a checkpoint in `work` every 500 steps; `options` are transformers' and override ours.
+@dataclass(frozen=True)
+class UpdatesRecipe:
+    """The options that trainings on the rows of `ttc rollouts` share."""
 
-    `bf16` is automatic mixed precision, by default on except on a CPU, where it pays off for wide models only.
-    Raises UserError for a seed that numpy does not take.
+    num_updates: int = 2000  # of the optimizer, each on one batch
+    tokens_per_step: int = 2048  # in a batch at most, padding included
+    learning_rate: float = 8e-4
+    warmup: int = 50  # updates over which the learning rate rises
+    decay: float = 0.3  # share of the updates over which the learning rate falls to a hundredth
+    held_out: float = 0.1  # share of questions kept for evaluation
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_updates", "tokens_per_step"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_schedule(self.decay, self.warmup)
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out must be within (0, 1), got {self.held_out}")
+
+    @property
+    def schedule(self) -> dict[str, int | float]:
+        """What `training_arguments` takes of a recipe."""
+        return {name: getattr(self, name) for name in ("seed", "learning_rate", "num_updates", "warmup", "decay")}
+
+
+def check_schedule(decay: float, warmup: int = 0) -> None:
+    """Raises UserError for what no learning rate can follow."""
+    if warmup < 0:
+        raise UserError(f"warmup must be at least 0, got {warmup}")
+    if not 0 <= decay <= 1:
+        raise UserError(f"decay must be within 0..1, got {decay}")
+
+
+def training_arguments(
+    work: Path,
+    device: str,
+    seed: int,
+    learning_rate: float,
+    *,
+    num_updates: int,
+    warmup: int = 100,
+    decay: float = 0.3,
+    bf16: bool | None = None,
+    **options,
+) -> TrainingArguments:
+    """Warm-up, a constant learning rate, and a linear decay to a hundredth over the last share of the updates.
+
+    There is a checkpoint in `work` after each eighth, and at most 500 updates apart; `options` are transformers' and
+    override ours. `bf16` is automatic mixed precision, by default on except on a CPU, where it pays off for wide
+    models only. Raises UserError for a seed that numpy does not take.
     """
     if not 0 <= seed < _MAX_SEED:
         raise UserError(f"seed must be within 0..{_MAX_SEED - 1}, got {seed}")
+    num_decay = round(decay * num_updates)
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=1,  # an item of our data sets is a whole batch
         per_device_eval_batch_size=1,
+        max_steps=num_updates,
         learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=100,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": num_decay, "decay_type": "linear", "min_lr_ratio": 0.01},
+        warmup_steps=min(warmup, num_updates - num_decay),  # or the decay would begin before it
         weight_decay=0.01,
         adam_beta2=0.98,
         max_grad_norm=1.0,
@@ -52,7 +100,7 @@ def training_arguments(
         disable_tqdm=True,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        **{"save_steps": 500, "save_total_limit": 2, **options},
+        **{"save_steps": min(500, -(-num_updates // 8)), "save_total_limit": 2, **options},
     )
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +37,12 @@ _STALE = ("*.safetensors", "*.safetensors.index.json", "generation_config.json",
 
 
 def made_of(
-    kind: str, recipe: Any, device: str, *, rollouts: Sequence[Path] = (), **models: Path | None
+    kind: str,
+    recipe: Any,
+    device: str,
+    *,
+    rollouts: Sequence[Path] | Mapping[Path, float] = (),  # or each with its weight
+    **models: Path | None,
 ) -> dict[str, object]:
     """All that a training's result depends on, as JSON values: its recipe, and the contents of files and models.
 
@@ -46,6 +51,7 @@ def made_of(
     stated = {"model": kind, "device": device, "recipe": asdict(recipe)}
     stated |= {name: checkpoint_digest(folder) for name, folder in models.items() if folder is not None}
     stated |= {"rollouts": [_file_digest(path) for path in rollouts]} if rollouts else {}
+    stated |= {"weights": list(rollouts.values())} if isinstance(rollouts, Mapping) else {}
     return json.loads(json.dumps(stated))
 
 

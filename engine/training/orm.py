@@ -7,13 +7,14 @@ of revisions judges an attempt together with those before it (section 6.1).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from engine.errors import UserError
 from engine.training.checkpoints import Checkpoints, made_of, save_model
+from engine.training.mixes import Rollouts, read_heaps
 from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, build_classifier, fit, read_rows
 
 
@@ -66,7 +67,7 @@ def encode_answer(row: dict, encoder: RowEncoder) -> tuple[list[int], list[float
 
 
 def train_orm(
-    rollouts: Sequence[Path],
+    rollouts: Rollouts,
     base: Path,
     out: Path,
     work: Path,
@@ -82,10 +83,10 @@ def train_orm(
     encoder = RowEncoder.of(base, recipe)
     if not encoder.end:
         raise UserError(f"an outcome verifier is read at the end of text, and config.json of {base} names none")
-    rows = choose_answers(read_rows(rollouts, recipe), recipe)
+    heaps = read_heaps(rollouts, lambda paths: choose_answers(read_rows(paths, recipe), recipe), recipe)
+    rows = [row for heap in heaps for row in heap.train + heap.held]
     model = build_classifier(base, recipe)
     checkpoints = Checkpoints(work, made_of("orm", recipe, device, base=base, rollouts=rollouts), overwrite)
-    figures = fit(model, rows, encode_answer, encoder, checkpoints, recipe, device)
+    figures = fit(model, heaps, encode_answer, encoder, checkpoints, recipe, device, judges="answers")
     save_model(out, model, encoder.tokenizer)
-    figures["held_out_answers"] = figures.pop("held_out_steps")
     return {"answers": len(rows), "with_a_history": sum(bool(row.get("history")) for row in rows), **figures}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from engine.errors import UserError
 from engine.tasks import chain
 from engine.tasks.tokenizer import build_tokenizer
-from engine.training.arguments import can_compile, load_base, run_trainer, training_arguments
+from engine.training.arguments import can_compile, check_schedule, load_base, run_trainer, training_arguments
 from engine.training.checkpoints import Checkpoints, made_of, save_model
 
 IGNORED = -100  # the label that transformers' loss skips
@@ -34,6 +34,7 @@ class PolicyRecipe:
     num_tokens: int = 20_000_000
     tokens_per_step: int = 6144
     learning_rate: float = 2e-3
+    decay: float = 0.3  # share of the updates over which the learning rate falls to a hundredth
     bf16: bool = False  # automatic mixed precision; weights stay fp32
     bf16_weights: bool = False  # write weights in bf16: half the file size
     seed: int = 0
@@ -42,6 +43,7 @@ class PolicyRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.tokens_per_step <= self.num_tokens:
             raise UserError(f"tokens_per_step must be within 1..{self.num_tokens}, got {self.tokens_per_step}")
+        check_schedule(self.decay)
 
     @property
     def num_steps(self) -> int:
@@ -127,9 +129,8 @@ def train_policy(
     if device == "cpu" and can_compile():
         # Compiled, plain attention takes two thirds of the time of torch's fused one at some hundred tokens (bf16).
         model.set_attn_implementation("eager")
-    arguments = training_arguments(
-        work, device, recipe.seed, recipe.learning_rate, bf16=recipe.bf16 or None, max_steps=recipe.num_steps
-    )
+    schedule = {"num_updates": recipe.num_steps, "decay": recipe.decay, "bf16": recipe.bf16 or None}
+    arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, **schedule)
     checkpoints = Checkpoints(work, made_of("policy", recipe, device, base=base), overwrite)
     run_trainer(Trainer, model, arguments, checkpoints, ChainBatches(tokenizer, recipe))
     model.config.use_cache = True  # the trainer turns it off

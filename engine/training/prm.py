@@ -17,6 +17,7 @@ from engine.files import write_atomically
 from engine.training.arguments import load_base
 from engine.training.checkpoints import Checkpoints, made_of, save_model
 from engine.training.labels import LABELS, harden_labels, pool_labels
+from engine.training.mixes import Heap, Rollouts, read_heaps
 from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, build_classifier, fit, read_rows
 
 
@@ -40,10 +41,10 @@ class PRMRecipe(VerifierRecipe):
 
 @dataclass(frozen=True)
 class TrunkHeadRecipe(PRMRecipe):
-    """Options of `ttc train trunk-head`: a linear head tolerates a higher learning rate and needs fewer epochs."""
+    """Options of `ttc train trunk-head`: a linear head tolerates a higher learning rate and larger batches."""
 
     num_extra_layers: int = 0
-    num_epochs: float = 2.0
+    num_updates: int = 1000
     tokens_per_step: int = 6144
     learning_rate: float = 5e-3
     dropout: float = 0.0
@@ -71,7 +72,7 @@ class TrunkProbe(nn.Module):
 
 
 def train_prm(
-    rollouts: Sequence[Path],
+    rollouts: Rollouts,
     base: Path,
     out: Path,
     work: Path,
@@ -81,18 +82,19 @@ def train_prm(
 ) -> dict:
     """Trains a two-label token classifier that starts from the weights of `base`; returns held-out figures.
 
-    `base` is a folder with a decoder and its tokenizer: the policy, or a stronger model with the same tokenizer.
+    `rollouts` are files as one heap, or each with its weight: pooled labels are then those of a file. `base` is a
+    folder with its tokenizer: the policy, another decoder, or a verifier to go on from, whose head is kept.
     """
     encoder = RowEncoder.of(base, recipe)
     model = build_classifier(base, recipe)
     checkpoints = Checkpoints(work, made_of("prm", recipe, device, base=base, rollouts=rollouts), overwrite)
-    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode_steps, encoder, checkpoints, recipe, device)
+    figures = fit(model, _heaps(rollouts, recipe), encode_steps, encoder, checkpoints, recipe, device)
     save_model(out, model, encoder.tokenizer)
     return figures
 
 
 def train_trunk_head(
-    rollouts: Sequence[Path],
+    rollouts: Rollouts,
     policy: Path,
     out: Path,
     work: Path,
@@ -106,10 +108,14 @@ def train_trunk_head(
     model = TrunkProbe(policy, recipe.dropout)
     encode = partial(encode_steps, shift=1)
     checkpoints = Checkpoints(work, made_of("trunk-head", recipe, device, policy=policy, rollouts=rollouts), overwrite)
-    figures = fit(model, read_steps_to_learn(rollouts, recipe), encode, encoder, checkpoints, recipe, device)
+    figures = fit(model, _heaps(rollouts, recipe), encode, encoder, checkpoints, recipe, device)
     head = {f"score.{name}": tensor.detach().contiguous() for name, tensor in model.score.named_parameters()}
     write_atomically(out / "model.safetensors", save(head))
     return figures
+
+
+def _heaps(rollouts: Rollouts, recipe: PRMRecipe) -> list[Heap]:
+    return read_heaps(rollouts, lambda paths: read_steps_to_learn(paths, recipe), recipe)
 
 
 def read_steps_to_learn(rollouts: Sequence[Path], recipe: PRMRecipe) -> list[dict]:

@@ -1,7 +1,8 @@
 """Trains a revision model on its own attempts and right answers (Snell et al. 2024, section 6.1 and appendix H).
 
 Trajectories are built from parallel samples: a right answer, preceded by k attempts at the same question, k uniform in
-0..4. Only the right answer is trained on. There are two ways to choose the attempts:
+0..4 or of given odds. Only the right answer is trained on. Each epoch draws other trajectories. There are two ways to
+choose the attempts:
 
 * "wrong", the paper's: wrong answers. The last one is the closest to the right answer by character edit distance, so
   that the model sees a mistake and its correction; the others are random.
@@ -12,50 +13,76 @@ Trajectories are built from parallel samples: a right answer, preceded by k atte
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from engine.errors import UserError
 from engine.prompts.histories import after_attempts
 from engine.runtime.vocabulary import Vocabulary
-from engine.training.arguments import can_compile, load_base, read_tokenizer, run_trainer, training_arguments
-from engine.training.batches import LengthBatches, check_tokens
+from engine.training.arguments import (
+    UpdatesRecipe,
+    can_compile,
+    load_base,
+    read_tokenizer,
+    run_trainer,
+    training_arguments,
+)
+from engine.training.batches import DrawnBatches, FixedBatches, Packing, Source, check_tokens
 from engine.training.checkpoints import Checkpoints, checkpoint_folders, is_whole, made_of, save_model
+from engine.training.mixes import Rollouts, mix_figures, read_heaps
 from engine.training.policy import IGNORED
 from engine.training.stepwise import read_stepwise
-from engine.training.verifier import split_questions
+
+_NUM_EVALUATIONS = 8
 
 
 @dataclass(frozen=True)
-class RevisionRecipe:
+class RevisionRecipe(UpdatesRecipe):
     """Options of `ttc train revision`; with the data of `make models`, the defaults give the shipped reviser."""
 
+    num_updates: int = 1500
+    tokens_per_step: int = 3072
+    learning_rate: float = 1e-3
+    held_out: float = 0.05
     max_attempts: int = 4  # before the right answer
+    attempt_weights: str = ""  # odds of 0, 1, ... attempts, e.g. 0.1,0.5,0.4; by default all are as likely
     attempts: str = "sampled"  # any samples; or "wrong", as in the paper, the closest last
-    max_right: int = 2  # right answers used per question; easy questions have many
-    num_epochs: float = 2.0
-    tokens_per_step: int = 6144
-    learning_rate: float = 5e-4
-    held_out: float = 0.05  # share of questions kept for evaluation
+    max_right: int = 2  # right answers used per question and epoch; easy questions have many
     bf16: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("max_attempts", 1), ("max_right", 1), ("tokens_per_step", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        super().__post_init__()
+        for name in ("max_attempts", "max_right"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.attempts not in ("wrong", "sampled"):
             raise UserError(f"attempts must be 'wrong' or 'sampled', got {self.attempts!r}")
-        if not 0 < self.held_out < 1:
-            raise UserError(f"held_out must be within (0, 1), got {self.held_out}")
-        if self.num_epochs <= 0:
-            raise UserError(f"num_epochs must be over 0, got {self.num_epochs}")
+        if len(self.odds) > self.max_attempts + 1:
+            raise UserError(
+                f"max_attempts is {self.max_attempts}, got attempt_weights {self.attempt_weights!r} for more"
+            )
+
+    @property
+    def odds(self) -> tuple[float, ...]:
+        """Of each number of attempts before the right answer. Raises UserError for what are no weights."""
+        if not self.attempt_weights:
+            return (1.0,) * (self.max_attempts + 1)
+        try:
+            odds = tuple(map(float, self.attempt_weights.split(",")))
+        except ValueError:
+            odds = ()
+        if not all(0 <= weight < math.inf for weight in odds) or not sum(odds) > 0:
+            raise UserError(f"attempt_weights must be numbers like 0.1,0.5,0.4, got {self.attempt_weights!r}")
+        return odds
 
 
 @dataclass(frozen=True)
@@ -115,11 +142,12 @@ def _attempt(row: dict, tokenizer: PreTrainedTokenizerFast) -> Attempt:
 
 
 def build_trajectories(
-    questions: Iterable[tuple[str, Sequence[Attempt]]], recipe: RevisionRecipe
+    questions: Iterable[tuple[str, Sequence[Attempt]]], recipe: RevisionRecipe, epoch: int = 0
 ) -> tuple[list[Trajectory], Counts]:
-    """Trajectories of all questions with a right answer. Wrong attempts with equal texts count as one."""
+    """Trajectories of all questions with a right answer, others in each epoch. Equal wrong attempts count as one."""
     trajectories: list[Trajectory] = []
     counts = Counts()
+    odds = recipe.odds
     for prompt, attempts in questions:
         counts.questions += 1
         distinct = list({attempt.text: attempt for attempt in attempts}.values())
@@ -128,10 +156,10 @@ def build_trajectories(
             counts.never_right += 1
             continue
         counts.never_wrong += not wrong
-        rng = random.Random(f"revision/{recipe.seed}/{prompt}")
+        rng = random.Random(f"revision/{recipe.seed}/{epoch}/{prompt}")
         right = [attempt for attempt in attempts if attempt.is_right]  # with repetitions
         for answer in rng.sample(right, min(recipe.max_right, len(right))):
-            num_attempts = rng.randint(0, recipe.max_attempts)
+            (num_attempts,) = rng.choices(range(len(odds)), odds)
             if recipe.attempts == "wrong":
                 history = _closest_last(answer, wrong, num_attempts, rng)
             else:
@@ -155,16 +183,50 @@ def _closest_last(
     return (*rng.sample(others, min(num_attempts - 1, len(others))), closest)
 
 
-def encode(trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Token ids of a trajectory, with the prompt before every attempt, and labels, IGNORED before the right answer."""
-    prompt = tokenizer(trajectory.prompt)["input_ids"]
-    ids = after_attempts(prompt, [attempt.token_ids for attempt in trajectory.attempts])
-    answer = list(trajectory.right.token_ids)
+def encode(
+    trajectory: Trajectory, tokenizer: PreTrainedTokenizerFast, context: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Token ids of a trajectory, with the prompt before every attempt, and labels, IGNORED before the right answer.
+
+    As in a search, the oldest attempts are left out if not all have room in the model's `context`.
+    """
+    prompt, answer = tokenizer(trajectory.prompt)["input_ids"], list(trajectory.right.token_ids)
+    attempts = [attempt.token_ids for attempt in trajectory.attempts]
+    while attempts and context is not None and len(after_attempts(prompt, attempts)) + len(answer) > context:
+        attempts = attempts[1:]
+    ids = after_attempts(prompt, attempts)
     return ids + answer, [IGNORED] * len(ids) + answer
 
 
+@dataclass(frozen=True)
+class TrajectoryEncoder:
+    """Makes what is trained on of questions with a right answer."""
+
+    tokenizer: PreTrainedTokenizerFast
+    recipe: RevisionRecipe
+    context: int  # tokens
+    vocabulary: Vocabulary
+
+    def check(self, questions: Iterable[tuple[str, Sequence[Attempt]]]) -> None:
+        """Raises UserError for tokens that the model has no row for, or right answers that exceed its context."""
+        for prompt, attempts in questions:
+            prompt_ids = self.tokenizer(prompt)["input_ids"]
+            for attempt in attempts:
+                check_tokens([*prompt_ids, *attempt.token_ids], prompt, self.vocabulary)
+                num_tokens = len(prompt_ids) + len(attempt.token_ids)
+                if attempt.is_right and num_tokens > self.context:
+                    raise UserError(
+                        f"the answer to {prompt[:60]!r} has {num_tokens} tokens, over the context of {self.context}"
+                    )
+
+    def rows(self, questions: Iterable[tuple[str, Sequence[Attempt]]], epoch: int = 0) -> list[tuple]:
+        """Token ids and labels of the trajectories of an epoch."""
+        trajectories, _ = build_trajectories(questions, self.recipe, epoch)
+        return [encode(trajectory, self.tokenizer, self.context) for trajectory in trajectories]
+
+
 def train_revision(
-    rollouts: Sequence[Path],
+    rollouts: Rollouts,
     base: Path,
     out: Path,
     work: Path,
@@ -174,37 +236,28 @@ def train_revision(
 ) -> dict:
     """Fine-tunes `base`, a folder with a causal decoder and its tokenizer, and writes a Hugging Face folder to `out`.
 
-    There are four evaluations per epoch. The checkpoint of the one after the lowest held-out loss is kept, or the
-    last (appendix H keeps one slightly after the loss starts to rise, because that loss is off-policy). Resumes from
+    There are eight evaluations. The checkpoint of the one after the lowest held-out loss is kept, or the last
+    (appendix H keeps one slightly after the loss starts to rise, because that loss is off-policy). Resumes from
     the last checkpoint in `work`. Returns held-out figures and statistics of the data. Raises UserError for rollouts
-    without trajectories to train on, or trajectories that exceed the base's context.
+    without trajectories to train on, or answers that exceed the base's context.
     """
     tokenizer = read_tokenizer(base)
-    trajectories, counts = build_trajectories(read_attempts(rollouts, tokenizer), recipe)
-    rows = [{"prompt": each.prompt, "trajectory": each} for each in trajectories]
-    train, held = split_questions(rows, recipe.held_out, recipe.seed) if rows else ([], [])
-    if not train:
-        raise UserError(f"{', '.join(map(str, rollouts))} holds nothing to train on: {counts}")
+    found: list[Counts] = []
+    heaps = read_heaps(rollouts, lambda paths: _learnable(paths, tokenizer, recipe, found), recipe, itemgetter(0))
     model = load_base(AutoModelForCausalLM, base)
     if device == "cpu" and can_compile():
         model.set_attn_implementation("eager")  # see train_policy
-    limits = model.config.max_position_embeddings, Vocabulary(tokenizer.backend_tokenizer, model.config.vocab_size)
-    batches = [_batches(part, tokenizer, recipe, *limits) for part in (train, held)]
-    steps_each = max(1, len(batches[0]) // 4)
-    arguments = training_arguments(
-        work,
-        device,
-        recipe.seed,
-        recipe.learning_rate,
-        bf16=recipe.bf16 or None,
-        num_train_epochs=recipe.num_epochs,
-        eval_strategy="steps",
-        eval_steps=steps_each,
-        save_steps=steps_each,
-        save_total_limit=None,
-    )
+    vocabulary = Vocabulary(tokenizer.backend_tokenizer, model.config.vocab_size)
+    encoder = TrajectoryEncoder(tokenizer, recipe, model.config.max_position_embeddings, vocabulary)
+    for heap in heaps:
+        encoder.check(heap.train + heap.held)
+    packing = Packing.of(tokenizer, recipe.tokens_per_step, IGNORED)
+    sources = [Source(partial(encoder.rows, heap.train), heap.weight) for heap in heaps]
+    batches = DrawnBatches(sources, packing, recipe.num_updates, recipe.seed)
+    held = [encoder.rows(heap.held) for heap in heaps]
     checkpoints = Checkpoints(work, made_of("revision", recipe, device, base=base, rollouts=rollouts), overwrite)
-    run_trainer(Trainer, model, arguments, checkpoints, *batches)
+    everything = FixedBatches([row for rows in held for row in rows], packing)
+    run_trainer(Trainer, model, _arguments(work, device, recipe), checkpoints, batches, everything)
     losses = held_out_losses(work)
     step = chosen_step(losses)
     if not is_whole(chosen := work / f"checkpoint-{step}"):
@@ -212,23 +265,39 @@ def train_revision(
     model = AutoModelForCausalLM.from_pretrained(chosen, dtype=torch.float32, use_safetensors=True)
     model.config.use_cache = True  # the trainer turns it off
     save_model(out, model, tokenizer)
-    return {"data": str(counts), "held_out_loss": losses[step], "step": step, "of_steps": max(losses)}
+    model.to(device)
+    figures = mix_figures(
+        heaps, batches, held, lambda rows: {"held_out_loss": _loss(model, FixedBatches(rows, packing))}
+    )
+    return {"data": "; ".join(map(str, found)), **figures, "step": step, "of_steps": max(losses)}
 
 
-def _batches(
-    rows: Sequence[dict],
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: RevisionRecipe,
-    context: int,
-    vocabulary: Vocabulary,
-) -> LengthBatches:
-    encoded = [encode(row["trajectory"], tokenizer) for row in rows]
-    for (ids, _), row in zip(encoded, rows, strict=True):
-        check_tokens(ids, row["prompt"], vocabulary)
-    longest = max(len(ids) for ids, _ in encoded)
-    if longest > context:
-        raise UserError(f"a trajectory has {longest} tokens, over the context of {context}: take fewer max_attempts")
-    return LengthBatches(encoded, tokenizer, no_label=IGNORED, tokens_per_step=recipe.tokens_per_step, seed=recipe.seed)
+def _learnable(
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast, recipe: RevisionRecipe, found: list[Counts]
+) -> list[tuple[str, list[Attempt]]]:
+    """The questions of some files that have a right answer; appends statistics of all. Raises UserError for none."""
+    questions = read_attempts(paths, tokenizer)
+    found.append(build_trajectories(questions, recipe)[1])
+    learnable = [question for question in questions if any(attempt.is_right for attempt in question[1])]
+    if not learnable:
+        raise UserError(f"{', '.join(map(str, paths))} holds nothing to train on: {found[-1]}")
+    return learnable
+
+
+def _arguments(work: Path, device: str, recipe: RevisionRecipe) -> TrainingArguments:
+    every = -(-recipe.num_updates // _NUM_EVALUATIONS)
+    often = {"eval_strategy": "steps", "eval_steps": every, "save_steps": every, "save_total_limit": None}
+    return training_arguments(work, device, **recipe.schedule, bf16=recipe.bf16 or None, **often)
+
+
+@torch.no_grad()
+def _loss(model: PreTrainedModel, batches: FixedBatches) -> float:
+    """The mean over batches, as transformers' Trainer evaluates it."""
+    model.eval()
+    losses = [
+        model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss.item() for batch in batches
+    ]
+    return sum(losses) / len(losses)
 
 
 def held_out_losses(work: Path) -> dict[int, float]:

@@ -5,14 +5,13 @@ The loss is binary cross-entropy against the share of right rollouts (Snell et a
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,9 +25,10 @@ from engine.errors import UserError
 from engine.model import read_config, read_raw_config
 from engine.prompts.histories import after_attempts
 from engine.runtime.vocabulary import Vocabulary
-from engine.training.arguments import load_base, read_tokenizer, run_trainer, training_arguments
-from engine.training.batches import LengthBatches, check_tokens
+from engine.training.arguments import UpdatesRecipe, load_base, read_tokenizer, run_trainer, training_arguments
+from engine.training.batches import DrawnBatches, FixedBatches, Packing, Source, check_tokens
 from engine.training.checkpoints import Checkpoints
+from engine.training.mixes import Heap, mix_figures
 from engine.training.stepwise import check_format, read_steps
 from engine.verifiers.figures import auc, auc_within
 
@@ -36,28 +36,20 @@ UNLABELLED = -1.0
 
 
 @dataclass(frozen=True)
-class VerifierRecipe:
+class VerifierRecipe(UpdatesRecipe):
     """The options that trainings of verifiers share."""
 
     num_extra_layers: int = 0  # on top of the base's; initialised to add nothing
-    num_epochs: float = 3.0
-    tokens_per_step: int = 6144
-    learning_rate: float = 3e-4
     dropout: float = 0.05  # on the head's input
-    held_out: float = 0.1  # share of questions kept for evaluation
-    seed: int = 0
     format: str = "stepwise"  # of the rollouts: one of engine.training.stepwise.FORMATS
     neutral: str | None = None  # "good" or "bad": what PRM800K's rating 0 means
     step_separator: str | None = None  # ends the steps of formats that leave it out
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_format(self.format, self.neutral, self.step_separator)
-        if not 0 < self.held_out < 1:
-            raise UserError(f"held_out must be within (0, 1), got {self.held_out}")
         if self.num_extra_layers < 0:
             raise UserError(f"num_extra_layers must be at least 0, got {self.num_extra_layers}")
-        if self.num_epochs <= 0:
-            raise UserError(f"num_epochs must be over 0, got {self.num_epochs}")
         if not 0 <= self.dropout <= 1:
             raise UserError(f"dropout must be within [0, 1], got {self.dropout}")
 
@@ -128,18 +120,6 @@ class StepTrainer(Trainer):
         loss = step_loss(outputs["logits"], labels)
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        with torch.no_grad():
-            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
-
-
-def split_questions(rows: Sequence[dict], held_out: float, seed: int) -> tuple[list[dict], list[dict]]:
-    """(training, held-out) rows; all answers to a question are on the same side."""
-    prompts = sorted({row["prompt"] for row in rows})
-    random.Random(seed).shuffle(prompts)
-    kept = set(prompts[: max(1, round(held_out * len(prompts)))])
-    return [row for row in rows if row["prompt"] not in kept], [row for row in rows if row["prompt"] in kept]
-
 
 def build_classifier(base: Path, recipe: VerifierRecipe) -> PreTrainedModel:
     """The base's trunk with extra layers and a two-label head: the base's own if it has one, else a new one.
@@ -170,66 +150,71 @@ def read_rows(rollouts: Sequence[Path], recipe: VerifierRecipe) -> list[dict]:
     return [row for path in rollouts for row in read_steps(path, recipe.format, **options)]
 
 
+@dataclass(frozen=True)
+class JudgedRow:
+    """A labelled answer and the verifier's log odds, both of all labelled places."""
+
+    question: str
+    odds: tuple[float, ...]
+    labels: tuple[float, ...]
+
+
 def fit(
     model: nn.Module,  # from token ids to logits (batch, length, 1 or 2)
-    rows: Sequence[dict],  # labelled answers
+    heaps: Sequence[Heap],  # of labelled answers
     encode: Encode,
     encoder: RowEncoder,
     checkpoints: Checkpoints,
     recipe: VerifierRecipe,
     device: str,
-) -> dict[str, float]:
-    """Trains on the rows, a share of the questions held out, and returns figures on these.
+    judges: str = "steps",  # or "answers"
+) -> dict:
+    """Trains on all but the held-out rows, and returns figures of these; if there are several heaps, of each too.
 
-    Resumes from the last checkpoint. Raises UserError if all rows are of one question, or if one has more
-    tokens than the model's context.
+    Resumes from the last checkpoint. Raises UserError for a row with more tokens than the model's context.
     """
-    train_rows, held_rows = split_questions(rows, recipe.held_out, recipe.seed)
-    if not train_rows:
-        raise UserError(f"the rows are of one question only, {held_rows[0]['prompt']!r}: nothing is left to train on")
-    train, held = (_batches(part, encode, encoder, recipe) for part in (train_rows, held_rows))
-    options = {"num_train_epochs": recipe.num_epochs}
-    arguments = training_arguments(checkpoints.folder, device, recipe.seed, recipe.learning_rate, **options)
-    trainer = run_trainer(StepTrainer, model, arguments, checkpoints, train, held)
-    figures = held_out_figures(model, held, device)
-    return {"held_out_loss": trainer.evaluate()["eval_loss"], **figures}
+    heaps = [heap.map(lambda rows: _encoded(rows, encode, encoder)) for heap in heaps]
+    packing = Packing.of(encoder.tokenizer, recipe.tokens_per_step, UNLABELLED)
+    sources = [Source(lambda _, rows=heap.train: rows, heap.weight) for heap in heaps]
+    batches = DrawnBatches(sources, packing, recipe.num_updates, recipe.seed)
+    arguments = training_arguments(checkpoints.folder, device, **recipe.schedule)
+    run_trainer(StepTrainer, model, arguments, checkpoints, batches)
+    held = [list(judged_rows(model, FixedBatches(heap.held, packing), device)) for heap in heaps]
+    return mix_figures(heaps, batches, held, partial(held_out_figures, judges=judges))
 
 
-def _batches(rows: Sequence[dict], encode: Encode, encoder: RowEncoder, recipe: VerifierRecipe) -> LengthBatches:
+def _encoded(rows: Sequence[dict], encode: Encode, encoder: RowEncoder) -> list[tuple]:
     encoded = [(*encode(row, encoder), row["prompt"]) for row in rows]
     for ids, _, prompt in encoded:
         check_tokens(ids, prompt, encoder.vocabulary)
-    longest, most = max(len(ids) for ids, *_ in encoded), encoder.max_positions
+    longest, most = max((len(ids) for ids, *_ in encoded), default=0), encoder.max_positions
     if longest > most:
         raise UserError(f"an answer with its prompt has {longest} tokens, the context of the model holds {most}")
-    options = {"tokens_per_step": recipe.tokens_per_step, "seed": recipe.seed}
-    return LengthBatches(encoded, encoder.tokenizer, no_label=UNLABELLED, **options)
+    return encoded
 
 
 @torch.no_grad()
-def held_out_figures(model: nn.Module, batches: Dataset, device: str) -> dict[str, float]:
-    """Figures of held-out labels: their mean and entropy (the least loss possible), and the model's AUC.
-
-    If the batches name the question of every row, also the mean AUC within questions.
-    """
+def judged_rows(model: nn.Module, batches: FixedBatches, device: str) -> Iterator[JudgedRow]:
+    """Every row of the batches with the model's log odds."""
     model.eval()
-    odds, labels = [], []
-    for index in range(len(batches)):
-        batch = batches[index]
-        logits = model(input_ids=batch["input_ids"].to(device))["logits"].float().cpu()
-        mask = batch["labels"] != UNLABELLED
-        odds.append(log_odds(logits)[mask])
-        labels.append(batch["labels"][mask])
-    score, label = torch.cat(odds), torch.cat(labels)
-    is_good = label >= 0.5
-    figures = {
-        "held_out_steps": len(label),
-        "mean_label": label.mean().item(),
-        "label_entropy": nn.functional.binary_cross_entropy(label, label).item(),
-        "auc": auc(score.numpy(), is_good.numpy()),
+    for batch in batches.batches:
+        ids = batches.packing.tensors(batch)["input_ids"].to(device)
+        odds = log_odds(model(input_ids=ids)["logits"].float()).tolist()
+        for (_, labels, question), scores in zip(batch, odds, strict=True):
+            marks = [place for place, label in enumerate(labels) if label != UNLABELLED]
+            yield JudgedRow(question, *(tuple(run[place] for place in marks) for run in (scores, labels)))
+
+
+def held_out_figures(rows: Sequence[JudgedRow], judges: str = "steps") -> dict[str, float]:
+    """The loss, the labels' number, mean and entropy (the least loss possible), and the areas over all labels."""
+    odds, labels = (torch.tensor([each for row in rows for each in getattr(row, name)]) for name in ("odds", "labels"))
+    questions = [row.question for row in rows for _ in row.labels]
+    is_good = labels >= 0.5
+    return {
+        "held_out_loss": nn.functional.binary_cross_entropy_with_logits(odds, labels).item(),
+        f"held_out_{judges}": len(labels),
+        "mean_label": labels.mean().item(),
+        "label_entropy": nn.functional.binary_cross_entropy(labels, labels).item(),
+        "auc": auc(odds.numpy(), is_good.numpy()),
+        "auc_within_questions": auc_within(odds.numpy(), is_good.numpy(), questions),
     }
-    if isinstance(batches, LengthBatches):
-        rows = [row for batch in batches.batches for row in batch]
-        questions = [prompt for _, marks, prompt in rows for mark in marks if mark != UNLABELLED]
-        figures["auc_within_questions"] = auc_within(score.numpy(), is_good.numpy(), questions)
-    return figures

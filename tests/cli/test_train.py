@@ -11,7 +11,6 @@ from engine.cli.options import command
 from engine.cli.recipes import KNOBS
 from engine.commands import run_app
 from engine.results import journal_path
-from engine.training.discriminator import DiscriminatorRecipe
 from engine.training.orm import ORMRecipe
 from engine.training.policy import PolicyRecipe
 from engine.training.prm import PRMRecipe
@@ -35,7 +34,7 @@ def parsed(recipe_class: type, arguments: list[str]) -> object:
     return recipes[0]
 
 
-@pytest.mark.parametrize("recipe_class", [PolicyRecipe, DiscriminatorRecipe, PRMRecipe, ORMRecipe, RolloutRecipe])
+@pytest.mark.parametrize("recipe_class", [PolicyRecipe, PRMRecipe, ORMRecipe, RolloutRecipe])
 def test_every_field_of_a_recipe_is_an_option(recipe_class):
     default = recipe_class()
     assert parsed(recipe_class, []) == default
@@ -69,9 +68,6 @@ def test_the_problems_of_a_policy_have_knobs():
         (["train", "policy", "--data", "colour=3"], ["no option 'colour'"]),
         (["train", "policy", "--device", "abacus"], ["device", "'abacus'"]),
         (["train", "policy", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
-        (["train", "discriminator", "--policy", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
-        (["train", "discriminator", "--temperature", "0"], ["temperature", "got 0.0"]),
-        (["train", "discriminator", "--num-extra-layers", "0"], ["num_extra_layers", "got 0"]),
         (["train", "prm", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
         (["train", "prm", "--held-out", "2"], ["held_out", "got 2.0"]),
         (["train", "trunk-head", "--num-extra-layers", "1"], ["adds no layers", "num_extra_layers 1"]),

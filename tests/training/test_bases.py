@@ -12,7 +12,6 @@ from transformers import AutoModel
 
 from engine.errors import UserError
 from engine.training.arguments import load_base
-from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
 from engine.training.orm import ORMRecipe, train_orm
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
@@ -22,7 +21,6 @@ from tests.tiny import tiny_policy
 
 TRAININGS = {
     "policy": lambda base, rows, *to: train_policy(PolicyRecipe(), *to, base=base),
-    "discriminator": lambda base, rows, *to: train_discriminator(DiscriminatorRecipe(), base, base, *to),
     "prm": lambda base, rows, *to: train_prm([rows], base, *to, PRMRecipe()),
     "orm": lambda base, rows, *to: train_orm([rows], base, *to, ORMRecipe()),
     "trunk-head": lambda base, rows, *to: train_trunk_head([rows], base, *to, TrunkHeadRecipe()),

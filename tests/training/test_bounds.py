@@ -5,9 +5,9 @@ import pytest
 from engine import Engine
 from engine.errors import UserError
 from engine.training.arguments import read_tokenizer, training_arguments
-from engine.training.discriminator import DiscriminatorRecipe
 from engine.training.policy import PolicyRecipe
 from engine.training.prm import PRMRecipe
+from engine.training.revision import RevisionRecipe
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,15 @@ from engine.training.prm import PRMRecipe
     [
         (lambda path: PRMRecipe(dropout=2), r"dropout must be within \[0, 1\], got 2"),
         (lambda path: PolicyRecipe(num_tokens=0), "tokens_per_step must be within 1..0, got 6144"),
-        (lambda path: DiscriminatorRecipe(num_tokens=5), "tokens_per_step must be within 1..5, got 6144"),
-        (lambda path: training_arguments(path, "cpu", -1, 1e-3), "seed must be within 0..4294967295, got -1"),
+        (lambda path: PolicyRecipe(decay=1.5), "decay must be within 0..1, got 1.5"),
+        (lambda path: PRMRecipe(num_updates=0), "num_updates must be at least 1, got 0"),
+        (lambda path: PRMRecipe(tokens_per_step=0), "tokens_per_step must be at least 1, got 0"),
+        (lambda path: PRMRecipe(warmup=-1), "warmup must be at least 0, got -1"),
+        (lambda path: RevisionRecipe(decay=-0.1), "decay must be within 0..1, got -0.1"),
+        (
+            lambda path: training_arguments(path, "cpu", -1, 1e-3, num_updates=1),
+            "seed must be within 0..4294967295, got -1",
+        ),
         (lambda path: read_tokenizer(path), "the tokenizer of .* cannot be read"),
         (lambda path: Engine.load(max_batch=10**18), "max_batch must be at most 65536, got 10{18}"),
     ],

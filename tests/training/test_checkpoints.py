@@ -22,7 +22,6 @@ from engine.tasks.chain import ChainConfig
 from engine.tasks.tokenizer import build_tokenizer
 from engine.training import arguments
 from engine.training.checkpoints import Checkpoints, checkpoint_folders, is_whole, save_model
-from engine.training.discriminator import DiscriminatorRecipe, train_discriminator
 from engine.training.orm import ORMRecipe, train_orm
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
@@ -37,9 +36,8 @@ SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """Compiling takes longer than these trainings, and so do a discriminator's figures."""
+    """Compiling takes longer than these trainings."""
     monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
-    monkeypatch.setattr("engine.training.discriminator._HELD_OUT_TOKENS", 8192)
 
 
 def recipe(**changes) -> PolicyRecipe:
@@ -59,15 +57,10 @@ def write_rollouts(file: Path, right: float = 1.0) -> Path:
 
 TRAININGS = {
     "policy": (train_policy, PolicyRecipe, recipe()),
-    "discriminator": (
-        train_discriminator,
-        DiscriminatorRecipe,
-        DiscriminatorRecipe(num_tokens=12288, data=SHORT),
-    ),
-    "prm": (train_prm, PRMRecipe, PRMRecipe(num_epochs=0.1)),
-    "orm": (train_orm, ORMRecipe, ORMRecipe(num_epochs=0.1)),
-    "trunk-head": (train_trunk_head, TrunkHeadRecipe, TrunkHeadRecipe(num_epochs=0.1)),
-    "revision": (train_revision, RevisionRecipe, RevisionRecipe(tokens_per_step=64)),
+    "prm": (train_prm, PRMRecipe, PRMRecipe(num_updates=2)),
+    "orm": (train_orm, ORMRecipe, ORMRecipe(num_updates=2)),
+    "trunk-head": (train_trunk_head, TrunkHeadRecipe, TrunkHeadRecipe(num_updates=2)),
+    "revision": (train_revision, RevisionRecipe, RevisionRecipe(num_updates=2, tokens_per_step=64)),
 }
 
 
@@ -104,7 +97,7 @@ def test_checkpoints_of_another_training_are_refused(tmp_path, kind):
         (faster, {}, f"recipe.learning_rate was {made.learning_rate}, now 0.125"),
         (made, {"base": "other_base"}, "(base|policy) was"),
     ]
-    if kind not in ("policy", "discriminator"):
+    if kind != "policy":
         refusals.append((made, {"rollouts": "other_rollouts"}, "rollouts was"))
     for changed, options, words in refusals:
         with pytest.raises(ValueError, match=rf"another training: {words}.*--overwrite\)") as caught:
@@ -262,7 +255,7 @@ def test_nothing_is_written_into_the_package_unless_it_is_named():
     """Neither `ttc train` nor the commands that make its data, and the calibration, have a default there."""
     package = Path(engine.__file__).parent
     outs = [CalibrateOutput().out, RolloutsOutput().out]
-    for command in ("policy", "discriminator", "prm", "orm", "trunk_head", "revision"):
+    for command in ("policy", "prm", "orm", "trunk_head", "revision"):
         parameters = inspect.signature(getattr(recipes, command)).parameters
         outs += [parameters[name].default for name in ("out", "work")]
     assert len(set(outs)) == len(outs)

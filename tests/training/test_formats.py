@@ -153,7 +153,7 @@ def test_a_prm_is_trained_on_other_formats(ttc, models, tmp_path, monkeypatch):
     monkeypatch.setattr("engine.training.arguments.shutil.which", lambda name: None)  # compiling takes longer
     rows = [{**PRM800K, "question": {"problem": f"2+{n}*4?"}} for n in range(10)]
     train = ["train", "prm", "--base", models.policy, "--rollouts", write(tmp_path / "rows.jsonl", *rows)]
-    train += ["--format", "prm800k", "--num-epochs", "1", "--held-out", "0.5"]
+    train += ["--format", "prm800k", "--num-updates", "2", "--held-out", "0.5"]
     lines = []
     for number, more in enumerate((["good"], ["bad"], ["good", "--step-separator", "|"])):
         out, work = tmp_path / f"prm{number}", tmp_path / f"work{number}"

@@ -137,7 +137,11 @@ def test_the_checkpoint_after_the_lowest_loss_is_kept():
         ({"tokens_per_step": 0}, "tokens_per_step must be at least 1, got 0"),
         ({"attempts": "right"}, "attempts must be 'wrong' or 'sampled', got 'right'"),
         ({"held_out": 1.0}, "held_out must be within .0, 1., got 1.0"),
-        ({"num_epochs": 0.0}, "num_epochs must be over 0, got 0.0"),
+        ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
+        ({"attempt_weights": "0.1,some"}, "attempt_weights must be numbers like .*, got '0.1,some'"),
+        ({"attempt_weights": "0,0"}, "attempt_weights must be numbers like .*, got '0,0'"),
+        ({"attempt_weights": "1,-1,2"}, "attempt_weights must be numbers like .*, got '1,-1,2'"),
+        ({"attempt_weights": "1,1,1", "max_attempts": 1}, "max_attempts is 1, got attempt_weights '1,1,1' for more"),
     ],
 )
 def test_bad_options(options, message):
@@ -168,13 +172,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.usefixtures("_uncompiled")
 def test_a_stopped_training_of_a_reviser_ends_as_an_undisturbed_one(tmp_path):
     file, base = rollouts(tmp_path), tiny_policy(tmp_path / "base")
-    recipe = RevisionRecipe(tokens_per_step=128, num_epochs=2.0, learning_rate=5e-3, held_out=0.2)
+    recipe = RevisionRecipe(tokens_per_step=128, num_updates=32, learning_rate=5e-3, held_out=0.2)
     work = tmp_path / "work"
     figures = train_revision([file], base, tmp_path / "whole", work, recipe)
     losses = held_out_losses(work)
-    assert len(losses) >= 8  # four evaluations an epoch
+    assert list(losses) == [4, 8, 12, 16, 20, 24, 28, 32]
     assert figures["step"] == chosen_step(losses)
-    assert figures["held_out_loss"] == losses[figures["step"]] < losses[min(losses)]
+    assert figures["held_out_loss"] == pytest.approx(losses[figures["step"]])
+    assert figures["held_out_loss"] < losses[min(losses)]
     kept = weights(work / f"checkpoint-{figures['step']}")
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(tmp_path / "whole").items())
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "whole").config.use_cache
@@ -193,7 +198,7 @@ def test_a_stopped_training_of_a_reviser_ends_as_an_undisturbed_one(tmp_path):
 @pytest.mark.usefixtures("_uncompiled")
 def test_reviser_on_the_command_line(ttc, tmp_path):
     file, base = rollouts(tmp_path, 12), tiny_policy(tmp_path / "base", context=64)
-    train = ["train", "revision", "--base", base, "--num-epochs", 1, "--held-out", 0.25]
+    train = ["train", "revision", "--base", base, "--num-updates", 2, "--held-out", 0.25]
     train += ["--out", tmp_path / "out", "--work", tmp_path / "work"]
     outcome = ttc(*train, "--rollouts", file, "--max-right", 1)
     assert outcome.status == 0, outcome.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 from engine.tasks.chain import ChainConfig
 from engine.tasks.tokenizer import build_tokenizer
 from engine.training import arguments
-from engine.training.discriminator import DiscriminatorRecipe, ReplacedTokens, train_discriminator
-from engine.training.policy import IGNORED, ChainBatches, PolicyRecipe, train_policy
+from engine.training.policy import ChainBatches, PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
-from engine.training.verifier import UNLABELLED, build_classifier, held_out_figures
+from engine.training.verifier import build_classifier
 from tests.tiny import tiny_family, tiny_policy
 
 SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
@@ -60,7 +58,7 @@ def test_a_policy_learns_and_goes_on_from_a_base(tmp_path):
 @pytest.mark.parametrize("compiler", [None, "/usr/bin/g++"])
 def test_the_model_is_compiled_where_there_is_a_compiler(tmp_path, monkeypatch, compiler):
     monkeypatch.setattr(arguments.shutil, "which", {"g++": compiler}.get)
-    chosen = arguments.training_arguments(tmp_path, "cpu", seed=0, learning_rate=1e-3)
+    chosen = arguments.training_arguments(tmp_path, "cpu", seed=0, learning_rate=1e-3, num_updates=1)
     assert chosen.torch_compile is (compiler is not None)
 
 
@@ -115,63 +113,16 @@ def rollouts(tmp_path) -> Path:
 
 def test_verifiers_learn_their_labels(tmp_path, rollouts):
     train_policy(recipe(5), tmp_path / "policy", tmp_path / "work")
-    options = {"tokens_per_step": 512, "num_epochs": 6.0, "learning_rate": 3e-2}
+    options = {"tokens_per_step": 512, "num_updates": 90, "learning_rate": 3e-2}
     figures = train_prm(
         [rollouts], tmp_path / "policy", tmp_path / "prm", tmp_path / "prm_work", PRMRecipe(dropout=0.0, **options)
     )
-    assert figures["held_out_steps"] == 60
+    assert figures["held_out_steps"] == 72
     assert figures["auc"] > 0.7
     assert AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").config.num_labels == 2
     head = TrunkHeadRecipe(**options)
     train_trunk_head([rollouts], tmp_path / "policy", tmp_path / "head", tmp_path / "head_work", head)
     assert weights(tmp_path / "head")["score.weight"].shape == (1, 16)
-
-
-def test_a_discriminator_tells_a_policys_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.training.discriminator._HELD_OUT_TOKENS", 20_000)
-    train_policy(recipe(20, learning_rate=2e-2), tmp_path / "policy", tmp_path / "work")
-    size = {"num_tokens": 256 * 60, "tokens_per_step": 256, "data": SHORT}
-    told = DiscriminatorRecipe(num_extra_layers=1, learning_rate=3e-2, **size)
-    figures = train_discriminator(told, *[tmp_path / name for name in ("policy", "policy", "told", "told_work")])
-    assert figures["held_out_steps"] > 100
-    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "told")
-    assert (model.config.num_hidden_layers, model.config.num_labels) == (2, 2)
-    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
-    unseen = ReplacedTokens(build_tokenizer(), policy, dataclasses.replace(told, seed=9, num_tokens=1024))
-    assert held_out_figures(model, unseen, "cpu")["auc"] > 0.6  # of tokens: such a policy gets no line right
-    assert build_classifier(tmp_path / "told", PRMRecipe()).config.num_hidden_layers == 2  # a PRM may start from it
-
-
-def test_a_line_is_wrong_from_its_first_other_token_to_its_end(tmp_path):
-    policy = AutoModelForCausalLM.from_pretrained(tiny_policy(tmp_path / "policy"))
-    tokenizer = build_tokenizer()
-    drawn = DiscriminatorRecipe(num_tokens=512, tokens_per_step=256, data=SHORT)
-    batch = ReplacedTokens(tokenizer, policy, drawn)[0]
-    at_ends = ReplacedTokens(tokenizer, policy, drawn, only_line_ends=True)[0]
-    original = ChainBatches(tokenizer, drawn.corpus)[0]
-    ends = {tokenizer.get_vocab()["\n"], tokenizer.eos_token_id}
-    for row in range(len(batch["input_ids"])):
-        is_right = True
-        for position, token in enumerate(original["input_ids"][row].tolist()):
-            mixed, target = batch["input_ids"][row, position].item(), original["labels"][row, position].item()
-            label, at_end = batch["labels"][row, position].item(), at_ends["labels"][row, position].item()
-            if target == IGNORED:
-                assert mixed == token
-                assert label == at_end == UNLABELLED
-                continue
-            assert (mixed in ends) == (token in ends)
-            is_right = is_right and mixed == token
-            assert label == float(is_right)
-            assert at_end == (label if token in ends else UNLABELLED)
-            if is_right and position + 1 < original["labels"].shape[1]:
-                assert batch["next_ids"][row, position] == original["labels"][row, position + 1]
-            elif not is_right:
-                assert batch["next_ids"][row, position] == IGNORED
-            if token in ends:
-                is_right = True
-    assert (batch["labels"] == 0).any()
-    colder = ReplacedTokens(tokenizer, policy, dataclasses.replace(drawn, temperature=0.01))[0]
-    assert not torch.equal(colder["input_ids"], batch["input_ids"])
 
 
 def test_a_prm_is_of_its_bases_family(tmp_path):

@@ -175,7 +175,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_an_outcome_verifier_learns_and_resumes(tmp_path, monkeypatch):
     rollouts = write(tmp_path / "rows.jsonl", told_by_the_last_digit())
     policy = tiny_policy(tmp_path / "policy")
-    recipe = ORMRecipe(tokens_per_step=256, num_epochs=4.0, learning_rate=3e-3, dropout=0.0)
+    recipe = ORMRecipe(tokens_per_step=256, num_updates=140, learning_rate=3e-3, dropout=0.0)
 
     def often(*args, **options):
         made = arguments.training_arguments(*args, **options)
@@ -184,7 +184,7 @@ def test_an_outcome_verifier_learns_and_resumes(tmp_path, monkeypatch):
 
     monkeypatch.setattr("engine.training.verifier.training_arguments", often)
     figures = train_orm([rollouts], policy, tmp_path / "orm", tmp_path / "work", recipe)
-    assert (figures["answers"], figures["with_a_history"], figures["held_out_answers"]) == (600, 0, 60)
+    assert (figures["answers"], figures["with_a_history"], figures["held_out_answers"]) == (600, 0, 72)
     assert figures["held_out_loss"] < 0.6  # ln 2 without having learned
     assert figures["auc_within_questions"] > 0.8
     assert AutoModelForTokenClassification.from_pretrained(tmp_path / "orm").config.id2label == {0: "bad", 1: "good"}
@@ -207,7 +207,7 @@ def test_an_orm_starts_from_a_classifier_and_reads_several_files(ttc, tmp_path):
     model = AutoModelForTokenClassification.from_pretrained(base)
     model.config.id2label = {0: "bad", 1: "good"}
     model.save_pretrained(base)
-    train = ["train", "orm", "--base", base, "--rollouts", f"{plain},{chains}", "--num-epochs", "0.1"]
+    train = ["train", "orm", "--base", base, "--rollouts", f"{plain},{chains}", "--num-updates", "2"]
     outcome = ttc(*train, "--out", tmp_path / "orm", "--work", tmp_path / "work", "--learning-rate", "1e-9")
     assert outcome.status == 0, outcome.err
     assert "answers 160, with a history 80" in outcome.last_line
@@ -218,7 +218,7 @@ def test_what_an_orm_cannot_be_trained_on(tmp_path):
     policy = tiny_policy(tmp_path / "policy", context=64)
     to = (tmp_path / "out", tmp_path / "work")
     one = write(tmp_path / "one.jsonl", told_by_the_last_digit(1))
-    with pytest.raises(ValueError, match=r"one question only, '0;\+1.n'"):
+    with pytest.raises(ValueError, match=r"all questions of .*one.jsonl are held out, '0;\+1.n' is"):
         train_orm([one], policy, *to, ORMRecipe())
     long = [{**each, "history": [[5] * 60]} for each in told_by_the_last_digit(4)]
     with pytest.raises(ValueError, match=r"has 7\d tokens, the context of the model holds 64"):
@@ -234,8 +234,8 @@ def test_a_prm_is_trained_on_the_labels_that_its_options_make(tmp_path):
     rows = [row(f"{i};+1\n", f"{i}+1=2\n", "2+1=3", labels=[0.25, 0.5]) for i in range(10)]
     rollouts = [write(tmp_path / "rows.jsonl", rows)]
     policy = tiny_policy(tmp_path / "policy")
-    soft = train_prm(rollouts, policy, tmp_path / "a", tmp_path / "wa", PRMRecipe(num_epochs=0.1))
-    hard = train_prm(rollouts, policy, tmp_path / "b", tmp_path / "wb", PRMRecipe(num_epochs=0.1, labels="hard"))
+    soft = train_prm(rollouts, policy, tmp_path / "a", tmp_path / "wa", PRMRecipe(num_updates=2))
+    hard = train_prm(rollouts, policy, tmp_path / "b", tmp_path / "wb", PRMRecipe(num_updates=2, labels="hard"))
     assert (soft["mean_label"], hard["mean_label"]) == (0.375, 1.0)
 
 
