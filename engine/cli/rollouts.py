@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from engine.cli.options import command, option
+from engine.cli.options import Given, command, option
 from engine.cli.runs import check_out, cut_answers, run_rows
 from engine.config import EngineConfig
 from engine.errors import UserError
@@ -21,6 +22,7 @@ from engine.results.digests import problems_digest
 from engine.results.rows import Row, row_line
 from engine.runtime import LLM
 from engine.tasks import get_task
+from engine.training.pass_rates import Selection
 from engine.training.rollouts import RolloutRecipe, generate, questions
 from engine.training.stepwise import check_threshold, write_stepwise
 from engine.training.workers import generate_in_workers
@@ -52,30 +54,40 @@ _FIELDS, _OUTPUT = (" ".join(each.name for each in fields(cls)) for cls in (Roll
 
 @command({"": f"{_FIELDS} {_MODEL} workers {_OUTPUT}"})
 def rollouts(
+    given: Given,
     recipe: RolloutRecipe,
     model: EngineConfig,
     output: Output,
     workers: Annotated[int, option("Processes that share a CPU's cores; changes no row.")] = 1,
 ) -> None:
-    """Labels the steps of sampled answers by how often rollouts from there end right."""
-    _check(model, output, workers)
+    """Labels the steps of sampled answers by how often rollouts from there end right.
+
+    With --pass-rate only of questions that the policy solves sometimes; those with short answers come first in the
+    file, so that a training that reads it in order begins with them.
+    """
+    _check(given, recipe, model, output, workers)
     check_out(output.out, recipe.problems)
     problems = questions(recipe)
     folder = resolve_folder(model.policy)
     limits = {each: getattr(model, each) for each in ("device", "dtype", "max_batch", "num_blocks")}
     llm = LLM.load(folder, **limits) if workers == 1 else None
+    bounds = recipe.pass_bounds
+    selection = None if bounds is None else Selection(bounds, recipe.num_questions)
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        needs = (lambda index: True) if selection is None else selection.needs
         if llm is not None:
-            labels = generate(llm, recipe, todo, problems)
+            labels = generate(llm, recipe, takewhile(needs, todo), problems)
         else:
-            labels = generate_in_workers(workers, {"folder": folder, **limits}, recipe, todo, problems)
+            labels = generate_in_workers(workers, {"folder": folder, **limits}, recipe, todo, problems, needs)
         for index, labelled in labels:
             row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
-            yield index, row | {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
+            row |= {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
+            chosen_by = {"pass_rate": labelled.pass_rate, "mean_tokens": labelled.mean_tokens}
+            yield index, row if selection is None else row | chosen_by
 
     def write(journal: Journal) -> str:
-        return _write(journal.done, recipe, output)
+        return _write(journal.done, recipe, output, selection)
 
     closing_line = run_rows(
         output.out,
@@ -85,17 +97,22 @@ def rollouts(
         label="questions",
         overwrite=output.overwrite,
         write=write,
+        selection=selection,
     )
     typer.echo(closing_line)
 
 
-def _check(model: EngineConfig, output: Output, workers: int) -> None:
+def _check(given: Given, recipe: RolloutRecipe, model: EngineConfig, output: Output, workers: int) -> None:
     """Raises UserError for options that do not go together."""
     check_threshold(output.trl_threshold)
     if output.trl_threshold is not None and output.trl is None:
         raise UserError(f"--trl-threshold has no effect without --trl, got {output.trl_threshold}")
     if workers < 1 or (workers > 1 and model.device != "cpu"):
         raise UserError(f"workers must be at least 1, and 1 but on a CPU, got {workers} with device {model.device!r}")
+    for name in ("pass_samples", "max_tries"):
+        if name in given and recipe.pass_rate is None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} has no effect without --pass-rate, got {getattr(recipe, name)}")
 
 
 def _depends_on(recipe: RolloutRecipe, model: EngineConfig, folder: Path, problems: Sequence[Problem]) -> dict:
@@ -105,16 +122,20 @@ def _depends_on(recipe: RolloutRecipe, model: EngineConfig, folder: Path, proble
     return named if recipe.problems is None else named | {"problems": problems_digest(problems)}
 
 
-def _write(done: Mapping[int, Row], recipe: RolloutRecipe, output: Output) -> str:
-    """Writes the answers, those of every question in the questions' order; what to say of them."""
-    answers = [answer for index in sorted(done) for answer in done[index]["rows"]]
+def _write(done: Mapping[int, Row], recipe: RolloutRecipe, output: Output, selection: Selection | None) -> str:
+    """Writes the answers, those of every question in the questions' order or a selection's; what to say of them."""
+    chosen = sorted(done) if selection is None else selection.chosen(done)
+    answers = [answer for index in chosen for answer in done[index]["rows"]]
+    if selection is not None and not chosen:
+        raise UserError(f"no question is {selection.summary(done)}")
     write_atomically(output.out, b"".join(map(row_line, answers)))
     if output.trl is not None:
         delimiter = get_task(recipe.task).delimiter
         write_stepwise(answers, Path(output.trl), delimiter, threshold=output.trl_threshold)
-    num_sampled = len(done) * recipe.num_samples * recipe.num_attempts
+    num_sampled = len(chosen) * recipe.num_samples * recipe.num_attempts
     parts = [
-        f"{sum(row.get('num_rollouts', 0) for row in done.values()):,} rollouts" if recipe.num_rollouts else "",
+        "" if selection is None else selection.summary(done),
+        f"{sum(done[index].get('num_rollouts', 0) for index in chosen):,} rollouts" if recipe.num_rollouts else "",
         cut_answers(num_sampled - len(answers), num_sampled),
     ]
     return ", ".join(filter(None, parts))

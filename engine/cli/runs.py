@@ -15,6 +15,7 @@ from engine.results.rows import Row
 
 if TYPE_CHECKING:
     from engine.model import Ranks
+    from engine.training.pass_rates import Selection
 
 # From the positions that are still to be done, to (position, row) in any order.
 MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
@@ -30,9 +31,11 @@ def run_rows(
     overwrite: bool,
     write: Callable[[Journal], str] | None = None,
     ranks: Ranks | None = None,
+    selection: Selection | None = None,
 ) -> str:
     """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
 
+    A `selection` is told of every row. Those that it keeps are counted in the place of all, and others may be missing.
     `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went. Of
     several `ranks` the first one calls this and the others `follow_rows`.
     Raises UserError where `out` holds another run.
@@ -40,20 +43,24 @@ def run_rows(
     check_out(out)
     with _open(out, config, overwrite) as journal:
         done = journal.done
+        kept = done if selection is None else {index: row for index, row in done.items() if selection.add(index, row)}
+        num_wanted = num_total if selection is None else selection.num_wanted
         try:
-            with RunProgress(label, num_total, done.values()) as progress:
+            with RunProgress(label, num_wanted, kept.values()) as progress:
                 todo = [index for index in range(num_total) if index not in done]
                 todo = todo if ranks is None else ranks.of_first(todo)
                 for index, row in make_rows(todo) if todo else ():
                     with Uninterrupted():
                         journal.append(index, row)
-                        progress.add(row)
+                        if selection is None or selection.add(index, row):
+                            progress.add(row)
             if write is None:
                 journal.write_rows(out, num_expected=num_total)
             note = "" if write is None else write(journal)
         except KeyboardInterrupt:
+            num_done = len(journal.done) if selection is None else selection.num_kept
             goes_on = "; the same command goes on from there" if journal.done else ""
-            print(f"interrupted: {len(journal.done)} of {num_total} {label} are done{goes_on}", file=sys.stderr)
+            print(f"interrupted: {num_done} of {num_wanted} {label} are done{goes_on}", file=sys.stderr)
             raise
         finally:
             if not journal.done:  # nothing to resume, and no configuration worth holding anyone to
@@ -61,7 +68,7 @@ def run_rows(
         finishes = [finish for row in journal.done.values() for finish in row.get("finishes", ())]
         num_errors = sum(row.get("num_errors", 0) for row in journal.done.values())
         parts = [
-            f"{num_total} {label}",
+            f"{num_total if selection is None else selection.num_kept} {label}",
             progress.accuracy,
             note,
             f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",

@@ -19,32 +19,74 @@ from engine.tasks.sources import has_splits
 from engine.training.chains import sample_chains
 from engine.training.labellers import (
     LABELLERS,
-    answers_by_every_step,
-    answers_by_first_error,
-    answers_by_own_end,
+    close,
+    label_by_first_error,
+    label_by_own_end,
+    label_every_step,
+    sample_by_steps,
+    sample_whole,
 )
-from engine.training.sampler import Sampler
+from engine.training.pass_rates import PassBounds
+from engine.training.sampler import SampledAnswer, Sampler
 from engine.types import Problem, Sampling
+
+TRIES_EACH = 20  # questions without an end that are tried, by default, for each that is wanted
 
 
 @dataclass(frozen=True)
 class RolloutRecipe:
     """Options of `ttc rollouts`; the defaults gave the shipped PRM's data."""
 
-    num_questions: int = 3000  # of the training split, at most
-    num_samples: int = 4  # answers per question
-    num_rollouts: int = 8  # per step; 0 labels all steps by whether the answer itself is right
-    labeller: str = "every-step"  # or "first-error", which finds the first wrong step with fewer rollouts
-    num_attempts: int = 1  # over 1: num_samples chains of revisions per question, each of this many attempts
-    context: int = 4  # attempts of a chain that the next one is given, at most
+    num_questions: int = 3000
+    """Of the training split, at most."""
+
+    num_samples: int = 4
+    """Answers per question."""
+
+    num_rollouts: int = 8
+    """Per step; 0 labels all steps by whether the answer itself is right."""
+
+    labeller: str = "every-step"
+    """Or first-error, which finds the first wrong step with fewer rollouts."""
+
+    pass_rate: str | None = None
+    """LOW:HIGH, such as 0.05:0.6: keep questions of which this share of samples is right; the short ones come first."""
+
+    pass_samples: int = 8
+    """Answers per question that --pass-rate is measured on; the first of them are those that are labelled."""
+
+    max_tries: int | None = None
+    """Questions that --pass-rate may try; by default all of a source, and 20 for each wanted if that has no end."""
+
+    num_attempts: int = 1
+    """Over 1: --num-samples chains of revisions per question, each of this many attempts."""
+
+    context: int = 4
+    """Attempts of a chain that the next one is given, at most."""
+
     temperature: float = 1.0
+    """Of all samples; 0 is greedy."""
+
     seed: int = 0
+    """Of all random numbers."""
+
     task: str = "chain"
-    problems: str | None = None  # file or data set of questions; by default the task's own
-    split: str | None = None  # of the task or data set; by default the training split
-    problem_column: str | None = None  # of `problems`; by default the task's
+    """How prompts are written and answers graded."""
+
+    problems: str | None = None
+    """File or data set of questions; by default the task's own."""
+
+    split: str | None = None
+    """Of the task or data set; by default the training split."""
+
+    problem_column: str | None = None
+    """Of --problems; by default the task's."""
+
     answer_column: str | None = None
-    max_tokens: int | None = None  # of an answer; by default the task's
+    """Of --problems; by default the task's."""
+
+    max_tokens: int | None = None
+    """Of an answer; by default the task's."""
 
     def __post_init__(self) -> None:
         for name in ("problem_column", "answer_column"):
@@ -53,6 +95,7 @@ class RolloutRecipe:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, got {self.max_tokens}")
         leasts = {"num_questions": 1, "num_samples": 1, "num_rollouts": 0, "num_attempts": 1, "context": 1}
+        leasts |= {"pass_samples": 1} | ({} if self.max_tries is None else {"max_tries": self.num_questions})
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -65,22 +108,37 @@ class RolloutRecipe:
                 f"attempts of a chain are labelled by their own ends: num_attempts {self.num_attempts} "
                 f"needs num_rollouts 0, got {self.num_rollouts}"
             )
-        Sampling(self.temperature)  # raises for a bad one
+        Sampling(self.temperature)  # these two raise for a bad one
+        _ = self.pass_bounds
+
+    @property
+    def pass_bounds(self) -> PassBounds | None:
+        """Which questions are kept; None for all."""
+        return None if self.pass_rate is None else PassBounds.parse(self.pass_rate)
 
     @property
     def settings(self) -> dict[str, object]:
         """The fields that rows depend on, without those that have no effect."""
-        unused = {"labeller"} if self.labeller == "every-step" else set()
+        unused = {"max_tries"} | ({"labeller"} if self.labeller == "every-step" else set())
+        if self.pass_rate is None:
+            unused.add("pass_samples")
         if self.num_attempts == 1:
             unused |= {"num_attempts", "context"}
         return {name: value for name, value in asdict(self).items() if value is not None and name not in unused}
 
 
 def questions(recipe: RolloutRecipe) -> list[Problem]:
-    """The questions of a recipe. Raises UserError for one without a gold answer, which labels need."""
+    """The questions of a recipe; with a pass rate those that may be tried.
+
+    Raises UserError for one without a gold answer, which labels need.
+    """
     task = get_task(recipe.task)
+    limit = recipe.num_questions
+    if recipe.pass_rate is not None:
+        is_endless = task.is_endless and recipe.problems is None
+        limit = recipe.max_tries or (TRIES_EACH * limit if is_endless else None)
     if recipe.problems is None:
-        problems = take_problems(task, recipe.split or "train", recipe.num_questions, recipe.seed)
+        problems = take_problems(task, recipe.split or "train", limit, recipe.seed)
         origins = [f"problem {problem.id}" for problem in problems]
     else:
         is_split = has_splits(recipe.problems)
@@ -89,7 +147,7 @@ def questions(recipe: RolloutRecipe) -> list[Problem]:
         rows = read_task_problems(
             task,
             recipe.problems,
-            recipe.num_questions,
+            limit,
             split=(recipe.split or "train") if is_split else None,
             problem_column=recipe.problem_column,
             answer_column=recipe.answer_column,
@@ -109,6 +167,8 @@ class LabelledAnswers:
 
     rows: list[dict]  # see `generate`
     num_rollouts: int  # spent on the labels
+    pass_rate: float | None = None  # the share of right samples, if the recipe chooses by it; then there are no rows
+    mean_tokens: float = 0.0  # ... where it is outside the bounds; and the mean length of these samples
 
 
 def generate(
@@ -122,7 +182,8 @@ def generate(
     A labelled answer is a row in TRL's stepwise format: `prompt`, `completions` (a text per step) and `labels` (a
     float per step), and also `token_ids` (a list per step), so that no text is tokenized again. In a chain of
     revisions it has `history` too: the token ids of the attempts that it was given, oldest first. Answers that are cut
-    off are dropped. Rows depend on the recipe alone, not on `todo`.
+    off are dropped. Rows depend on the recipe alone, not on `todo`. A question has the same rows with a pass rate as
+    without, if it has any.
     """
     task = get_task(recipe.task)
     if recipe.max_tokens is not None:
@@ -138,6 +199,8 @@ def generate(
             yield _label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe)
 
     rows_each = recipe.num_samples * (recipe.num_rollouts + 1)
+    if recipe.pass_rate is not None:  # most questions cost no more
+        rows_each = max(recipe.num_samples, recipe.pass_samples)
     for position, labelled in Batcher([llm]).run(labellers(), rows_each):
         if isinstance(labelled, Exception):
             raise labelled
@@ -145,13 +208,33 @@ def generate(
 
 
 async def _label(sampler: Sampler, recipe: RolloutRecipe) -> LabelledAnswers:
+    sample = sample_by_steps if recipe.num_rollouts else sample_whole
+    bounds, pass_rate, mean_tokens = recipe.pass_bounds, None, 0.0
+    num_first = recipe.num_samples if bounds is None else recipe.pass_samples
+    answers = await sample(sampler, range(num_first))
+    try:
+        if bounds is not None:
+            right = sampler.are_right([answer.steps for answer in answers])
+            pass_rate = sum(right) / num_first
+            mean_tokens = sum(len(answer.token_ids) for answer in answers) / num_first
+            if pass_rate not in bounds:
+                return LabelledAnswers([], 0, pass_rate, mean_tokens)
+        answers += await sample(sampler, range(num_first, recipe.num_samples))
+        labelled = await _labelled(sampler, recipe, answers[: recipe.num_samples])
+    finally:
+        close(answers)
+    rows = [sampler.row(answer) for answer in labelled if answer.is_ended]
+    return LabelledAnswers(rows, sum(answer.num_rollouts for answer in labelled), pass_rate, mean_tokens)
+
+
+async def _labelled(sampler: Sampler, recipe: RolloutRecipe, answers: Sequence[SampledAnswer]) -> list[SampledAnswer]:
+    """The sampled answers with their labels, or the chains that begin with them."""
     if recipe.num_attempts > 1:
-        attempts = await sample_chains(sampler, recipe.num_samples, recipe.num_attempts, recipe.context)
-    elif recipe.num_rollouts == 0:
-        attempts = await answers_by_own_end(sampler, recipe.num_samples)
+        return await sample_chains(sampler, recipe.num_samples, recipe.num_attempts, recipe.context)
+    if recipe.num_rollouts == 0:
+        label_by_own_end(sampler, answers)
     elif recipe.labeller == "first-error":
-        attempts = await answers_by_first_error(sampler, recipe.num_samples, recipe.num_rollouts)
+        await label_by_first_error(sampler, answers, recipe.num_rollouts)
     else:
-        attempts = await answers_by_every_step(sampler, recipe.num_samples, recipe.num_rollouts)
-    rows = [sampler.row(attempt) for attempt in attempts if attempt.is_ended]
-    return LabelledAnswers(rows, sum(attempt.num_rollouts for attempt in attempts))
+        await label_every_step(sampler, answers, recipe.num_rollouts)
+    return list(answers)

@@ -21,6 +21,7 @@ class SampledAnswer:
     labels: list[float] = field(default_factory=list)
     history: list[list[int]] | None = None  # token ids of the attempts it was given, oldest first; None outside a chain
     num_rollouts: int = 0  # spent on its labels
+    prefixes: list[Branch] = field(default_factory=list)  # after each step but the last, to be rolled out
 
     @property
     def is_live(self) -> bool:

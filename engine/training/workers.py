@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
 
@@ -29,12 +31,14 @@ def generate_in_workers(
     recipe: RolloutRecipe,
     todo: Sequence[int],  # indices into `problems`
     problems: Sequence[Problem],
+    needs: Callable[[int], bool] = lambda index: True,  # whether an entry of `todo` is still to be done
 ) -> Iterator[tuple[int, LabelledAnswers]]:
     """As `generate`, but in this process and others, each with the model `LLM.load(**model)`.
 
-    The processes divide this one's threads, and each takes the next question when its batch has room. An error in one
-    ends all and is raised here; it is a RuntimeError if the process was killed. They are started with Python's
-    `spawn`, so a calling script needs the usual `if __name__ == "__main__"`.
+    They end early once the next entry of `todo` is not needed any more. The processes divide this one's threads, and
+    each takes the next question when its batch has room. An error in one ends all and is raised here; it is a
+    RuntimeError if the process was killed. They are started with Python's `spawn`, so a calling script needs the usual
+    `if __name__ == "__main__"`.
     """
     if not len(todo):
         return
@@ -57,17 +61,29 @@ def generate_in_workers(
             sender.close()
         torch.set_num_threads(num_threads)
         running = list(workers)
-        for labelled in generate(LLM.load(**model), recipe, _claimed(todo, position), problems):
+        claimed = takewhile(needs, _claimed(todo, position))
+        for labelled in generate(LLM.load(**model), recipe, claimed, problems):
             yield labelled
-            yield from _received(workers, running, timeout=0)
+            yield from _needed(_received(workers, running, timeout=0), todo, position, needs)
         while running:
-            yield from _received(workers, running, timeout=None)
+            yield from _needed(_received(workers, running, timeout=None), todo, position, needs)
     finally:
         torch.set_num_threads(num_before)
         for receiver, process in workers.items():
             receiver.close()
             process.kill()
             process.join()
+
+
+def _needed(
+    found: Iterator[tuple[int, LabelledAnswers]], todo: Sequence[int], position: Synchronized, needs: Callable
+) -> Iterator[tuple[int, LabelledAnswers]]:
+    """Yields what is found; has nothing more claimed once the next entry of `todo` is not needed."""
+    for labelled in found:
+        yield labelled
+        with _locked(position):
+            if position.value < len(todo) and not needs(todo[position.value]):
+                position.value = len(todo)
 
 
 def _received(
@@ -121,13 +137,19 @@ def _work(
 def _claimed(todo: Sequence[int], position: Synchronized) -> Iterator[int]:
     """Yields those entries of `todo` that this process claims; `position` is the next one, shared by all."""
     while True:
-        if not position.get_lock().acquire(timeout=_LOCK_SECONDS):
-            raise RuntimeError("a worker process was killed while it took a question")
-        try:
+        with _locked(position):
             at = position.value
             position.value += 1
-        finally:
-            position.get_lock().release()
         if at >= len(todo):
             return
         yield todo[at]
+
+
+@contextmanager
+def _locked(position: Synchronized) -> Iterator[None]:
+    if not position.get_lock().acquire(timeout=_LOCK_SECONDS):
+        raise RuntimeError("a worker process was killed while it took a question")
+    try:
+        yield
+    finally:
+        position.get_lock().release()

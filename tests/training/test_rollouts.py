@@ -11,7 +11,7 @@ from engine.keys import branch_key
 from engine.prompts.histories import after_attempts
 from engine.runtime import LLM
 from engine.tasks import Task
-from engine.training.labellers import answers_by_every_step, answers_by_first_error
+from engine.training.labellers import close, label_by_first_error, label_every_step, sample_by_steps
 from engine.training.rollouts import LabelledAnswers, RolloutRecipe, generate, questions
 from engine.training.sampler import SampledAnswer, Sampler
 from engine.training.stepwise import read_stepwise
@@ -77,6 +77,16 @@ def scripted(name: str) -> Sampler:
     return Sampler(ScriptedPolicy(), task, Problem(name, "?", "right"), Sampling(), seed=0)
 
 
+async def labelled(sampler: Sampler, label) -> list[SampledAnswer]:
+    """Four answers with 24 rollouts a step."""
+    answers = await sample_by_steps(sampler, range(4))
+    try:
+        await label(sampler, answers, 24)
+    finally:
+        close(answers)
+    return answers
+
+
 def result_of(coroutine) -> list[SampledAnswer]:
     """Of one that waits for nothing."""
     with pytest.raises(StopIteration) as stop:
@@ -92,8 +102,7 @@ def test_bisection_finds_the_first_wrong_step_with_fewer_rollouts():
     num_wrong = spent = spent_by_all = 0
     for number in range(20):
         sampler = scripted(f"p{number}")
-        every = result_of(answers_by_every_step(sampler, 4, 24))
-        found = result_of(answers_by_first_error(sampler, 4, 24))
+        every, found = (result_of(labelled(sampler, label)) for label in (label_every_step, label_by_first_error))
         for one, other in zip(every, found, strict=True):
             assert one.steps == other.steps
             place = first_wrong(one.labels)
