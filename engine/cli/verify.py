@@ -28,7 +28,7 @@ class Models(EngineConfig):
     """The models whose scores are shown."""
 
     task: str = "chain"
-    """Of the questions; with chain first wrong steps are exact."""
+    """Of the questions; where it can judge steps, first wrong ones are exact."""
 
 
 @command(
@@ -48,9 +48,9 @@ def verify(
 ) -> None:
     """Shows how well a verifier's scores fit the labels of held-out answers.
 
-    Reliability, ROC, the area within questions, and how often the first wrong step is found: with task chain the
-    true one, else the first whose label is 0. The answers have to be to questions that the verifier was not trained
-    on.
+    Reliability, ROC, the area within questions, the area of first wrong steps against right ones at the same place,
+    and how often the first wrong step is found: the true one where the task can judge steps, else the first whose
+    label is 0. The answers have to be to questions that the verifier was not trained on.
     """
     from rich.console import Console
 
@@ -160,6 +160,8 @@ def _steps(engine: Engine, row: dict) -> list[Step]:
 
 
 def _first_wrong(engine: Engine, problem: Problem, row: dict) -> int:
-    if engine.task.name == "chain":
+    from engine.verifiers.figures import first_zero
+
+    if engine.task.is_exact:
         return engine.task.first_wrong_step(problem, row["completions"])
-    return next((index for index, label in enumerate(row["labels"]) if label == 0), -1)
+    return first_zero(row["labels"])

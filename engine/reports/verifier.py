@@ -14,7 +14,16 @@ from engine.errors import UserError
 from engine.files import write_atomically
 from engine.reports.html import page_environment
 from engine.reports.verifier_charts import reliability_chart, roc_chart
-from engine.verifiers.figures import Bin, auc, auc_within, best_threshold, first_errors, reliability, roc_points
+from engine.verifiers.figures import (
+    Bin,
+    auc,
+    auc_within,
+    best_threshold,
+    first_errors,
+    first_wrong_area,
+    reliability,
+    roc_points,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,9 @@ _FIGURES = {
     "Brier": "brier",
     "AUC": "auc",
     "AUC within questions": "auc_within_questions",
+    "AUC of first wrong steps": "auc_first_wrong",
+    "pairs at the same place": "first_wrong_pairs",
+    "AUC of first wrong, pooled": "auc_first_wrong_pooled",
 }
 
 
@@ -51,7 +63,7 @@ def verifier_figures(answers: Sequence[ScoredAnswer], *, judges: str, seed: int 
     """All figures of the report, as JSON values.
 
     * `answers`: last scores against whether answers are right
-    * `steps`, if the verifier `judges` "steps": all scores against all labels
+    * `steps`, if the verifier `judges` "steps": all scores against all labels, and the `FirstWrongArea`
     * `first_wrong`: how often the first wrong step is found exactly, on one half of the questions (drawn by the
       seed) with the threshold that is best on the other; null if either half lacks wrong or right answers
 
@@ -74,7 +86,7 @@ def verifier_figures(answers: Sequence[ScoredAnswer], *, judges: str, seed: int 
         scores = [score for answer in answers for score in answer.scores]
         labels = [label for answer in answers for label in answer.labels]
         places = [answer.question for answer in answers for _ in answer.labels]
-        figures["steps"] = _figures(scores, labels, places)
+        figures["steps"] = _figures(scores, labels, places) | _first_wrong_area(answers)
         figures["first_wrong"] = _first_wrong(answers, seed)
     return figures
 
@@ -92,6 +104,12 @@ def _figures(scores: Sequence[float], labels: Sequence[float], questions: Sequen
         "auc_within_questions": _known(auc_within(scores, is_good, questions)),
         "reliability": [asdict(each) for each in found.bins],
     }
+
+
+def _first_wrong_area(answers: Sequence[ScoredAnswer]) -> dict:
+    known = [answer for answer in answers if answer.first_wrong is not None]
+    columns = ([getattr(answer, name) for answer in known] for name in ("scores", "first_wrong", "question"))
+    return {name: _known(value) for name, value in asdict(first_wrong_area(*columns)).items()}
 
 
 def _known(value: float) -> float | None:
@@ -140,7 +158,7 @@ def first_wrong_line(figures: Mapping) -> str:
 def _columns(figures: Mapping) -> list[tuple[str, list[str]]]:
     """The cells of all figures, for answers and, where they are scored, for steps."""
     parts = [part for part in ("answers", "steps") if figures[part] is not None]
-    return [(part, [_shown(figures[part][key]) for key in _FIGURES.values()]) for part in parts]
+    return [(part, [_shown(figures[part].get(key)) for key in _FIGURES.values()]) for part in parts]
 
 
 def _shown(value: float | int | None) -> str:

@@ -18,6 +18,7 @@ def chain_task() -> Task:
         prompt=_prompt,
         extract=chain.extract_answer,
         first_wrong_step=_first_wrong_step,
+        is_exact=True,
         problems=_problems,
         splits=chain.SPLITS,
         is_endless=True,

@@ -23,10 +23,11 @@ class Task:
     max_tokens: int  # of a completion, by default
     prompt: Callable[[str], str]  # a row's `problem` -> the policy's prompt
     extract: Callable[[str], str | None]  # a finished completion -> the answer that it states
-    first_wrong_step: Callable[[Problem, list[str]], int]  # the exact index, -1 if all steps are right
+    first_wrong_step: Callable[[Problem, list[str]], int]  # the exact index, -1 if all steps are right; see is_exact
     problems: Callable[[str, int], Iterator[Problem]]  # (split, seed) -> the task's own problems
     splits: tuple[str, ...]
     is_endless: bool = False  # its problems are generated, not read
+    is_exact: bool = False  # it can judge steps; else first_wrong_step raises UserError
     gold: Callable[[str], str] = str  # a row's `answer` -> the gold answer
     # (gold, answer) pairs, the problem of each (None: one per gold answer) -> whether each is right, None if the grader
     # cannot tell; by default string equality.

@@ -6,7 +6,7 @@ The loss is binary cross-entropy against the share of right rollouts (Snell et a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from engine.training.batches import DrawnBatches, FixedBatches, Packing, Source,
 from engine.training.checkpoints import Checkpoints
 from engine.training.mixes import Heap, mix_figures
 from engine.training.stepwise import check_format, read_steps
-from engine.verifiers.figures import auc, auc_within
+from engine.verifiers.figures import auc, auc_within, first_wrong_area, first_zero
 
 UNLABELLED = -1.0
 
@@ -206,11 +206,14 @@ def judged_rows(model: nn.Module, batches: FixedBatches, device: str) -> Iterato
 
 
 def held_out_figures(rows: Sequence[JudgedRow], judges: str = "steps") -> dict[str, float]:
-    """The loss, the labels' number, mean and entropy (the least loss possible), and the areas over all labels."""
+    """The loss, the labels' number, mean and entropy (the least loss possible), and the areas over all labels.
+
+    Of steps also the areas over first wrong ones, by labels.
+    """
     odds, labels = (torch.tensor([each for row in rows for each in getattr(row, name)]) for name in ("odds", "labels"))
     questions = [row.question for row in rows for _ in row.labels]
     is_good = labels >= 0.5
-    return {
+    figures = {
         "held_out_loss": nn.functional.binary_cross_entropy_with_logits(odds, labels).item(),
         f"held_out_{judges}": len(labels),
         "mean_label": labels.mean().item(),
@@ -218,3 +221,7 @@ def held_out_figures(rows: Sequence[JudgedRow], judges: str = "steps") -> dict[s
         "auc": auc(odds.numpy(), is_good.numpy()),
         "auc_within_questions": auc_within(odds.numpy(), is_good.numpy(), questions),
     }
+    if judges == "steps":
+        runs = [(row.odds, first_zero(row.labels), row.question) for row in rows]
+        figures |= asdict(first_wrong_area(*zip(*runs, strict=True)))
+    return figures

@@ -27,14 +27,52 @@ def auc_within(scores: Sequence[float], is_good: Sequence[bool], groups: Sequenc
     Over questions it leaves out what `auc` also rewards, telling easy questions from hard ones: choosing
     among the answers to a question needs only this.
     """
+    areas = [area for area, _ in _areas(scores, is_good, groups)]
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def _areas(scores: Sequence[float], is_good: Sequence[bool], groups: Sequence[Hashable]) -> list[tuple[float, int]]:
+    """(`auc`, number of pairs) of each group that has both kinds."""
     scores, is_good = np.asarray(scores, dtype=float), np.asarray(is_good, dtype=bool)
     number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     of_group = np.array([number[group] for group in groups])
     order = np.argsort(of_group, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(of_group))[:-1]) if len(order) else []
-    areas = [auc(scores[rows], is_good[rows]) for rows in members]
-    known = [area for area in areas if not np.isnan(area)]
-    return float(np.mean(known)) if known else float("nan")
+    found = [(auc(scores[rows], is_good[rows]), int(is_good[rows].sum() * (~is_good[rows]).sum())) for rows in members]
+    return [(area, num_pairs) for area, num_pairs in found if num_pairs]
+
+
+@dataclass(frozen=True)
+class FirstWrongArea:
+    """How often a right step is scored over a first wrong one, ties half; NaN where either kind is missing.
+
+    Steps after a first wrong one are left out: with all that is wrong before them there is nothing to tell apart.
+    """
+
+    auc_first_wrong: float  # of pairs to the same question at the same place, which a search chooses among
+    first_wrong_pairs: int
+    auc_first_wrong_pooled: float  # of any two
+
+
+def first_wrong_area(
+    scores: Sequence[Sequence[float]], places: Sequence[int], questions: Sequence[Hashable]
+) -> FirstWrongArea:
+    """Of scores per step, and the index of each answer's first wrong step, -1 where there is none."""
+    steps = [
+        (score, index != place, (question, index))
+        for run, place, question in zip(scores, places, questions, strict=True)
+        for index, score in enumerate(run if place < 0 else run[: place + 1])
+    ]
+    values, is_right, groups = zip(*steps, strict=True) if steps else ((), (), ())
+    areas = _areas(values, is_right, groups)
+    num_pairs = sum(number for _, number in areas)
+    area = sum(area * number for area, number in areas) / num_pairs if num_pairs else float("nan")
+    return FirstWrongArea(area, num_pairs, auc(values, is_right))
+
+
+def first_zero(labels: Sequence[float]) -> int:
+    """The first wrong step by labels: the index of the first one from which no rollout ended right, -1 for none."""
+    return next((index for index, label in enumerate(labels) if label == 0), -1)
 
 
 def roc_points(scores: Sequence[float], is_good: Sequence[bool]) -> list[tuple[float, float]]:

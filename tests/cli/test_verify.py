@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,11 @@ def test_the_report(ttc, models, rows, tmp_path):
     text = page.read_text()
     assert text.count("<svg") == 3
     assert f"{found['answers']['auc']:.3f}" in text
+    by_labels = ttc(*verify, "--task", "gsm8k")
+    assert json.loads(figures.read_text())["steps"]["first_wrong_pairs"] > 0 == found["steps"]["first_wrong_pairs"]
+    (line,) = [line for line in by_labels.out.splitlines() if "pairs at the same place" in line]
+    assert line.split()[-2:] == ["–", str(json.loads(figures.read_text())["steps"]["first_wrong_pairs"])]
+    assert "AUC of first wrong steps" in page.read_text()
     trunk = ttc(*verify, "--verifier", "trunk", "--trunk-head", models.trunk_head, "--limit", 9)
     assert trunk.status == 0, trunk.err
     assert trunk.last_line.startswith("9 answers to ")
@@ -137,6 +143,22 @@ def test_the_report(ttc, models, rows, tmp_path):
     other = tiny_prm(tmp_path / "other", seed=7)
     assert ttc(*[other if part == models.prm else part for part in verify]).status == 0
     assert json.loads(figures.read_text())["answers"] != found["answers"]
+
+
+@pytest.mark.parametrize(("is_exact", "places"), [(True, [1, -1]), (False, [-1, 0])])
+def test_first_wrong_steps_are_the_tasks_where_it_can_judge_them(engine, monkeypatch, is_exact, places):
+    """Whatever the task's name is."""
+    judged = {"1\n2": 1, "3\n4": -1}
+    task = replace(
+        engine.task, name="maze", is_exact=is_exact, first_wrong_step=lambda problem, steps: judged["".join(steps)]
+    )
+    monkeypatch.setattr(engine, "task", task)
+    rows = [
+        {"prompt": "1;+1\n", "completions": ["1\n", "2"], "labels": [0.5, 1.0]},
+        {"prompt": "1;+1\n", "completions": ["3\n", "4"], "labels": [0.0, 0.0]},
+    ]
+    answers = score_answers(engine, engine.resolve_verifier("prm"), rows)
+    assert [answer.first_wrong for answer in answers] == places
 
 
 @pytest.mark.parametrize(

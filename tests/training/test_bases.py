@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForTokenClassification
 
 from engine.errors import UserError
 from engine.training.arguments import load_base
@@ -16,6 +16,7 @@ from engine.training.orm import ORMRecipe, train_orm
 from engine.training.policy import PolicyRecipe, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
 from engine.training.revision import RevisionRecipe, train_revision
+from engine.training.verifier import build_classifier
 from tests.model.folders import change_config
 from tests.tiny import tiny_policy
 
@@ -67,3 +68,28 @@ def test_code_of_a_base_is_never_run(tmp_path, fields):
         with pytest.raises(UserError, match="TrapForCausalLM"):
             load_base(AutoModel, base)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_verifier_is_gone_on_from_with_its_head(tmp_path, rows):
+    recipe = PRMRecipe(num_updates=2, num_extra_layers=1, dropout=0.0)
+    train_prm([rows], tiny_policy(tmp_path / "policy"), tmp_path / "first", tmp_path / "work", recipe)
+    ids = torch.arange(3, 23)[None]
+
+    def logits(model) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(input_ids=ids).logits
+
+    first = AutoModelForTokenClassification.from_pretrained(tmp_path / "first")
+    assert first.config.num_hidden_layers == 3
+    for num_more in (0, 1):  # what is on top adds nothing at first
+        model = build_classifier(tmp_path / "first", PRMRecipe(num_extra_layers=num_more, seed=5))
+        assert (model.config.num_hidden_layers, model.config.classifier_dropout) == (3 + num_more, 0.05)
+        torch.testing.assert_close(logits(model), logits(first))
+
+    still = PRMRecipe(num_updates=2, learning_rate=1e-9, dropout=0.0)
+    train_prm({rows: 1.0}, tmp_path / "first", tmp_path / "second", tmp_path / "work2", still)
+    old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert old.keys() == new.keys()
+    assert "score.weight" in old
+    for name, tensor in old.items():
+        torch.testing.assert_close(new[name], tensor)

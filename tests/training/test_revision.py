@@ -79,6 +79,34 @@ def test_sampled_attempts_are_any_but_the_answer_itself():
     assert len({each.attempts[-1].text for each in trajectories if each.attempts}) == 6
 
 
+def test_the_number_of_attempts_follows_given_odds():
+    recipe = RevisionRecipe(attempt_weights="0.05,0.55,0,0.4", max_right=1)
+    _, counts = build_trajectories([(f"{i};+1\n", [*WRONG, RIGHT]) for i in range(1000)], recipe)
+    assert sorted(counts.by_attempts) == [0, 1, 3]
+    assert counts.by_attempts[1] == pytest.approx(550, abs=60)  # sd 16
+    assert counts.by_attempts[3] == pytest.approx(400, abs=60)
+    assert RevisionRecipe(max_attempts=2).odds == (1.0, 1.0, 1.0)
+
+
+def test_each_epoch_draws_other_attempts():
+    recipe = RevisionRecipe(max_right=1)
+    questions = [(f"{i};+1\n", [*WRONG, RIGHT]) for i in range(20)]
+    epochs = [build_trajectories(questions, recipe, epoch)[0] for epoch in (0, 1, 0)]
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert [each.right for each in epochs[0]] == [each.right for each in epochs[1]]
+
+
+def test_the_oldest_attempts_are_left_out_of_a_short_context():
+    tokenizer = build_tokenizer()
+    trajectory = Trajectory("1;+1\n", (WRONG[1], WRONG[2], WRONG[0]), RIGHT)
+    whole, _ = encode(trajectory, tokenizer)
+    assert encode(trajectory, tokenizer, len(whole))[0] == whole
+    shorter, labels = encode(trajectory, tokenizer, len(whole) - 1)
+    assert tokenizer.decode(shorter) == "1;+1\n#1;+1\n1+1=31;+1\n1+1=2"
+    assert labels[-5:] == list(RIGHT.token_ids)
+    assert tokenizer.decode(encode(trajectory, tokenizer, 1)[0]) == "1;+1\n1+1=2"
+
+
 def test_what_becomes_of_questions():
     questions = [
         ("a", WRONG),
