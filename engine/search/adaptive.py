@@ -10,6 +10,7 @@ from typing import ClassVar
 from engine.counts import check_real, settle_count
 from engine.errors import UserError
 from engine.search.best_of_n import WholeAnswers
+from engine.search.draw import StopsWhenSure
 from engine.search.vote import check_vote, vote, voters_by_answer
 from engine.types import Candidate
 
@@ -18,7 +19,7 @@ _MAX_SCORE = 1.0  # of a verifier, and the weight of an answer in a majority vot
 
 
 @dataclass(frozen=True)
-class Adaptive(WholeAnswers):
+class Adaptive(StopsWhenSure, WholeAnswers):
     """Best-of-N in batches, up to the budget; what an early stop saves is not spent.
 
     With `confidence` 1.0 it stops when no other answer can overtake the leader any more, so that the
@@ -40,6 +41,7 @@ class Adaptive(WholeAnswers):
     name: ClassVar[str] = "adaptive"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_vote(self.vote)
         if self.vote not in ADAPTIVE_VOTES:
             raise UserError(f"adaptive votes are {' and '.join(ADAPTIVE_VOTES)}, got {self.vote!r}")

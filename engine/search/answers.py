@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.search.vote import Classify
+from engine.search.vote import Classify, merge_equal
+from engine.types import Candidate
 
 Extract = Callable[[str], str | None]
 Grade = Callable[[str, str], bool | None]
@@ -23,6 +24,10 @@ class Answers:
 
     classify: Classify | None = None
     """The class of each of several answers: those of one class count as one answer in votes. Default: equal strings."""
+
+    def alike(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """The candidates with equal answers written alike, so that votes count them as one."""
+        return candidates if self.classify is None else merge_equal(candidates, self.classify)
 
 
 def is_correct(answer: str | None, gold: str | None, grade: Grade | None) -> bool | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from engine.search.draw import AllAtOnce
+from engine.search.draw import STOP_BATCH, AllAtOnce, StopsWhenSure
 from engine.search.vote import check_vote
+from engine.types import Candidate
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class WholeAnswers(AllAtOnce):
     def groups(self, budget: int) -> tuple[int, int]:
         """One group with a slot for every generation."""
         return 1, budget
+
+    def draw(self, candidates: Sequence[Candidate], num_left: int) -> int:
+        """All answers, or a batch of those of a search that may stop."""
+        return num_left if self.stop is None else min(STOP_BATCH, num_left)
 
     def select(
         self, agg_scores: Sequence[float], num_slots: int, step_texts: Sequence[str] = ()
@@ -41,7 +46,7 @@ class Majority(WholeAnswers):
 
 
 @dataclass(frozen=True)
-class BestOfN(WholeAnswers):
+class BestOfN(StopsWhenSure, WholeAnswers):
     """Full answers, scored once at their end. Raises UserError for an unknown vote."""
 
     vote: str = "weighted"
@@ -51,4 +56,5 @@ class BestOfN(WholeAnswers):
     is_scored: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_vote(self.vote)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
@@ -17,7 +17,7 @@ from engine.search.greedy_rollouts import rescore
 from engine.search.protocols import Models, Strategy
 from engine.search.revision_chains import RevisionChains
 from engine.search.tree import Extension, SearchRecord
-from engine.search.vote import merge_equal, vote
+from engine.search.vote import vote
 from engine.types import FINISHED, Problem, SearchResult
 
 
@@ -61,10 +61,9 @@ async def run_search(
     with OpenBranches(problem, policy, models.verifier, ledger) as branches:
         if num_spent < config.budget:
             search = _Search(strategy, config, answers, branches, record)
-            num_spent += await search.run(config.budget - num_spent)
-    candidates = record.candidates
-    if answers.classify is not None:
-        candidates = merge_equal(candidates, answers.classify)
+            for part in strategy.parts(config.budget - num_spent):
+                num_spent += await search.run(part)
+    candidates = answers.alike(record.candidates)
     answer, best = vote(candidates, strategy.vote)
     record.tree.best = None if best is None else record.final_nodes[best]
     return SearchResult(
@@ -101,7 +100,7 @@ class _Search:
         num_all = num_left = num_groups * num_slots  # slots that have not been drawn yet
         slots = [num_slots] * num_groups  # of each group, without an ended answer
         frontier = self.make_frontier(num_groups, num_slots)
-        while num_left and (num_drawn := self.strategy.draw(self.record.candidates, num_left)):
+        while num_left and not self.is_sure() and (num_drawn := self.strategy.draw(self.record.candidates, num_left)):
             assert 0 < num_drawn <= num_left, "budget overshot"
             num_left -= num_drawn
             allotment = await frontier.draw(num_drawn, is_last=num_left == 0)
@@ -138,9 +137,20 @@ class _Search:
                 else:
                     slots[group] -= 1
                     self.end(frontier, extension)
+            if self.is_sure():
+                for extension in itertools.chain.from_iterable(live):
+                    self.branches.release(extension.trajectory)
+                return
             allotment = []
             for members, num_slots in zip(live, slots, strict=True):
                 allotment += self.select(members, num_slots)
+
+    def is_sure(self) -> bool:
+        """Whether the answer that leads the vote has the score at which the strategy stops."""
+        if self.strategy.stop is None:
+            return False
+        _, best = vote(self.answers.alike(self.record.candidates), self.strategy.vote)
+        return best is not None and self.record.candidates[best].agg_score >= self.strategy.stop
 
     async def expand(self, frontier: Frontier, allotment: Allotment, *, is_last: bool) -> list[Extension]:
         """Samples a step, or a whole answer, onto the children of all survivors in one call.
@@ -171,7 +181,7 @@ class _Search:
         verifier = self.branches.verifier
         for extension in extensions:
             extension.judge(verifier.judges)
-        for parent, siblings in groupby(extensions, key=lambda extension: extension.trajectory.parent):
+        for parent, siblings in itertools.groupby(extensions, key=lambda extension: extension.trajectory.parent):
             await frontier.fork_verifier(parent, [sibling.trajectory for sibling in siblings if sibling.judged])
         judged = [extension for extension in extensions if extension.judged]
         if not judged:

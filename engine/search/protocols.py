@@ -77,8 +77,14 @@ class Strategy(Protocol):
     revises: bool  # an answer is sampled with those before it of its group in the context: see Revisions for how many
     unused_fields: tuple[str, ...]  # of the dataclass: inherited options that have no effect
 
+    stop: float | None  # aggregated score of the leading answer's best candidate at which the search ends early
+
     def rows(self, budget: int) -> int:
         """The most branches that it samples at once."""
+        ...
+
+    def parts(self, budget: int) -> list[int]:
+        """The budgets of searches that follow one another, each in its own groups, until one of them is sure."""
         ...
 
     def groups(self, budget: int) -> tuple[int, int]:

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from engine.counts import check_real, settle_count
 from engine.errors import UserError
-from engine.search.draw import AllAtOnce
+from engine.search.draw import STOP_BATCH, StopsWhenSure, growing
 from engine.search.vote import check_vote
 
 
 @dataclass(frozen=True)
-class Rebase(AllAtOnce):
+class Rebase(StopsWhenSure):
     """Shares the slots out by softmax(score / temperature): no fixed width, and the balance is a dial.
 
     A low temperature gives everything to the best step, a high one the same to all. A step whose
@@ -37,6 +37,7 @@ class Rebase(AllAtOnce):
     lookahead: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < check_real("rebase temperature", self.temperature) < math.inf:
             raise UserError(f"rebase temperature must be above 0 and finite, got {self.temperature}")
         settle_count(self, "max_rounds")
@@ -45,6 +46,10 @@ class Rebase(AllAtOnce):
     def groups(self, budget: int) -> tuple[int, int]:
         """One group with a slot for every generation."""
         return 1, budget
+
+    def parts(self, budget: int) -> list[int]:
+        """One search, or trees of growing size where it may stop."""
+        return [budget] if self.stop is None else growing(budget, STOP_BATCH)
 
     def select(
         self, agg_scores: Sequence[float], num_slots: int, step_texts: Sequence[str] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, asdict, fields
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 from engine.errors import UserError
 from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, Strategy
@@ -23,7 +23,7 @@ _WORDS = {"none": None, "true": True, "false": False}
 def option_fields(strategy_class: type[Strategy]) -> dict[str, Field]:
     """The fields that a strategy uses, by the name of their option on the command line."""
     used = [each for each in fields(strategy_class) if each.name not in strategy_class.unused_fields]
-    return {each.metadata.get("option", each.name): each for each in used}
+    return {each.metadata.get("option", each.name): each for each in sorted(used, key=_is_last)}
 
 
 def is_judged_by(strategy_class: type[Strategy], verifier: str) -> bool:
@@ -44,7 +44,7 @@ def strategy_from_dict(named: Mapping[str, object]) -> Strategy:
     name = options.pop("strategy", None)
     if name not in STRATEGIES:
         raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}")
-    known = [field.name for field in fields(STRATEGIES[name])]
+    known = [field.name for field in sorted(fields(STRATEGIES[name]), key=_is_last)]
     for option in options:
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
@@ -75,7 +75,7 @@ def strategy_label(strategy: Strategy) -> str:
     """The name, and the options that are not the default ones: `beam:width=2`."""
     changed = [
         f":{field.name}={getattr(strategy, field.name)}"
-        for field in fields(strategy)
+        for field in sorted(fields(strategy), key=_is_last)
         if getattr(strategy, field.name) != field.default
     ]
     return strategy.name + "".join(changed)
@@ -92,11 +92,16 @@ def can_spend(strategy: Strategy, num_generations: int) -> bool:
     return True
 
 
+def _is_last(field: Field) -> bool:
+    """Fields that all strategies share are named behind a strategy's own."""
+    return field.kw_only
+
+
 def _is_of(value: object, hint: type) -> bool:
     """Whether a value from a file or a command line is of a field's type; true is no number, 2 is a float too."""
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, hint) or (hint is float and isinstance(value, int))
+    return isinstance(value, hint) or (isinstance(value, int) and float in (hint, *get_args(hint)))
 
 
 def _value(text: str) -> object:

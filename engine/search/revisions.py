@@ -9,12 +9,13 @@ from typing import ClassVar
 from engine.counts import settle_count
 from engine.errors import UserError
 from engine.search.best_of_n import WholeAnswers
+from engine.search.draw import StopsWhenSure
 from engine.search.vote import REVISION_VOTES, check_vote
 from engine.types import Candidate
 
 
 @dataclass(frozen=True)
-class Revisions(WholeAnswers):
+class Revisions(StopsWhenSure, WholeAnswers):
     """`parallel` chains of budget / parallel attempts each (Snell et al. 2024, section 6); every attempt votes.
 
     The model that revises samples an attempt with the last `context` attempts of its chain before it. An attempt
@@ -39,6 +40,7 @@ class Revisions(WholeAnswers):
     revises: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         settle_count(self, "parallel")
         settle_count(self, "context")
         if not isinstance(self.judge_alone, bool):

@@ -11,7 +11,7 @@ from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majori
 from .fakes import FakePolicy, FakeVerifier, drive, hashed_judge, random_draw, search, start
 
 STRATEGIES = [Majority(), BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=2), DVTS(width=2)]
-STRATEGIES += [Rebase(), Adaptive(batch=3)]
+STRATEGIES += [Rebase(), Adaptive(batch=3), BeamSearch(width=2, stop=0.8), DVTS(width=2, stop=0.9), BestOfN(stop=0.9)]
 by_name = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
 BUDGET = 8
 

@@ -64,6 +64,15 @@ def test_beams_share_out_their_slots():
     assert BeamSearch(width=2).select([0.1, 0.9, 0.5, 0.9], 4) == [(1, 2), (3, 2)]
 
 
+def test_a_width_may_be_the_square_root_of_the_slots():
+    """M = sqrt(N) in Snell et al. 2024: of 9 slots 3 steps go on with 3 children each."""
+    beam = BeamSearch(width=0)
+    assert beam.select([0.1, 0.9, 0.5, 0.9, 0.3], 9) == [(1, 3), (3, 3), (2, 3)]
+    assert beam.select([0.1, 0.9, 0.5, 0.9, 0.3], 5) == [(1, 2), (3, 2), (2, 1)]
+    assert beam.select([0.1], 1) == [(0, 1)]
+    assert beam.select([], 0) == []
+
+
 def test_budgets_are_divided_as_each_strategy_says():
     assert Majority().groups(7) == BestOfN().groups(7) == (1, 7)
     assert BeamSearch(width=4).groups(16) == (1, 16)
@@ -74,7 +83,8 @@ def test_budgets_are_divided_as_each_strategy_says():
 @pytest.mark.parametrize(
     ("make", "received"),
     [
-        (lambda: BeamSearch(width=0), "got 0"),
+        (lambda: BeamSearch(width=-1), "got -1"),
+        (lambda: DVTS(width=0), "got 0"),
         (lambda: BeamSearch(max_rounds=-2), "got -2"),
         (lambda: BeamSearch(vote="loudest"), "'loudest'"),
         (lambda: BestOfN(vote="loudest"), "'loudest'"),

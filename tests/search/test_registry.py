@@ -15,7 +15,8 @@ STRATEGIES = [
     DVTS(width=8),
     Rebase(temperature=0.05),
     Adaptive(vote="majority", confidence=0.9),
-    Revisions(parallel=2, judge_alone=True),
+    Revisions(parallel=2, judge_alone=True, stop=1),
+    Lookahead(width=0, stop=0.5),
 ]
 
 
@@ -29,9 +30,9 @@ def test_the_list_names_every_strategy_and_what_may_judge_it():
 
 
 def test_options_are_named_as_on_the_command_line():
-    assert list(option_fields(BeamSearch)) == ["beam_width", "num_iterations", "vote", "max_duplicates"]
-    assert list(option_fields(DVTS)) == ["beam_width", "num_iterations", "vote"], "it refuses max_duplicates"
-    assert list(option_fields(Rebase)) == ["rebase_temperature", "num_iterations", "vote"]
+    assert list(option_fields(BeamSearch)) == ["beam_width", "num_iterations", "vote", "max_duplicates", "stop"]
+    assert list(option_fields(DVTS)) == ["beam_width", "num_iterations", "vote", "stop"], "it refuses max_duplicates"
+    assert list(option_fields(Rebase)) == ["rebase_temperature", "num_iterations", "vote", "stop"]
     assert option_fields(Adaptive)["adaptive_batch"].name == "batch"
     assert option_fields(Majority) == {}
 
@@ -45,6 +46,7 @@ def test_there_and_back(strategy):
 def test_labels_name_what_is_not_the_default():
     assert strategy_label(BeamSearch()) == "beam"
     assert strategy_label(BeamSearch(width=2, vote="naive")) == "beam:width=2:vote=naive"
+    assert strategy_label(BeamSearch(width=2, stop=0.95)) == "beam:width=2:stop=0.95"
     assert parse_strategy(" beam:max_duplicates=none ") == BeamSearch()
 
 
@@ -62,7 +64,13 @@ def test_what_can_be_spent():
         ("majority:vote=naive", "it has none"),
         ("beam:width", "'beam:width'"),
         ("beam:width=wide", "'wide'"),
-        ("beam:width=0", "got 0"),
+        ("beam:width=-1", "got -1"),
+        ("dvts:width=0", "beam width must be at least 1, got 0"),
+        ("beam:stop=0", "stop must be above 0 and at most 1, got 0"),
+        ("beam:stop=likely", "'likely'"),
+        ("adaptive:vote=majority:stop=0.9", "stop has no effect with this adaptive, which scores nothing, got 0.9"),
+        ("revisions:vote=majority:stop=0.9", "stop has no effect"),
+        ("majority:stop=0.9", "it has none"),
         ("beam:width=2.5", "beam width must be a whole number, got 2.5"),
         ("beam:width=true", "beam width must be a whole number, got True"),
         ("revisions:judge_alone=3", "judge_alone must be true or false, got 3"),
