@@ -254,14 +254,6 @@ OPTIMAL_CLAIMS = (
         versus((PILOT, 64), (BEST, 256)),
         is_must_show=True,
     ),
-    Claim(
-        "3.6",
-        3,
-        "the same where a bin must lead by a standard error to depart from the one strategy for all",
-        "no such rule: added by us when 3.5 had not come out with one seed",
-        REACHES,
-        versus((f"{PILOT}, cautious", 64), (BEST, 256)),
-    ),
 )
 
 

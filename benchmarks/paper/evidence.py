@@ -24,13 +24,7 @@ from engine.results.rows import Row
 
 Tables = dict[str, dict[int, Measured]]
 CHOICES = ("majority", "best-of-n", *SEARCHES)  # what compute-optimal chooses from
-CAUTION = 1.0  # standard errors by which a bin's own best must lead, in the cautious series
-PILOTS = {  # kind: predictor, caution
-    "agreement pilot": ("agreement", 0.0),
-    "score pilot": ("score", 0.0),
-    "agreement pilot, cautious": ("agreement", CAUTION),
-    "score pilot, cautious": ("score", CAUTION),
-}
+PILOTS = {"agreement pilot": "agreement", "score pilot": "score"}  # kind: predictor
 _PILOTED = ("majority", "best-of-n", "pilot, then beam M=4", "pilot, then rebase")
 
 
@@ -152,9 +146,9 @@ def _piloted(pools: Mapping[int, Sequence[Pool]], bills: Mapping, reader: _Reade
         seeds = [seed for seed, series in found.items() if len(series) == most]
         series = {each: one_after_another([found[seed][each] for seed in seeds]) for each in found[seeds[0]]}
         folds = {index: index % reader.num_problems % 2 for index in range(len(seeds) * reader.num_problems)}
-        for kind, (name, caution) in PILOTS.items():
+        for kind, name in PILOTS.items():
             binning = pilot_binning([pool for seed in seeds for pool in pools[seed]], name)
-            best = compute_optimal(series, binning, budget, folds, caution)
+            best = compute_optimal(series, binning, budget, folds)
             measured, fixed = (seed_means(each, len(seeds)) for each in (best.measured, best.fixed))
             made[kind][budget] = replace(best, measured=measured, fixed=fixed)
     return made

@@ -30,11 +30,10 @@ def compute_optimal(
     binning: Binning,
     budget: int,
     folds: Mapping[int, int] | None = None,
-    caution: float = 0.0,
 ) -> Optimal:
     """Two-fold cross-validation inside each bin (paper, section 3.2) over the series measured at a budget.
 
-    `folds` and `caution` are those of `held_out`.
+    `folds` are those of `held_out`, and so is the shrinkage.
     """
     outcomes = [
         Outcome(
@@ -50,7 +49,7 @@ def compute_optimal(
         for name, each in series.items()
         for index in range(len(each.right))
     ]
-    chosen, fixed = held_out(outcomes, binning.bins, budget, folds=folds, caution=caution)
+    chosen, fixed = held_out(outcomes, binning.bins, budget, folds=folds)
     return Optimal(_gather(series, chosen), _gather(series, fixed), _choices(chosen, binning.bins))
 
 

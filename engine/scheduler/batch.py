@@ -68,7 +68,10 @@ def search_batch(
     while assignments := _assign(problems, shares, calibration, total, least):
         chosen = [index for index, problem in enumerate(problems) if problem.id in assignments]
         most = max(given.budget for given in assignments.values())
-        results = search([problems[index] for index in chosen], Assigned(assignments), most)
+        running = {
+            name: replace(given, strategy=calibration.stopping(given.strategy)) for name, given in assignments.items()
+        }
+        results = search([problems[index] for index in chosen], Assigned(running), most)
         for index, result in zip(chosen, results, strict=True):
             share, given = shares[index], assignments[problems[index].id]
             assert share.num_spent <= result.num_generations <= given.budget, "budget overshot"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.scheduler.allocation import Curve, concave_envelope
+from engine.scheduler.chance import Chances, stopping_at
 from engine.scheduler.difficulty import Bins, Predictor
+from engine.scheduler.shrinkage import pick
 from engine.search import Strategy
 from engine.search.registry import can_spend, strategy_as_dict, strategy_from_dict, strategy_label
 
@@ -29,10 +31,16 @@ class Cell:
     generations: float  # mean per problem, spent
     tokens: float  # mean per problem, that went through a model
     flops: float  # mean per problem
+    shrunk: float | None = None  # accuracy, drawn towards the strategy's on all bins; None: as it was measured
 
     @property
     def accuracy(self) -> float:
         return self.num_right / self.num_problems
+
+    @property
+    def expected(self) -> float:
+        """The accuracy that choices go by."""
+        return self.accuracy if self.shrunk is None else self.shrunk
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Calibration:
     budgets: tuple[int, ...]  # rising
     cells: tuple[Cell, ...]
     verdicts: tuple[Verdict, ...] = ()  # one per budget
+    chances: Chances = ()  # how often answers are right by their score; where there are none, the score is the chance
 
     def __post_init__(self) -> None:
         if len(self.num_per_bin) != self.bins.count:
@@ -94,10 +103,10 @@ class Calibration:
         return any(cell.strategy.revises for cell in self.cells)
 
     def choose(self, bin_index: int, budget: int, num_spent: int | None = None) -> Cell:
-        """The most accurate cell whose strategy can spend what is left of a budget.
+        """The cell of the greatest expected accuracy whose strategy can spend what is left of a budget.
 
-        Cells of the largest measured budget that is not above it, else of the smallest. Equals go to
-        fewer FLOPs, then to the first. `num_spent` has been spent (by default by the predictor).
+        Cells of the largest measured budget that is not above it, else of the smallest. Of those that are as good
+        (see `pick`) it is the cheapest. `num_spent` has been spent (by default by the predictor).
         Raises UserError where no strategy can spend it.
         """
         num_spent = self.predictor.num_spent if num_spent is None else num_spent
@@ -108,14 +117,18 @@ class Calibration:
             where = f"after the {num_spent} of the prediction" if num_spent else "at once"
             raise UserError(f"none of {', '.join(names)} can spend a budget of {budget} {where}")
         nearest = min((cell.budget for cell in cells), key=lambda each: (abs(each - measured), each))
-        return max((cell for cell in cells if cell.budget == nearest), key=lambda cell: (cell.accuracy, -cell.flops))
+        return pick((cell, cell.expected, cell.flops) for cell in cells if cell.budget == nearest)
+
+    def stopping(self, strategy: Strategy) -> Strategy:
+        """The strategy as it is run: the chance at which it stops is the score of that chance."""
+        return stopping_at(strategy, self.chances)
 
     def curve(self, bin_index: int) -> Curve:
         """Expected accuracy over budget, as the concave envelope that `allocate` takes; 0.0 at a budget of 0."""
         best: dict[int, float] = {0: 0.0}
         for cell in self.cells:
             if cell.bin == bin_index:
-                best[cell.budget] = max(best.get(cell.budget, 0.0), cell.accuracy)
+                best[cell.budget] = max(best.get(cell.budget, 0.0), cell.expected)
         return concave_envelope(best.items())
 
     def differences(self, conditions: Mapping[str, object]) -> list[str]:
@@ -134,6 +147,7 @@ class Calibration:
             "edges": list(self.bins.edges),
             "num_per_bin": list(self.num_per_bin),
             "budgets": list(self.budgets),
+            "chances": [list(pair) for pair in self.chances],
         }
         cells = [
             {**{name: getattr(cell, name) for name in _CELL_FIELDS}, "strategy": strategy_as_dict(cell.strategy)}
@@ -193,8 +207,11 @@ def parse_calibration(text: str | bytes) -> Calibration:
             budgets=tuple(sorted(data["budgets"])),
             cells=tuple(_cells(data["cells"])),
             verdicts=tuple(Verdict(**row) for row in data["verdicts"]),
+            chances=tuple((score, chance) for score, chance in data.get("chances", ())),
         )
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"a value is missing or of another kind ({error})") from None
 
 

@@ -95,7 +95,8 @@ class ComputeOptimal(Planner):
         start = samples if predictor.is_reused else None
         if start is None:
             ledger.include(samples.ledger)
-        result = await run_search(problem, choices[index], models, config, answers, ledger=ledger, start=start)
+        chosen = calibration.stopping(choices[index])
+        result = await run_search(problem, chosen, models, config, answers, ledger=ledger, start=start)
         label = strategy_label(choices[index])
         plan = f"ease {ease:.3g}, {calibration.bins.describe(index)}: {label}, budget {config.budget}"
         return replace(result, strategy=self.name, plan=plan)

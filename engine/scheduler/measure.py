@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import stdev
+
+import numpy as np
 
 from engine.errors import UserError
 from engine.scheduler.calibration import Calibration, Cell, Verdict
+from engine.scheduler.chance import Chances
 from engine.scheduler.difficulty import Bins, Predictor
+from engine.scheduler.shrinkage import pick, shrunk
 from engine.search import Strategy
 
 
@@ -34,8 +37,11 @@ def measure(
     predictor: Predictor,
     bins: Bins,
     min_per_bin: int = 10,
+    chances: Chances = (),
 ) -> Calibration:
     """Cells by bin, strategy and budget, and the accuracy of choosing by bin under cross-validation.
+
+    At every budget each strategy has searched the same problems.
 
     Raises UserError for a bin with fewer problems than `min_per_bin`.
     """
@@ -44,6 +50,8 @@ def measure(
     for outcome in sorted(outcomes, key=lambda each: each.problem):
         cells.setdefault((bins.index(outcome.ease), outcome.strategy, outcome.budget), []).append(outcome)
     budgets = tuple(sorted({outcome.budget for outcome in outcomes}))
+    at_budget = {budget: [each for each in outcomes if each.budget == budget] for budget in budgets}
+    expected = {budget: _expected(found, bins) for budget, found in at_budget.items()}
     return Calibration(
         conditions=conditions,
         problems=problems,
@@ -51,8 +59,12 @@ def measure(
         bins=bins,
         num_per_bin=tuple(map(len, members)),
         budgets=budgets,
-        cells=tuple(_cell(*key, group) for key, group in sorted(cells.items(), key=lambda item: item[0][::2])),
+        cells=tuple(
+            _cell(*key, group, expected[key[2]][key[:2]])
+            for key, group in sorted(cells.items(), key=lambda item: item[0][::2])
+        ),
         verdicts=tuple(cross_validate(outcomes, bins, budget) for budget in budgets),
+        chances=chances,
     )
 
 
@@ -91,15 +103,12 @@ def held_out(
     budget: int,
     *,
     folds: Mapping[int, int] | None = None,
-    caution: float = 0.0,
 ) -> tuple[list[Outcome], list[Outcome]]:
     """Two folds of every bin, by turns: strategies are chosen on the one and measured on the other.
 
     Returns one outcome per problem of the strategy that was best in its bin, and one of the one strategy
-    for all bins, which is chosen and measured on the same folds, so that the two can be compared. With `caution`
-    a bin departs from the one for all only where its own best is ahead by this number of standard errors of
-    the paired difference (the one-standard-error rule of Breiman et al. 1984 where it is 1; 0 is the paper's
-    choice). `folds` gives 0 or 1 by problem, where turns are not to be taken.
+    for all bins, which is chosen and measured on the same folds, so that the two can be compared. The best of a bin
+    is that of the greatest shrunk accuracy. `folds` gives 0 or 1 by problem, where turns are not to be taken.
     """
     at_budget = [outcome for outcome in outcomes if outcome.budget == budget]
     folds = _folds(at_budget, bins) if folds is None else folds
@@ -109,13 +118,12 @@ def held_out(
     for held_out in (0, 1):
         seen = [each for each in at_budget if folds[each.problem] != held_out]
         unseen = [each for each in at_budget if folds[each.problem] == held_out]
-        one_for_all = _best(strategies, seen)
+        one_for_all = _best(_expected(seen, Bins()), seen, strategies)
         fixed += [each for each in unseen if each.strategy == one_for_all]
+        expected = _expected(seen, bins)
         for index in range(bins.count):
             own = [each for each in seen if bins.index(each.ease) == index]
-            best = _best(strategies, own)
-            if caution and not _is_ahead(best, one_for_all, own, caution):
-                best = one_for_all
+            best = _best(expected, own, strategies, index)
             chosen += [each for each in unseen if each.strategy == best and bins.index(each.ease) == index]
     return chosen, fixed
 
@@ -132,28 +140,35 @@ def _folds(outcomes: Sequence[Outcome], bins: Bins) -> dict[int, int]:
     return folds
 
 
-def _best(strategies: Sequence[Strategy], outcomes: Sequence[Outcome]) -> Strategy:
-    """The strategy of the greatest accuracy; equals go to fewer FLOPs, then to the first."""
-
-    def merit(strategy: Strategy) -> tuple[float, float]:
-        own = [each for each in outcomes if each.strategy == strategy]
-        return _mean([each.is_right for each in own]), -_mean([each.flops for each in own])
-
-    return max(strategies, key=merit)
-
-
-def _is_ahead(strategy: Strategy, other: Strategy, outcomes: Sequence[Outcome], caution: float) -> bool:
-    """Whether its mean lies `caution` standard errors of the difference, paired by problem, over the other's."""
-    ours, theirs = (
-        {each.problem: each.is_right for each in outcomes if each.strategy == side} for side in (strategy, other)
-    )
-    gains = [float(ours[problem]) - theirs[problem] for problem in ours.keys() & theirs.keys()]
-    if len(gains) < 2:
-        return False
-    return _mean(gains) >= caution * stdev(gains) / len(gains) ** 0.5
+def _best(
+    expected: Mapping[tuple[int, Strategy], float],
+    outcomes: Sequence[Outcome],
+    strategies: Sequence[Strategy],
+    bin_index: int = 0,
+) -> Strategy:
+    """The strategy to choose in a bin, by what is expected there and what it cost in these outcomes."""
+    flops = {each: _mean([seen.flops for seen in outcomes if seen.strategy == each]) for each in strategies}
+    return pick((each, expected.get((bin_index, each), 0.0), flops[each]) for each in strategies)
 
 
-def _cell(bin_index: int, strategy: Strategy, budget: int, group: Sequence[Outcome]) -> Cell:
+def _expected(outcomes: Sequence[Outcome], bins: Bins) -> dict[tuple[int, Strategy], float]:
+    """The shrunk accuracies by bin and strategy, of searches of the same problems at one budget."""
+    strategies = list(dict.fromkeys(each.strategy for each in outcomes))
+    rights: list[dict[int, dict[Strategy, float]]] = [{} for _ in range(bins.count)]
+    for each in outcomes:
+        rights[bins.index(each.ease)].setdefault(each.problem, {})[each.strategy] = float(each.is_right)
+    found = [index for index in range(bins.count) if rights[index]]
+    if not found:
+        return {}
+    tables = [np.array([[row[each] for each in strategies] for row in rights[index].values()]) for index in found]
+    return {
+        (index, strategy): float(value)
+        for index, row in zip(found, shrunk(tables), strict=True)
+        for strategy, value in zip(strategies, row, strict=True)
+    }
+
+
+def _cell(bin_index: int, strategy: Strategy, budget: int, group: Sequence[Outcome], expected: float) -> Cell:
     return Cell(
         bin=bin_index,
         strategy=strategy,
@@ -163,6 +178,7 @@ def _cell(bin_index: int, strategy: Strategy, budget: int, group: Sequence[Outco
         generations=_mean([each.generations for each in group]),
         tokens=_mean([each.tokens for each in group]),
         flops=_mean([each.flops for each in group]),
+        shrunk=expected,
     )
 
 

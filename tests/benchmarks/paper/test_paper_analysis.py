@@ -94,20 +94,22 @@ def test_equals_go_to_fewer_flops_and_estimates_are_charged():
     assert (bill.generations[0], bill.flops[0], bill.verified[0]) == (260, 12.0, 6.0)
 
 
-def test_with_caution_a_bin_departs_only_for_a_clear_lead():
-    """In the hard bin `lucky` is ahead by one problem of ten on either fold, `better` by five; neither is overall."""
-    base, lucky, better = (np.repeat([1.0, 0.0], 20) for _ in range(3))
-    lucky[[0, 1, 2, 3, 20, 21]] = [0, 0, 0, 0, 1, 1]
-    better[:20], better[20:30] = 0.0, 1.0
-    binning = Binning(np.repeat([1.0, 0.0], 20), Bins((0.5,)))
+def test_a_bin_departs_only_for_a_lead_that_is_more_than_luck():
+    """On each fold of ten `lucky` wins two problems and loses two; but one less in the easiest and hardest bins."""
+    base = np.tile([1.0, 1.0, 0.0, 0.0], 25)
+    lucky, better = base.copy(), base.copy()
+    for first in range(0, 100, 20):
+        lucky[first : first + 8] = 1 - base[first : first + 8]
+    lucky[[6, 7]], lucky[[84, 85]] = 0.0, 1.0
+    better[:80], better[80:] = 0.0, 1.0
+    binning = Binning(np.repeat([0.9, 0.7, 0.5, 0.3, 0.1], 20), Bins((0.2, 0.4, 0.6, 0.8)))
 
-    def hard_bin(other: np.ndarray, caution: float) -> dict[str, int]:
-        series = {"base": measured(base), "other": measured(other)}
-        return compute_optimal(series, binning, 4, caution=caution).choices[1]
+    def hard_bin(other: np.ndarray) -> dict[str, int]:
+        return compute_optimal({"base": measured(base), "other": measured(other, flops=2.0)}, binning, 4).choices[4]
 
-    assert hard_bin(lucky, 0.0) == {"other": 20}
-    assert hard_bin(lucky, 1.5) == {"base": 20}
-    assert hard_bin(better, 1.5) == {"other": 20}
+    assert lucky[80:].mean() == base[80:].mean() + 0.1
+    assert hard_bin(lucky) == {"base": 20}
+    assert hard_bin(better) == {"other": 20}
 
 
 def test_seeds_one_after_another_share_their_folds():
