@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import typer
 
+from engine.cli.grid import Grid, GridOptions, build_grid, make_bins
 from engine.cli.inputs import MODELS, PROMPTS, check_prompts, checked_config, load_engine
 from engine.cli.options import Given, command
 from engine.cli.problems import ProblemOptions, find_problems
 from engine.cli.strategies import check_verifier_used
 from engine.cli.tables import calibration_table
-from engine.commands import parse_numbers
 from engine.config import EngineConfig, SearchConfig
 from engine.errors import UserError
 from engine.files import write_atomically
 from engine.results.digests import problems_digest
 from engine.scheduler import (
-    ABSOLUTE_EDGES,
     Assigned,
     Assignment,
-    Bins,
+    Chances,
     Outcome,
     PilotSamples,
-    Predictor,
-    can_spend,
+    fit_chances,
     measure,
     members_of,
-    parse_strategy,
     read_calibration,
+    stopping_at,
     strategy_label,
 )
 from engine.search import Strategy
@@ -40,9 +38,6 @@ if TYPE_CHECKING:
     from engine.results import Journal
     from engine.results.rows import Row
     from engine.types import Problem, SearchResult
-
-_STRATEGIES = "majority,best-of-n,beam:width=2,beam:width=4,rebase,adaptive:vote=majority"
-_ORM_STRATEGIES = "majority,best-of-n,adaptive:vote=majority"  # of them what an ORM can judge, or nobody judges
 
 
 @dataclass(frozen=True)
@@ -57,32 +52,6 @@ class CalibrationProblems(ProblemOptions):
 
     limit: int | None = None
     """The first so many problems; of a task 100."""
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """What is measured, and how problems are sorted by difficulty."""
-
-    strategies: str = _STRATEGIES
-    """With commas between; options after colons, as in beam:width=2:vote=naive."""
-
-    budgets: str = "4,8,16"
-    """Generations per problem, e.g. 4,8,16."""
-
-    predictor: str = "agreement"
-    """agreement of samples, their verifier score, or oracle (pass@1)."""
-
-    pilot: int = 4
-    """Samples that difficulty is predicted from."""
-
-    reuse: bool | None = None
-    """Whether they count in the budget and vote; by default yes, but for the oracle's."""
-
-    bins: str = "quintiles"
-    """quintiles, quantiles:8, absolute (0.1,0.5), one, or rising edges of one's own."""
-
-    min_per_bin: int = 10
-    """Problems that a bin must hold; smaller quantiles are joined."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +93,7 @@ def calibrate(
 
     check_out(output.out, source.problems, models.few_shot)
     check_verifier_used(config.verifier, given)
-    if config.verifier == "orm" and "strategies" not in given:
-        options = replace(options, strategies=_ORM_STRATEGIES)
-    grid = build_grid(options, config.verifier)
+    grid = build_grid(options, config.verifier, has_reviser=_has_reviser(models))
     sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(source, models.task, given)
     config = replace(config, budget=max(budget for _, budget in grid.cells))
@@ -136,8 +103,10 @@ def calibrate(
     check_prompts(engine, problems, origins)
     conditions = engine.conditions(sampled, config)
 
+    rows: dict[int, Row] = {}
+
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
-        yield from measure_rows(engine, problems, grid, todo, config)
+        yield from measure_rows(engine, problems, grid, todo, config, rows)
 
     def write(journal: Journal) -> None:
         outcomes = [_outcome(grid, index, row, len(problems)) for index, row in sorted(journal.done.items())]
@@ -149,6 +118,7 @@ def calibrate(
             predictor=grid.predictor,
             bins=make_bins(grid, list(eases.values())),
             min_per_bin=grid.min_per_bin,
+            chances=_chances(grid, journal.done, len(problems)),
         )
         write_atomically(output.out, calibration.to_json().encode())
 
@@ -161,74 +131,20 @@ def calibrate(
         label="searches",
         overwrite=output.overwrite,
         write=write,
+        rows=rows,
     )
     typer.echo(f"{calibration_table(read_calibration(output.out))}\n{closing_line}")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What is measured: every cell on every problem."""
-
-    predictor: Predictor
-    bins: str
-    min_per_bin: int
-    cells: tuple[tuple[Strategy, int], ...]  # (strategy, budget)
-
-    @property
-    def is_scored(self) -> bool:
-        return self.predictor.name == "score" or any(strategy.is_scored for strategy, _ in self.cells)
-
-    @property
-    def revises(self) -> bool:
-        return any(strategy.revises for strategy, _ in self.cells)
-
-
-def build_grid(options: GridOptions, verifier: str) -> Grid:
-    """The cells that can be spent. Raises UserError for a strategy that none of the budgets suits."""
-    is_reused = options.predictor != "oracle" if options.reuse is None else options.reuse
-    predictor = Predictor(options.predictor, options.pilot, is_reused)
-    strategies = dict.fromkeys(map(parse_strategy, options.strategies.split(",")))
-    for strategy in strategies:
-        if verifier == "orm" and strategy.is_scored and strategy.stop_at_step:
-            raise UserError(f"--verifier orm judges whole answers, and {strategy_label(strategy)} scores steps")
-    budgets = parse_numbers("budgets", options.budgets, int)
-    if min(budgets) < max(1, predictor.num_spent):
-        least = f"at least {predictor.num_spent}, the samples of the pilot" if is_reused else "at least 1"
-        raise UserError(f"budgets must be {least}, got {options.budgets!r}")
-    if is_reused:
-        budgets.append(predictor.num_samples)  # where every problem's curve starts
-    cells = [
-        (strategy, budget)
-        for strategy in strategies
-        for budget in sorted(set(budgets))
-        if can_spend(strategy, budget - predictor.num_spent)
-    ]
-    for strategy in strategies:
-        if not any(strategy == each for each, _ in cells):
-            after = f" after the {predictor.num_spent} of the pilot" if is_reused else ""
-            raise UserError(f"{strategy_label(strategy)} can spend none of the budgets{after}, got {options.budgets!r}")
-    grid = Grid(predictor, options.bins, options.min_per_bin, tuple(cells))
-    make_bins(grid, [0.0])  # refuses edges that are no edges before anything is searched
-    return grid
-
-
-def make_bins(grid: Grid, eases: list[float]) -> Bins:
-    """The bins that the grid names. Raises UserError for edges that do not rise, or no number of quantiles."""
-    name, is_counted, count = grid.bins.partition(":")
-    if name == "quantiles" and is_counted:
-        if not count.isdecimal():
-            raise UserError(f"bins must be quantiles:N with a whole number N, got {grid.bins!r}")
-        return Bins.quantiles(eases, int(count), least=grid.min_per_bin)
-    if grid.bins == "quintiles":
-        return Bins.quantiles(eases, least=grid.min_per_bin)
-    named = {"absolute": ABSOLUTE_EDGES, "one": ()}
-    return Bins(named[grid.bins] if grid.bins in named else tuple(parse_numbers("bins", grid.bins, float)))
-
-
 def measure_rows(
-    engine: Engine, problems: list[Problem], grid: Grid, todo: list[int], config: SearchConfig
+    engine: Engine,
+    problems: list[Problem],
+    grid: Grid,
+    todo: list[int],
+    config: SearchConfig,
+    rows: Mapping[int, Row],
 ) -> Iterator[tuple[int, Row]]:
-    """(position, row) of the searches that are still to be done, cell by cell.
+    """(position, row) of the searches that are still to be done, cell by cell; `rows` are those done so far.
 
     All samples are drawn first, so that bins with too few problems are refused before the long part.
     """
@@ -240,7 +156,8 @@ def measure_rows(
     for number, (strategy, budget) in enumerate(grid.cells):
         chosen = [index - number * len(problems) for index in todo if index // len(problems) == number]
         starts = samples if predictor.is_reused else [None] * len(problems)
-        plans = {problems[index].id: Assignment(strategy, budget, starts[index]) for index in chosen}
+        running = strategy if strategy.stop is None else stopping_at(strategy, _chances(grid, rows, len(problems)))
+        plans = {problems[index].id: Assignment(running, budget, starts[index]) for index in chosen}
         for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
             llm.clear_cache()  # a strategy must not live on what the one before it has paid for
         each = replace(config, budget=budget)
@@ -262,10 +179,19 @@ def _row(result: SearchResult, strategy: Strategy, ease: float) -> Row:
         "budget": result.budget,
         "ease": ease,
         "correct": bool(result.correct),
+        "score": None if result.tree.best is None else result.tree.nodes[result.tree.best].agg_score,
         "generations": result.num_generations,
         "tokens": _num_tokens(result),
         "flops": result.ledger.total_flops,
     }
+
+
+def _chances(grid: Grid, rows: Mapping[int, Row], num_problems: int) -> Chances:
+    """How often the answers of searches that do not stop are right, by the score of the leading candidate."""
+    scored = [number for number, (each, _) in enumerate(grid.cells) if each.is_scored and each.stop is None]
+    found = [rows[index] for number in scored for index in range(number * num_problems, (number + 1) * num_problems)]
+    pairs = [(row["score"], row["correct"]) for row in found if row["score"] is not None]
+    return fit_chances([score for score, _ in pairs], [right for _, right in pairs])
 
 
 def _num_tokens(result: SearchResult) -> int:
@@ -278,6 +204,12 @@ def _outcome(grid: Grid, index: int, row: Row, num_problems: int) -> Outcome:
     strategy, budget = grid.cells[number]
     counts = {name: row[name] for name in ("generations", "tokens", "flops")}
     return Outcome(problem, row["ease"], strategy, budget, row["correct"], **counts)
+
+
+def _has_reviser(models: EngineConfig) -> bool:
+    from engine.loading import home_part
+
+    return models.reviser is not None or (models.policy == "home" and home_part("reviser") is not None)
 
 
 def _check_answers(problems: list[Problem], origins: list[str]) -> None:

@@ -32,10 +32,12 @@ def run_rows(
     write: Callable[[Journal], str] | None = None,
     ranks: Ranks | None = None,
     selection: Selection | None = None,
+    rows: dict[int, Row] | None = None,
 ) -> str:
     """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
 
     A `selection` is told of every row. Those that it keeps are counted in the place of all, and others may be missing.
+    `rows` is filled with those of earlier runs and with each that is made, for rows that depend on others.
     `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went. Of
     several `ranks` the first one calls this and the others `follow_rows`.
     Raises UserError where `out` holds another run.
@@ -43,6 +45,8 @@ def run_rows(
     check_out(out)
     with _open(out, config, overwrite) as journal:
         done = journal.done
+        rows = {} if rows is None else rows
+        rows |= done
         kept = done if selection is None else {index: row for index, row in done.items() if selection.add(index, row)}
         num_wanted = num_total if selection is None else selection.num_wanted
         try:
@@ -52,6 +56,7 @@ def run_rows(
                 for index, row in make_rows(todo) if todo else ():
                     with Uninterrupted():
                         journal.append(index, row)
+                        rows[index] = row
                         if selection is None or selection.add(index, row):
                             progress.add(row)
             if write is None:

@@ -47,7 +47,8 @@ class Output:
         "Problems": "task split problem_column answer_column limit",
         "Prompts": PROMPTS,
         "Search": "strategy budget beam_width lookahead num_iterations max_duplicates rebase_temperature "
-        "adaptive_batch confidence stop parallel context judge_alone calibration total_budget vote agg_strategy verifier",
+        "adaptive_batch confidence stop parallel context judge_alone calibration total_budget vote agg_strategy "
+        "verifier",
         "Sampling": "temperature top_p top_k min_p max_tokens seed",
         "Models": f"{MODELS} {PLACES}",
         "Output": "out overwrite with_tree",

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def calibration_table(calibration: Calibration) -> str:
-    """Accuracy in per cent by strategy and bin at every budget, `*` on the best, and what choosing is worth."""
+    """Accuracy in per cent by strategy and bin at every budget, `*` on what is chosen, and what choosing is worth."""
     from engine.scheduler import strategy_label
 
     bins = range(calibration.bins.count)
@@ -22,14 +22,12 @@ def calibration_table(calibration: Calibration) -> str:
     width = max(map(len, labels))
     for budget in calibration.budgets:
         at = {(strategy_label(c.strategy), c.bin): c for c in calibration.cells if c.budget == budget}
-        best = [max(cell.accuracy for (_, index), cell in at.items() if index == each) for each in bins]
+        chosen = [calibration.choose(each, budget) for each in bins]
         lines.append(f"budget {budget}")
         for label in labels:
             cells = [at[label, index] for index in bins if (label, index) in at]
             if cells:
-                shown = [
-                    f"{100 * cell.accuracy:6.1f}{'*' if cell.accuracy == best[cell.bin] else ' '}" for cell in cells
-                ]
+                shown = [f"{100 * cell.accuracy:6.1f}{'*' if cell is chosen[cell.bin] else ' '}" for cell in cells]
                 flops = sum(cell.flops * cell.num_problems for cell in cells) / sum(cell.num_problems for cell in cells)
                 lines.append(f"  {label:{width}} {''.join(shown)}  {flops / 1e9:8.3g} GFLOPs")
         verdict = next(each for each in calibration.verdicts if each.budget == budget)

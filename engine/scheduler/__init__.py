@@ -3,6 +3,7 @@
 from engine.scheduler.allocation import Curve, allocate, concave_envelope, value_at
 from engine.scheduler.batch import search_batch
 from engine.scheduler.calibration import Calibration, Cell, Verdict, calibration_file, read_calibration
+from engine.scheduler.chance import Chances, fit_chances, stopping_at
 from engine.scheduler.compute_optimal import CalibrationWarning, ComputeOptimal
 from engine.scheduler.difficulty import ABSOLUTE_EDGES, PREDICTORS, Bins, Predictor
 from engine.scheduler.measure import Outcome, cross_validate, measure, members_of
@@ -18,6 +19,7 @@ __all__ = [
     "Calibration",
     "CalibrationWarning",
     "Cell",
+    "Chances",
     "ComputeOptimal",
     "Curve",
     "Outcome",
@@ -30,11 +32,13 @@ __all__ = [
     "can_spend",
     "concave_envelope",
     "cross_validate",
+    "fit_chances",
     "measure",
     "members_of",
     "parse_strategy",
     "read_calibration",
     "search_batch",
+    "stopping_at",
     "strategy_as_dict",
     "strategy_from_dict",
     "strategy_label",

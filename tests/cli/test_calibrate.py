@@ -95,7 +95,7 @@ def test_a_calibration_of_answers_judged_by_the_orm(ttc, tmp_path):
     outcome = ttc("calibrate", *judge, *grid)
     assert outcome.status == 0, outcome.err
     found = read_calibration(out)
-    assert {cell.strategy.name for cell in found.cells} == {"majority", "best-of-n", "adaptive"}
+    assert {cell.strategy.name for cell in found.cells} == {"majority", "best-of-n", "adaptive", "revisions"}
     assert found.conditions["verifier"] == "orm"
     assert not found.scores_steps
 
@@ -426,6 +426,32 @@ def test_samples_that_only_predict_difficulty_are_paid_for(ttc, file, tmp_path):
 def test_what_cannot_be_exchanged(ttc, file, arguments, parts):
     path = file((0, "majority", 4, 40))
     assert_refused(ttc("exchange", *SIZES, "--calibration", path, *arguments), *parts)
+
+
+def test_searches_that_stop_are_measured_by_the_chances_of_those_that_do_not(ttc, models, tmp_path):
+    """They come last; and a run that was torn among them measures the same chances again."""
+    out = tmp_path / "c.json"
+    arguments = [*small_calibrate(models, out), "--bins", "one", "--strategies", "best-of-n:stop=0.3,best-of-n,beam"]
+    outcome = ttc(*arguments)
+    assert outcome.status == 0, outcome.err
+    found, text = read_calibration(out), out.read_text()
+    lines = [json.loads(line)["row"] for line in journal_path(out).read_bytes().splitlines()[1:]]
+    assert [row["strategy"] for row in lines[-28:]] == ["best-of-n:stop=0.3"] * 28
+    assert found.chances
+    assert found.stopping(BestOfN(stop=0.0001)).stop == found.chances[0][0], "a chance is a score of this verifier"
+    lines = journal_path(out).read_bytes().splitlines(keepends=True)
+    journal_path(out).write_bytes(b"".join(lines[:-4]))
+    assert "resumed" in ttc(*arguments).last_line
+    assert out.read_text() == text
+
+
+def test_a_chance_that_is_reached_at_once_ends_searches_after_their_pilot(ttc, models, tmp_path):
+    out = tmp_path / "c.json"
+    strategies = ["--strategies", "best-of-n,best-of-n:stop=0.000001"]
+    assert ttc(*small_calibrate(models, out), "--bins", "one", *strategies).status == 0
+    spent = {cell.strategy.stop: cell.generations for cell in read_calibration(out).cells if cell.budget == 9}
+    assert spent[None] == 9
+    assert spent[0.000001] < 9
 
 
 def test_ratios_of_revisions_are_measured_and_used(ttc, models, tmp_path):

@@ -23,6 +23,8 @@ CHANGES = [
     (["--num-iterations", "1"], "completions", ["--strategy", "rebase"]),
     (["--adaptive-batch", "7"], "completions", ["--strategy", "adaptive", "--confidence", "0.51", "--budget", "32"]),
     (["--confidence", "0.51"], "completions", ["--strategy", "adaptive", "--budget", "32"]),
+    (["--stop", "0.1"], "completions", ["--strategy", "best-of-n", "--budget", "32"]),
+    (["--stop", "0.1"], "completions", ["--strategy", "beam", "--budget", "32"]),
     (["--max-duplicates", "0"], "completions", ["--strategy", "beam", "--top-k", "2", "--budget", "32"]),
     (["--beam-width", "2"], "completions", ["--strategy", "beam"]),
     (["--num-iterations", "1"], "completions", ["--strategy", "beam"]),
@@ -154,6 +156,7 @@ def test_with_tree(search):
     [
         ("majority", "--beam-width", "4"),
         ("majority", "--vote", "weighted"),
+        ("majority", "--stop", "0.9"),
         ("majority", "--verifier", "prm"),
         ("majority", "--agg-strategy", "last"),
         ("majority", "--prm", "home"),
