@@ -103,7 +103,7 @@ def calibrate(
     check_prompts(engine, problems, origins)
     conditions = engine.conditions(sampled, config)
 
-    rows: dict[int, Row] = {}
+    rows = RowsSoFar(len(problems) * len(grid.cells))
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         yield from measure_rows(engine, problems, grid, todo, config, rows)
@@ -127,13 +127,25 @@ def calibrate(
         output.out,
         depends_on,
         make_rows,
-        num_total=len(problems) * len(grid.cells),
+        num_total=rows.num_wanted,
         label="searches",
         overwrite=output.overwrite,
         write=write,
-        rows=rows,
+        selection=rows,
     )
     typer.echo(f"{calibration_table(read_calibration(output.out))}\n{closing_line}")
+
+
+class RowsSoFar(dict[int, "Row"]):
+    """The rows by position, as they are made, for searches that depend on those before them."""
+
+    def __init__(self, num_wanted: int):
+        super().__init__()
+        self.num_wanted = num_wanted
+
+    def add(self, position: int, row: Row) -> bool:
+        self[position] = row
+        return True
 
 
 def measure_rows(

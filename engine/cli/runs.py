@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
@@ -15,10 +15,19 @@ from engine.results.rows import Row
 
 if TYPE_CHECKING:
     from engine.model import Ranks
-    from engine.training.pass_rates import Selection
 
 # From the positions that are still to be done, to (position, row) in any order.
 MakeRows = Callable[[list[int]], Iterator[tuple[int, Row]]]
+
+
+class Selection(Protocol):
+    """What is told of every row, those of earlier runs first."""
+
+    num_wanted: int
+
+    def add(self, position: int, row: Row) -> bool:
+        """Takes a row; whether it is kept."""
+        ...
 
 
 def run_rows(
@@ -32,12 +41,10 @@ def run_rows(
     write: Callable[[Journal], str] | None = None,
     ranks: Ranks | None = None,
     selection: Selection | None = None,
-    rows: dict[int, Row] | None = None,
 ) -> str:
     """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
 
     A `selection` is told of every row. Those that it keeps are counted in the place of all, and others may be missing.
-    `rows` is filled with those of earlier runs and with each that is made, for rows that depend on others.
     `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went. Of
     several `ranks` the first one calls this and the others `follow_rows`.
     Raises UserError where `out` holds another run.
@@ -45,8 +52,6 @@ def run_rows(
     check_out(out)
     with _open(out, config, overwrite) as journal:
         done = journal.done
-        rows = {} if rows is None else rows
-        rows |= done
         kept = done if selection is None else {index: row for index, row in done.items() if selection.add(index, row)}
         num_wanted = num_total if selection is None else selection.num_wanted
         try:
@@ -56,7 +61,6 @@ def run_rows(
                 for index, row in make_rows(todo) if todo else ():
                     with Uninterrupted():
                         journal.append(index, row)
-                        rows[index] = row
                         if selection is None or selection.add(index, row):
                             progress.add(row)
             if write is None:
