@@ -173,7 +173,7 @@ def _say(what: str, figures: dict, out: str) -> None:
 
 
 def _shown(figures: dict[str, float | str]) -> str:
+    forms = {str: "", int: ","}
     return ", ".join(
-        f"{name.replace('_', ' ')} {value if isinstance(value, str) else format(value, '.4g')}"
-        for name, value in figures.items()
+        f"{name.replace('_', ' ')} {format(value, forms.get(type(value), '.4g'))}" for name, value in figures.items()
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli.recipes import _rollouts
+from engine.cli.recipes import _rollouts, _shown
 from engine.errors import UserError
 from engine.training import arguments
 from engine.training.arguments import UpdatesRecipe
@@ -122,6 +122,11 @@ def test_figures_of_a_mix_are_by_file_and_weights_make_a_training(tmp_path, kind
     heap = function([a, b], *to, overwrite=True)
     assert "by_file" not in heap
     assert heap["epochs"] > 0
+
+
+def test_numbers_of_steps_are_shown_whole():
+    figures = {"data": "3 files", "held_out_steps": 10921, "auc": 0.98765, "epochs": 2.0}
+    assert _shown(figures) == "data 3 files, held out steps 10,921, auc 0.9877, epochs 2"
 
 
 def test_figures_on_the_command_line(ttc, models, tmp_path):
