@@ -143,6 +143,10 @@ class RowsSoFar(dict[int, "Row"]):
         super().__init__()
         self.num_wanted = num_wanted
 
+    @property
+    def num_kept(self) -> int:
+        return len(self)
+
     def add(self, position: int, row: Row) -> bool:
         self[position] = row
         return True

@@ -25,6 +25,11 @@ class Selection(Protocol):
 
     num_wanted: int
 
+    @property
+    def num_kept(self) -> int:
+        """The kept rows, `num_wanted` at most."""
+        ...
+
     def add(self, position: int, row: Row) -> bool:
         """Takes a row; whether it is kept."""
         ...
