@@ -112,6 +112,7 @@ class TreeNode:
     num_tokens: int = 0
     finish: str | None = None
     status: str = "pruned"  # "root", "kept" (selected, expanded further), "pruned", "final" (a candidate)
+    token_ids: tuple[int, ...] = ()  # of this step
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
@@ -19,11 +20,13 @@ from engine.model import resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.results import Journal
 from engine.results.digests import problems_digest
-from engine.results.rows import Row, row_line
+from engine.results.rows import Row, check_row, row_line
 from engine.runtime import LLM
 from engine.tasks import get_task
+from engine.tasks.sources import read_rows
 from engine.training.pass_rates import Selection
-from engine.training.rollouts import RolloutRecipe, generate, questions
+from engine.training.rollouts import UNSEARCHED, RolloutRecipe, generate, questions
+from engine.training.searched import SearchedQuestion, searched_questions
 from engine.training.stepwise import check_threshold, write_stepwise
 from engine.training.workers import generate_in_workers
 from engine.types import Problem
@@ -62,12 +65,13 @@ def rollouts(
 ) -> None:
     """Labels the steps of sampled answers by how often rollouts from there end right.
 
-    With --pass-rate only of questions that the policy solves sometimes; those with short answers come first in the
-    file, so that a training that reads it in order begins with them.
+    With --from those of the paths of searches, rejected steps included. With --pass-rate only of questions that the
+    policy solves sometimes; those with short answers come first in the file, so that a training that reads it in order
+    begins with them.
     """
     _check(given, recipe, model, output, workers)
-    check_out(output.out, recipe.problems)
-    problems = questions(recipe)
+    check_out(output.out, recipe.problems, recipe.results)
+    problems = questions(recipe) if recipe.results is None else _searched(recipe)
     folder = resolve_folder(model.policy)
     limits = {each: getattr(model, each) for each in ("device", "dtype", "max_batch", "num_blocks")}
     llm = LLM.load(folder, **limits) if workers == 1 else None
@@ -87,7 +91,7 @@ def rollouts(
             yield index, row if selection is None else row | chosen_by
 
     def write(journal: Journal) -> str:
-        return _write(journal.done, recipe, output, selection)
+        return _write(journal.done, recipe, output, selection, problems)
 
     closing_line = run_rows(
         output.out,
@@ -109,20 +113,54 @@ def _check(given: Given, recipe: RolloutRecipe, model: EngineConfig, output: Out
         raise UserError(f"--trl-threshold has no effect without --trl, got {output.trl_threshold}")
     if workers < 1 or (workers > 1 and model.device != "cpu"):
         raise UserError(f"workers must be at least 1, and 1 but on a CPU, got {workers} with device {model.device!r}")
-    for name in ("pass_samples", "max_tries"):
-        if name in given and recipe.pass_rate is None:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} has no effect without --pass-rate, got {getattr(recipe, name)}")
+    needed = {"pass_samples": "pass_rate", "max_tries": "pass_rate", "max_paths": "results"}
+    for name in given:
+        if getattr(recipe, needed.get(name, "task")) is None:
+            raise UserError(f"{_flag(name)} has no effect without {_flag(needed[name])}, got {getattr(recipe, name)}")
+        if recipe.results is not None and name in UNSEARCHED:
+            raise UserError(f"{_flag(name)} has no effect on the answers of --from, got {getattr(recipe, name)!r}")
+
+
+def _flag(name: str) -> str:
+    return "--from" if name == "results" else f"--{name.replace('_', '-')}"
+
+
+def _searched(recipe: RolloutRecipe) -> list[SearchedQuestion]:
+    """The questions of a file of results, read row by row: trees are large."""
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        for origin, row in read_rows(recipe.results, what="results"):
+            try:
+                check_row(row)
+            except UserError as error:
+                raise UserError(f"{origin}: {error}") from None
+            yield origin, row
+
+    found = searched_questions(
+        rows(), recipe.num_questions, recipe.max_paths, recipe.seed, only_ended=not recipe.num_rollouts
+    )
+    if not any(question.paths for question in found):
+        raise UserError(f"{recipe.results} holds no path that can be labelled, got {len(found)} questions")
+    return found
 
 
 def _depends_on(recipe: RolloutRecipe, model: EngineConfig, folder: Path, problems: Sequence[Problem]) -> dict:
     """All that the rows depend on."""
     named = recipe.settings | {"policy_digest": checkpoint_digest(folder), "dtype": model.dtype}
     named |= {} if model.device == "cpu" else {"device": model.device}
+    if recipe.results is not None:
+        with open(recipe.results, "rb") as file:
+            return named | {"from": hashlib.file_digest(file, "blake2b").hexdigest()[:24]}
     return named if recipe.problems is None else named | {"problems": problems_digest(problems)}
 
 
-def _write(done: Mapping[int, Row], recipe: RolloutRecipe, output: Output, selection: Selection | None) -> str:
+def _write(
+    done: Mapping[int, Row],
+    recipe: RolloutRecipe,
+    output: Output,
+    selection: Selection | None,
+    problems: Sequence[Problem],
+) -> str:
     """Writes the answers, those of every question in the questions' order or a selection's; what to say of them."""
     chosen = sorted(done) if selection is None else selection.chosen(done)
     answers = [answer for index in chosen for answer in done[index]["rows"]]
@@ -133,8 +171,11 @@ def _write(done: Mapping[int, Row], recipe: RolloutRecipe, output: Output, selec
         delimiter = get_task(recipe.task).delimiter
         write_stepwise(answers, Path(output.trl), delimiter, threshold=output.trl_threshold)
     num_sampled = len(chosen) * recipe.num_samples * recipe.num_attempts
+    if recipe.results is not None:
+        num_sampled = sum(len(problem.paths) for problem in problems)
     parts = [
         "" if selection is None else selection.summary(done),
+        "" if recipe.results is None else f"{len(answers):,} paths",
         f"{sum(done[index].get('num_rollouts', 0) for index in chosen):,} rollouts" if recipe.num_rollouts else "",
         cut_answers(num_sampled - len(answers), num_sampled),
     ]

@@ -32,11 +32,13 @@ Row = dict[str, object]
 
 
 def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
-    """A result as a row: FIELDS, then `answers`, `finishes`, `num_errors` and `num_generations` (and `plan`, `tree`).
+    """A result as a row: FIELDS, then `answers`, `finishes`, `num_errors` and `num_generations` (and `plan`).
+
+    With a tree there are `tree` (see `tree_nodes`) and `tree_token_ids`, the token ids of each node's step.
 
     `scores` has a list per completion with a score per step; `agg_scores`, `completion_tokens`, `answers`
     (extracted, null for none) and `finishes` ("eos", "boxed", "length" or "error") have a value per completion.
-    A score that is not finite becomes null. For `tree` see `tree_nodes`.
+    A score that is not finite becomes null.
     """
     candidates = result.candidates
     row: Row = {
@@ -63,6 +65,7 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
     if with_tree:
         answers = {candidate.address: candidate.answer for candidate in candidates}
         row["tree"] = tree_nodes(result.tree, answers)
+        row["tree_token_ids"] = [list(node.token_ids) for node in result.tree.nodes]
     return row
 
 

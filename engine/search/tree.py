@@ -107,6 +107,7 @@ class SearchRecord:
                 trajectory.address += (0,)
             num_tokens = len(step.token_ids)
             node = TreeNode(trajectory.address, trajectory.node, step.text, num_tokens=num_tokens, finish=step.finish)
+            node.token_ids = tuple(step.token_ids)
             nodes.append(node)
             trajectory.node = len(nodes) - 1
             trajectory.text += step.text

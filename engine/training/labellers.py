@@ -66,7 +66,7 @@ async def label_every_step(sampler: Sampler, answers: Sequence[SampledAnswer], n
     for depth in range(max(len(answer.steps) for answer in answers) - 1):
         rolled = [answer for answer in answers if depth + 1 < len(answer.steps)]
         places = [(each, each.prefixes[depth], each.steps[: depth + 1]) for each in rolled]
-        for answer, share in zip(rolled, await _roll_out(sampler, places, num_rollouts), strict=True):
+        for answer, share in zip(rolled, await roll_out(sampler, places, num_rollouts), strict=True):
             answer.labels.append(share)
     for answer, is_right in zip(answers, _are_right(sampler, answers), strict=True):
         answer.labels.append(float(is_right))
@@ -97,7 +97,7 @@ async def _bisect(sampler: Sampler, answers: Sequence[SampledAnswer], num_rollou
             (answers[index], answers[index].prefixes[middle - 1], answers[index].steps[:middle])
             for index, middle in zip(todo, middles, strict=True)
         ]
-        shares = await _roll_out(sampler, places, num_rollouts)
+        shares = await roll_out(sampler, places, num_rollouts)
         for index, middle, share in zip(todo, middles, shares, strict=True):
             answers[index].labels[middle - 1] = share
             ranges[index] = (middle, ranges[index][1]) if share > 0 else (ranges[index][0], middle)
@@ -132,7 +132,7 @@ async def _advance(sampler: Sampler, live: Sequence[SampledAnswer]) -> None:
             answer.steps[-1] = Step(step.token_ids, step.text, "length", step.logprob)
 
 
-async def _roll_out(
+async def roll_out(
     sampler: Sampler, places: Sequence[tuple[SampledAnswer, Branch, Sequence[Step]]], num_rollouts: int
 ) -> list[float]:
     """For each place (an answer, its steps so far, a branch after them), the share of rollouts that end right."""

@@ -9,7 +9,7 @@ task's grader cannot judge counts as wrong.
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from engine.errors import UserError
 from engine.runtime import LLM, Batcher, ModelPolicy
@@ -28,8 +28,12 @@ from engine.training.labellers import (
 )
 from engine.training.pass_rates import PassBounds
 from engine.training.sampler import SampledAnswer, Sampler
+from engine.training.searched import SearchedQuestion, label_paths
 from engine.types import Problem, Sampling
 
+# Fields that have no effect where the answers are those of searches.
+UNSEARCHED = ("num_samples", "labeller", "pass_rate", "pass_samples", "max_tries", "num_attempts", "context")
+UNSEARCHED += ("problems", "split", "problem_column", "answer_column")
 TRIES_EACH = 20  # questions without an end that are tried, by default, for each that is wanted
 
 
@@ -57,6 +61,12 @@ class RolloutRecipe:
 
     max_tries: int | None = None
     """Questions that --pass-rate may try; by default all of a source, and 20 for each wanted if that has no end."""
+
+    results: str | None = field(default=None, metadata={"flags": "--from"})
+    """Results of ttc search --with-tree: roll out from the steps that these searches kept and rejected."""
+
+    max_paths: int = 8
+    """Paths of --from per question: its best-scored answers and as many rejected steps."""
 
     num_attempts: int = 1
     """Over 1: --num-samples chains of revisions per question, each of this many attempts."""
@@ -95,7 +105,9 @@ class RolloutRecipe:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"max_tokens must be at least 1, got {self.max_tokens}")
         leasts = {"num_questions": 1, "num_samples": 1, "num_rollouts": 0, "num_attempts": 1, "context": 1}
-        leasts |= {"pass_samples": 1} | ({} if self.max_tries is None else {"max_tries": self.num_questions})
+        leasts |= {"pass_samples": 1, "max_paths": 1} | (
+            {} if self.max_tries is None else {"max_tries": self.num_questions}
+        )
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -122,6 +134,7 @@ class RolloutRecipe:
         unused = {"max_tries"} | ({"labeller"} if self.labeller == "every-step" else set())
         if self.pass_rate is None:
             unused.add("pass_samples")
+        unused |= {"max_paths"} if self.results is None else {"results", *UNSEARCHED}  # what they hold counts
         if self.num_attempts == 1:
             unused |= {"num_attempts", "context"}
         return {name: value for name, value in asdict(self).items() if value is not None and name not in unused}
@@ -175,7 +188,7 @@ def generate(
     llm: LLM,
     recipe: RolloutRecipe,
     todo: Iterable[int] | None = None,  # indices of questions, read when there is room for more; None: all
-    problems: Sequence[Problem] | None = None,  # the recipe's questions, if they have been read already
+    problems: Sequence[Problem] | None = None,  # the recipe's questions, if they have been read; those of searches
 ) -> Iterator[tuple[int, LabelledAnswers]]:
     """Yields (question index, labelled answers) as questions are finished.
 
@@ -199,7 +212,9 @@ def generate(
             yield _label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe)
 
     rows_each = recipe.num_samples * (recipe.num_rollouts + 1)
-    if recipe.pass_rate is not None:  # most questions cost no more
+    if recipe.results is not None:
+        rows_each = recipe.max_paths * max(1, recipe.num_rollouts)
+    elif recipe.pass_rate is not None:  # most questions cost no more
         rows_each = max(recipe.num_samples, recipe.pass_samples)
     for position, labelled in Batcher([llm]).run(labellers(), rows_each):
         if isinstance(labelled, Exception):
@@ -208,6 +223,9 @@ def generate(
 
 
 async def _label(sampler: Sampler, recipe: RolloutRecipe) -> LabelledAnswers:
+    if isinstance(sampler.problem, SearchedQuestion):
+        paths = await label_paths(sampler, sampler.problem.paths, recipe.num_rollouts)
+        return LabelledAnswers(list(map(sampler.row, paths)), sum(path.num_rollouts for path in paths))
     sample = sample_by_steps if recipe.num_rollouts else sample_whole
     bounds, pass_rate, mean_tokens = recipe.pass_bounds, None, 0.0
     num_first = recipe.num_samples if bounds is None else recipe.pass_samples
