@@ -46,7 +46,7 @@ class EngineConfig:
     reviser: str | Path | None = None
     """Folder of the model that revises; with the shipped policy the shipped one."""
 
-    task: str = "chain"
+    task: str = "walks"
     """How prompts are written and answers graded."""
 
     prompt_style: str = "plain"

@@ -41,7 +41,7 @@ class Engine:
         prm: LLM | None = None,
         orm: LLM | None = None,
         reviser: LLM | None = None,
-        task: str = "chain",
+        task: str = "walks",
         prm_spec: VerifierSpec | None = None,
         orm_spec: VerifierSpec | None = None,
         prompt: PromptFormat | None = None,

@@ -14,7 +14,7 @@ from engine.cli.rollouts import ROLLOUTS
 from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.model import resolve_device, resolve_folder
-from engine.tasks.chain import ChainConfig, config_from_options
+from engine.tasks.walks import WalksConfig, as_pairs, config_from_options
 from engine.training.mixes import Rollouts
 from engine.training.orm import ORMRecipe, train_orm
 from engine.training.policy import PolicyRecipe, train_policy
@@ -35,19 +35,12 @@ Files = Annotated[
 transformers.utils.logging.disable_progress_bar()  # stderr is for our own lines
 
 
-def _changed(data: ChainConfig, pairs: list[str] | None) -> ChainConfig:
-    """`data` with some knobs set. Raises UserError for what is no name=value pair of it."""
-    options = {}
-    for pair in pairs or ():
-        name, sign, value = pair.partition("=")
-        if not sign:
-            raise UserError(f"--data needs name=value, got {pair!r}")
-        options[name] = value
-    typed = config_from_options(options)
-    return replace(data, **{name: getattr(typed, name) for name in options})
+def _changed(data: WalksConfig, pairs: list[str] | None) -> WalksConfig:
+    """`data` with some options set. Raises UserError for what is no name=value pair of it."""
+    return config_from_options(as_pairs(pairs or ()), data)
 
 
-KNOBS = {ChainConfig: Pairs("A knob of the problems as name=value, e.g. max_depth=6; may be repeated.", _changed)}
+KNOBS = {WalksConfig: Pairs("An option of the problems as name=value, e.g. max_walks=4; may be repeated.", _changed)}
 
 
 @command(pairs=KNOBS)
@@ -62,7 +55,7 @@ def policy(
     """Trains the policy: next-token loss on worked answers, from nothing or from --base."""
     resolve_device(device)
     train_policy(recipe, _folder(out), Path(work), device, resolve_folder(base) if base else None, overwrite)
-    typer.echo(f"policy trained on {recipe.num_tokens:,} tokens: {out}")
+    typer.echo(f"policy trained, {recipe.num_updates:,} updates of {recipe.tokens_per_step:,} tokens: {out}")
 
 
 @command(pairs=KNOBS)

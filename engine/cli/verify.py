@@ -27,7 +27,7 @@ _NAMES = ("prm", "trunk", "orm")
 class Models(EngineConfig):
     """The models whose scores are shown."""
 
-    task: str = "chain"
+    task: str = "walks"
     """Of the questions; where it can judge steps, first wrong ones are exact."""
 
 

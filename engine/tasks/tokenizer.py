@@ -1,4 +1,4 @@
-"""The tokenizer of the shipped models: one token per character, so that every digit is a token."""
+"""The tokenizer of the shipped models: one token per character, so that every room and door is a token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-# Characters that the chain task does not use are spare, for the formats of later models.
-_CHARACTERS = "\n0123456789+-*=; #?!|:"
+# Characters that the task walks does not use are spare, for the formats of later models.
+_CHARACTERS = "\n0123456789+-*=; #?!|:abcdefghij"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A character tokenizer of 25 tokens, which adds no special tokens to a text."""
+    """A character tokenizer of 35 tokens, which adds no special tokens to a text."""
     tokens = [PAD, EOS, UNKNOWN, *_CHARACTERS]
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")

@@ -11,15 +11,21 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 from engine.errors import UserError
-from engine.tasks import chain
+from engine.tasks import walks
 from engine.tasks.tokenizer import build_tokenizer
 from engine.training.arguments import can_compile, check_schedule, load_base, run_trainer, training_arguments
 from engine.training.checkpoints import Checkpoints, made_of, save_model
 
 IGNORED = -100  # the label that transformers' loss skips
 
-# Harder than the task's default, and with any multiplier, so that the policy sees round numbers too.
-TRAINING_MIX = chain.ChainConfig(max_multiply=1.0, multiplier_digits=(0.3, 0.7), keeps_errors=False)
+# With fewer walks and fewer told ones than in the task's problems, and most of them short: how a walk of one or two
+# doors is undone is learned from many short ones, long before walks of five doors teach anything of it.
+TRAINING_MIX = walks.WalksConfig(min_walks=1, max_told=0.6, short_rate=0.7)
+_POOL = 24  # batches that are drawn together, so that each can have rows of similar length
+_FILL = 0.97  # of a pool: batches end with the row that fills them, and so are a little too full
+_MULTIPLE = 8  # of tokens in a row, padding included
+
+Row = tuple[str, str]  # prompt, worked answer
 
 
 @dataclass(frozen=True)
@@ -28,64 +34,92 @@ class PolicyRecipe:
 
     hidden_size: int = 96
     num_layers: int = 6
-    num_heads: int = 6
-    num_kv_heads: int = 2
+    num_heads: int = 3
+    num_kv_heads: int = 1
     context: int = 1024  # tokens
-    num_tokens: int = 20_000_000
-    tokens_per_step: int = 6144
+    num_updates: int = 2012
+    tokens_per_step: int = 2048  # on average, without padding
     learning_rate: float = 2e-3
     decay: float = 0.3  # share of the updates over which the learning rate falls to a hundredth
     bf16: bool = False  # automatic mixed precision; weights stay fp32
     bf16_weights: bool = False  # write weights in bf16: half the file size
     seed: int = 0
-    data: chain.ChainConfig = TRAINING_MIX
+    late_from: float = 0.5635  # share of the updates after which short problems are drawn by `late_lengths`
+    late_lengths: tuple[float, ...] = (2.0, 6.0, 2.0, 1.0)  # once one door is found, two are next
+    data: walks.WalksConfig = TRAINING_MIX
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tokens_per_step <= self.num_tokens:
-            raise UserError(f"tokens_per_step must be within 1..{self.num_tokens}, got {self.tokens_per_step}")
+        for name in ("num_updates", "tokens_per_step"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.late_from <= 1:
+            raise UserError(f"late_from must be within 0..1, got {self.late_from}")
         check_schedule(self.decay)
 
-    @property
-    def num_steps(self) -> int:
-        return self.num_tokens // self.tokens_per_step
+    def stage(self, index: int) -> tuple[int, walks.WalksConfig]:
+        """The stage of the corpus, 0 or 1, that an update takes its rows from, and its problems."""
+        if index < round(self.late_from * self.num_updates):
+            return 0, self.data
+        return 1, replace(self.data, short_lengths=self.late_lengths)
 
 
-class ChainBatches(Dataset):
+class WalksBatches(Dataset):
     """Item i is a whole batch, which depends on (seed, i) alone, so that a resumed run sees the same data.
 
-    `input_ids` and `labels` are (rows, longest), padded on the right. The problems of a batch have one depth, so that
-    rows are of similar length and need little padding.
+    `input_ids` and `labels` are (rows, longest), padded on the right. Batches are drawn by pools, sorted by length and
+    shuffled, so that rows of a batch are of similar length and need little padding.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, recipe: PolicyRecipe):
         self.ids = tokenizer.get_vocab()
         self.recipe = recipe
+        self.pool: tuple[tuple[int, int], list[list[Row]]] | None = None  # the last one: (stage, number), its batches
 
     def __len__(self) -> int:
-        return self.recipe.num_steps
+        return self.recipe.num_updates
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        recipe, config = self.recipe, self.recipe.data
-        rng = random.Random(f"policy/{recipe.seed}/{index}")
-        depth = rng.randint(config.min_depth, config.max_depth)
-        fixed = replace(config, min_depth=depth, max_depth=depth)
-        rows: list[tuple[str, str]] = []
-        longest = 0
-        while not rows or longest * (len(rows) + 1) <= recipe.tokens_per_step:
-            problem = chain.draw_problem(rng, fixed)
-            if problem.split == "train":
-                rows.append((problem.text, chain.worked_answer(problem, rng, fixed)))
-                longest = max(longest, len(problem.text) + len(rows[-1][1]) + 1)
-        return self._encode(rows, longest)
+        stage, config = self.recipe.stage(index)
+        number = index // _POOL
+        if self.pool is None or self.pool[0] != (stage, number):
+            rng = random.Random(f"B/{stage}/{self.recipe.seed}/{number}")  # B: the form of corpus that was kept
+            self.pool = (stage, number), _draw_pool(rng, config, self.recipe.tokens_per_step)
+        return self._encode(self.pool[1][index % _POOL])
 
-    def _encode(self, rows: list[tuple[str, str]], longest: int) -> dict[str, torch.Tensor]:
-        input_ids = torch.full((len(rows), longest), self.ids["<pad>"])
-        labels = torch.full((len(rows), longest), IGNORED)
+    def _encode(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        longest = max(map(_num_tokens, rows))
+        shape = len(rows), -(-longest // _MULTIPLE) * _MULTIPLE
+        input_ids, labels = torch.full(shape, self.ids["<pad>"]), torch.full(shape, IGNORED)
         for i, (prompt, answer) in enumerate(rows):
             ids = torch.tensor([self.ids[c] for c in prompt + answer] + [self.ids["<eos>"]])
             input_ids[i, : len(ids)] = ids
             labels[i, len(prompt) : len(ids)] = ids[len(prompt) :]
         return {"input_ids": input_ids, "labels": labels}
+
+
+def _draw_pool(rng: random.Random, config: walks.WalksConfig, tokens_per_step: int) -> list[list[Row]]:
+    """Batches of about equally many tokens, each of rows of similar length, in random order."""
+    rows: list[Row] = []
+    total = 0
+    while total < _POOL * tokens_per_step * _FILL:
+        problem = walks.draw_problem(rng, config)
+        if problem.split == "train":
+            rows.append((problem.text, walks.worked_answer(problem, rng, config)))
+            total += _num_tokens(rows[-1])
+    batches: list[list[Row]] = [[]]
+    num_seen = 0
+    for row in sorted(rows, key=_num_tokens):
+        num_seen += _num_tokens(row)
+        batches[-1].append(row)
+        if num_seen >= total / _POOL * len(batches) and len(batches) < _POOL:
+            batches.append([])
+    rng.shuffle(batches)
+    return batches
+
+
+def _num_tokens(row: Row) -> int:
+    prompt, answer = row
+    return len(prompt) + len(answer) + 1  # the end of text
 
 
 def build_policy(recipe: PolicyRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -129,10 +163,10 @@ def train_policy(
     if device == "cpu" and can_compile():
         # Compiled, plain attention takes two thirds of the time of torch's fused one at some hundred tokens (bf16).
         model.set_attn_implementation("eager")
-    schedule = {"num_updates": recipe.num_steps, "decay": recipe.decay, "bf16": recipe.bf16 or None}
+    schedule = {"num_updates": recipe.num_updates, "decay": recipe.decay, "bf16": recipe.bf16 or None}
     arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, **schedule)
     checkpoints = Checkpoints(work, made_of("policy", recipe, device, base=base), overwrite)
-    run_trainer(Trainer, model, arguments, checkpoints, ChainBatches(tokenizer, recipe))
+    run_trainer(Trainer, model, arguments, checkpoints, WalksBatches(tokenizer, recipe))
     model.config.use_cache = True  # the trainer turns it off
     if recipe.bf16_weights:
         model.to(torch.bfloat16)

@@ -80,7 +80,7 @@ class RolloutRecipe:
     seed: int = 0
     """Of all random numbers."""
 
-    task: str = "chain"
+    task: str = "walks"
     """How prompts are written and answers graded."""
 
     problems: str | None = None
