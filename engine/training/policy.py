@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ class PolicyRecipe:
     bf16_weights: bool = False  # write weights in bf16: half the file size
     seed: int = 0
     late_from: float = 0.5635  # share of the updates after which short problems are drawn by `late_lengths`
-    late_lengths: tuple[float, ...] = (2.0, 6.0, 2.0, 1.0)  # once one door is found, two are next
+    late_lengths: str = "2,6,2,1"  # weights of 1, 2, ... doors: once one is found, two are next
     data: walks.WalksConfig = TRAINING_MIX
 
     def __post_init__(self) -> None:
@@ -55,12 +55,16 @@ class PolicyRecipe:
         if not 0 <= self.late_from <= 1:
             raise UserError(f"late_from must be within 0..1, got {self.late_from}")
         check_schedule(self.decay)
+        self._late_data()  # raises for bad weights
 
     def stage(self, index: int) -> tuple[int, walks.WalksConfig]:
         """The stage of the corpus, 0 or 1, that an update takes its rows from, and its problems."""
         if index < round(self.late_from * self.num_updates):
             return 0, self.data
-        return 1, replace(self.data, short_lengths=self.late_lengths)
+        return 1, self._late_data()
+
+    def _late_data(self) -> walks.WalksConfig:
+        return walks.config_from_options({"short_lengths": self.late_lengths}, self.data)
 
 
 class WalksBatches(Dataset):
