@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.reports.progress import Progress
 
-COMMON = ("--task", "chain", "--split", "test", "--limit", "20", "--seed", "0", "--with-tree")
+COMMON = ("--task", "walks", "--split", "test", "--limit", "20", "--seed", "0", "--with-tree")
 BUDGET = ("--budget", "8")
 SEARCHES = {
     "majority": ("--strategy", "majority", *BUDGET),

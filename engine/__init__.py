@@ -2,7 +2,7 @@
 
 >>> from engine import BeamSearch, Engine
 >>> engine = Engine.load("home")
->>> results = engine.search(["473;+38;*27"], BeamSearch(width=4), budget=16)
+>>> results = engine.search(["?5?2?=c;d3?"], BeamSearch(width=4), budget=16)
 """
 
 import importlib

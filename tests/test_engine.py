@@ -44,7 +44,7 @@ def engine(folders: Folders) -> Engine:
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
 def test_a_search(engine, strategy):
-    problems = take_problems(get_task("chain"), "test", 3)
+    problems = take_problems(get_task("walks"), "test", 3)
     results = engine.search(problems, strategy, budget=4, **OPTIONS)
     assert [result.problem for result in results] == problems
     for result in results:
@@ -67,11 +67,11 @@ def test_results_are_in_the_order_of_the_problems(engine):
 
 
 def test_problems_may_be_texts_and_dicts(engine):
-    texts = ["12;+3;*4", {"problem": "12;+3;*4\n", "answer": 60}, Problem("x", "12;+3;*4\n")]
-    texts.append({"id": 7, "problem": "9;+9", "answer": "18", "level": 3})
+    texts = ["?3?5?=a", {"problem": "?3?5?=a\n", "answer": 60}, Problem("x", "?3?5?=a\n")]
+    texts.append({"id": 7, "problem": "d0?", "answer": "18", "level": 3})
     results = engine.search(texts, Majority(), 2, **OPTIONS)
     assert [result.problem.id for result in results] == ["0", "1", "x", "7"]
-    assert [result.problem.prompt for result in results] == ["12;+3;*4\n"] * 3 + ["9;+9\n"]
+    assert [result.problem.prompt for result in results] == ["?3?5?=a\n"] * 3 + ["d0?\n"]
     assert [result.problem.answer for result in results] == [None, "60", None, "18"]
     assert [result.correct is None for result in results] == [True, False, True, False]
     for bad, words in [
@@ -83,7 +83,7 @@ def test_problems_may_be_texts_and_dicts(engine):
         (None, "problem 1 .*None"),
     ]:
         with pytest.raises(ValueError, match=words):
-            engine.search(["12;+3", bad], Majority(), 2)
+            engine.search(["b4?1?", bad], Majority(), 2)
     assert engine.search([], Majority(), 2) == []
 
 
@@ -355,7 +355,7 @@ def test_conditions_name_what_accuracies_depend_on(engine, folders, tmp_path):
     assert engine.conditions(Majority()) == engine.conditions(Majority(), verifier="trunk", agg_strategy="min")
 
 
-@pytest.mark.parametrize("problems", ["473;+38", {"problem": "473;+38"}, Problem("0", "1;+1\n"), None, 5])
+@pytest.mark.parametrize("problems", ["?5?2?=c", {"problem": "?5?2?=c"}, Problem("0", "1;+1\n"), None, 5])
 def test_problems_that_are_no_list(engine, problems):
     """A text would be searched letter by letter, a row name by name."""
     with pytest.raises(UserError, match="problems must be a list of problems, got "):
@@ -370,4 +370,4 @@ def test_a_problem_whose_prompt_is_no_text(engine):
 @pytest.mark.parametrize("strategy", ["majority", None, 5, [BestOfN()], BestOfN])
 def test_a_strategy_that_is_none(engine, strategy):
     with pytest.raises(UserError, match="strategy must be a strategy such as BestOfN"):
-        engine.search(["473;+38"], strategy, 4)
+        engine.search(["?5?2?=c"], strategy, 4)

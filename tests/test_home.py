@@ -19,7 +19,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def problems():
-    return take_problems(get_task("chain"), "validation", 60)
+    return take_problems(get_task("walks"), "validation", 60)
 
 
 @torch.no_grad()

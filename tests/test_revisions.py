@@ -182,7 +182,7 @@ def test_the_orm_reads_an_answer_after_its_history(parts, first):
     judge = engine.resolve_verifier("orm")
     assert isinstance(judge, ORMVerifier)
     attempts = [step(text, engine) for text in ("12+3=15\n15*4=60", "12+3=16", "9=9\n", "7")]
-    problem = Problem("p", "12;+3;*4\n")
+    problem = Problem("p", "?3?5?=a\n")
 
     async def scores():
         branch = await judge.open(problem, ledger=Ledger(), history=[(each,) for each in attempts[:first]])
@@ -202,7 +202,7 @@ def test_the_orm_reads_an_answer_after_its_history(parts, first):
 
 def test_the_orm_leaves_old_attempts_out_where_its_context_ends(parts):
     engine = load(parts, orm=parts["short_orm"], orm_spec="home-orm")
-    judge, problem = engine.resolve_verifier("orm"), Problem("p", "12;+3;*4\n")
+    judge, problem = engine.resolve_verifier("orm"), Problem("p", "?3?5?=a\n")
     attempts = [step("12+3=15\n15*4=60", engine) for _ in range(5)]
 
     async def scores(history):

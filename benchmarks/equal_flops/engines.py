@@ -100,7 +100,7 @@ class Models:
 
 def all_models(args: argparse.Namespace, folder: Path) -> Iterator[Models]:
     """The models that the arguments name, one after the other; random ones are made in `folder`."""
-    task = get_task("chain")
+    task = get_task("walks")
     problems = take_problems(task, "test", args.num_problems)
     is_random = args.policy is None and args.device == "cuda"
     args.max_tokens = args.max_tokens or (256 if is_random else task.max_tokens)

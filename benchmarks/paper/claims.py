@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.paper.claims_revisions import REVISION_CLAIMS, trade_claims
 from benchmarks.paper.evidence import Evidence
-from benchmarks.paper.exploits import is_idle, is_short
+from benchmarks.paper.exploits import is_pretended
 from benchmarks.paper.measured import difference
 from benchmarks.paper.rules import (
     ABOVE,
@@ -53,7 +53,7 @@ def verifiers_compared(number: str, budget: int, figures: str) -> list[Claim]:
 
 
 def exploits(evidence: Evidence) -> Figures:
-    """Share of answers with an idle or an over-short line: those that beam search chose, less those of all samples."""
+    """Share of answers with a pretended line: those that beam search chose, less those of all samples."""
     budget = next((each for each in (256, 64, 16) if each in evidence.tables.get(BEAM, {})), 256)
     chosen = at(evidence, BEAM, budget).chosen
     searched = np.array([np.mean([_is_exploit(text) for text in texts if text] or [0.0]) for texts in chosen])
@@ -63,7 +63,7 @@ def exploits(evidence: Evidence) -> Figures:
 
 
 def _is_exploit(text: str) -> bool:
-    return is_idle(text) or is_short(text)
+    return any(map(is_pretended, text.splitlines()))
 
 
 VERIFIER_CLAIMS = (
@@ -189,7 +189,7 @@ SEARCH_CLAIMS = (
     Claim(
         "2.7",
         2,
-        "search finds idle or over-short answers that a verifier likes",
+        "search finds lines that only look right, which a verifier likes",
         "examples in its appendix",
         ABOVE,
         exploits,

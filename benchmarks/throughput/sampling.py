@@ -31,7 +31,7 @@ def without_end_of_text(policy: Path, folder: Path) -> Path:
 
 def take_prompts(llm: LLM, num: int) -> list[list[int]]:
     """Token ids of test problems."""
-    return [llm.encode(problem.prompt) for problem in take_problems(get_task("chain"), "test", num)]
+    return [llm.encode(problem.prompt) for problem in take_problems(get_task("walks"), "test", num)]
 
 
 def best_of_n(folder: Path, dtype: str, args: argparse.Namespace, progress: Progress) -> dict[str, object]:

@@ -4,9 +4,9 @@ Rooms are letters, doors are digits. A fixed table says into which room a door l
 permutes the rooms. The table is the task's language: no prompt states it, a policy learns it from worked answers. A
 problem is a list of walks with blanks. An answer fills them in, one walk a line, after the walk as the prompt has it::
 
-    ?6?2=c;b4?1?                the prompt, closed by a newline
-    ?6?2=c:a6d2c=c              an open walk: from a it ends in c, as it has to
-    b4?1?:b4a1e<eos>            a told walk: it begins in b, and ends in e
+    ?5?2?=c;d3?1?               the prompt, closed by a newline
+    ?5?2?=c:b5f2c=c             an open walk: from b it ends in c, as it has to
+    d3?1?:d3e1c<eos>            a told walk: it begins in d, and ends in c
 
 An *open* walk asks for the room to set out from, so that it ends where it has to. Exactly one does. To find it in one
 pass, the doors have to be undone one after another before the first letter is written. To check it, the last two
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ SPLITS = ("train", "validation", "test")
 # A problem's split is a hash of its text: disjoint whatever seed or knobs drew it.
 _SPLIT_OF_BUCKET = {0: "validation", 1: "test"}
 _NUM_BUCKETS = 16
+_MAX_DRAWS = 10_000  # for a new problem; of options that allow few problems all have been drawn by then
 ROOMS = "abcdefghij"
 DOORS = "0123456789"
 BLANK = "?"
@@ -70,8 +72,8 @@ class WalksConfig:
             raise UserError(f"told must satisfy 0 <= min <= max <= 1, got {self.min_told}..{self.max_told}")
         for name in ("lengths", "short_lengths"):
             weights = getattr(self, name)
-            if not weights or min(weights) < 0 or sum(weights) <= 0:
-                raise UserError(f"{name} needs weights of at least 0, some over it, got {weights}")
+            if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
+                raise UserError(f"{name} needs finite weights of at least 0, some over it, got {weights}")
         for name in ("short_rate", "wrong_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be within 0..1, got {getattr(self, name)}")
@@ -149,7 +151,7 @@ class WalksProblem:
 
     @property
     def text(self) -> str:
-        """The prompt, e.g. "?6?2=c;b4?1?" and a newline."""
+        """The prompt, e.g. "?5?2?=c;d3?1?" and a newline."""
         return ";".join(walk.text for walk in self.walks) + "\n"
 
     @property
@@ -166,13 +168,17 @@ class WalksProblem:
         return [walk.line(table, walk.right_start(table)) for walk in self.walks]
 
 
-def parse(text: str) -> WalksProblem:
-    """The problem that a prompt states. Raises UserError for text outside the grammar."""
+def parse(text: str, config: WalksConfig | None = None) -> WalksProblem:
+    """The problem that a prompt states. Raises UserError for text outside the grammar or the config's table."""
+    table = (config or WalksConfig()).table
+    known = {BLANK, "=", *table, *table[DOORS[0]]}
     walks = []
     for part in text.removesuffix("\n").split(";"):
         match = _WALK.fullmatch(part)
         if not match or (match[1] == BLANK) != (match[3] is not None):
-            raise UserError(f"not a walks problem (expected e.g. '?6?2=c;b4?1?'): {text[:80]!r}")
+            raise UserError(f"not a walks problem (expected e.g. '?5?2?=c;d3?1?'): {text[:80]!r}")
+        if not known.issuperset(part):
+            raise UserError(f"not a walks problem: no room or door {min(set(part) - known)!r} in the table: {text[:80]!r}")
         walks.append(Walk(match[2].replace(BLANK, ""), None if match[1] == BLANK else match[1], match[3]))
     return WalksProblem(tuple(walks))
 
@@ -192,17 +198,22 @@ def draw_problem(rng: random.Random, config: WalksConfig) -> WalksProblem:
 
 
 def problems(split: str, seed: int = 0, config: WalksConfig | None = None) -> Iterator[WalksProblem]:
-    """An endless stream of distinct problems of a split; the first n do not depend on how many are taken."""
+    """An endless stream of distinct problems of a split; the first n do not depend on how many are taken.
+
+    Raises UserError for an unknown split, and where the options allow no further problem.
+    """
     if split not in SPLITS:
         raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     config = config or WalksConfig()
     rng = random.Random(f"walks/{split}/{seed}")
     seen: set[str] = set()
     while True:
-        problem = draw_problem(rng, config)
-        if problem.split == split and problem.text not in seen:
-            seen.add(problem.text)
-            yield problem
+        drawn = (draw_problem(rng, config) for _ in range(_MAX_DRAWS))
+        problem = next((each for each in drawn if each.split == split and each.text not in seen), None)
+        if problem is None:
+            raise UserError(f"these options of walks allow only {len(seen)} problems of the split {split!r}, got {config}")
+        seen.add(problem.text)
+        yield problem
 
 
 def worked_answer(problem: WalksProblem, rng: random.Random, config: WalksConfig) -> str:

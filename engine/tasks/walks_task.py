@@ -23,7 +23,7 @@ def walks_task(options: str = "") -> Task:
 
     def first_wrong_step(problem: Problem, steps: list[str]) -> int:
         """As `walks.first_wrong_step`; an answer that ends early has a wrong last step."""
-        stated = walks.parse(problem.prompt)
+        stated = walks.parse(problem.prompt, config)
         wrong = walks.first_wrong_step(stated, steps, config)
         is_ended = bool(steps) and not steps[-1].endswith("\n")
         return len(steps) - 1 if wrong < 0 and is_ended and len(steps) < len(stated.walks) else wrong

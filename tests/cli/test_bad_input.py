@@ -14,7 +14,7 @@ import pytest
 from tests.cli.conftest import assert_refused, small_search
 from tests.tiny import tiny_policy
 
-GOOD = json.dumps({"problem": "12;+3;*4", "answer": "60"})
+GOOD = json.dumps({"problem": "?3?5?=a", "answer": "60"})
 
 
 @pytest.mark.parametrize(

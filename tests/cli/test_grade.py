@@ -154,7 +154,7 @@ def test_our_own_rows(ttc, models, tmp_path, figures):
     assert outcome.status == 0, outcome.err
     rows = read_rows(out)
     assert any(None in row["answers"] for row in rows)
-    found = figures(rows, "--task", "chain")
+    found = figures(rows, "--task", "walks")
     assert found["8"]["majority"] == sum(row["correct"] for row in rows) / 20
     assert found["8"]["pass"] == sum(row["answer"] in row["answers"] for row in rows) / 20
     assert at(figures(rows), "majority") == at(found, "majority")  # the answers stand in the rows

@@ -49,7 +49,7 @@ def test_an_option_changes_the_rows(search, models, option, field, beside):
 
 
 def test_defaults_are_what_help_says(search):
-    typed = ["--task", "chain", "--split", "test", "--strategy", "beam", "--beam-width", "4"]
+    typed = ["--task", "walks", "--split", "test", "--strategy", "beam", "--beam-width", "4"]
     typed += ["--num-iterations", "40", "--vote", "weighted", "--agg-strategy", "last", "--verifier", "prm"]
     typed += ["--temperature", "1.0", "--top-p", "1.0", "--top-k", "0", "--min-p", "0", "--seed", "0"]
     typed += ["--device", "cpu", "--dtype", "float32", "--max-batch", "256"]

@@ -23,7 +23,7 @@ from tests.model.folders import change_config
 
 def test_fifty_rows_in_order(ttc, models, tmp_path):
     def run(out: str, *more: object) -> list[Row]:
-        beam = ["--task", "chain", "--split", "test", "--strategy", "beam", "--beam-width", 4, "--seed", 0]
+        beam = ["--task", "walks", "--split", "test", "--strategy", "beam", "--beam-width", 4, "--seed", 0]
         limits = ["--limit", 50, "--budget", 16, "--max-tokens", 24, "--num-blocks", 16384]
         arguments = ["search", *beam, *limits, "--policy", models.policy, "--prm", models.prm]
         outcome = ttc(*arguments, "--out", tmp_path / out, *more)
@@ -33,7 +33,7 @@ def test_fifty_rows_in_order(ttc, models, tmp_path):
         return read_rows(tmp_path / out)
 
     rows = run("a.jsonl")
-    problems = take_problems(get_task("chain"), "test", 50)
+    problems = take_problems(get_task("walks"), "test", 50)
     assert [row["id"] for row in rows] == [problem.id for problem in problems]
     assert [row["problem"] for row in rows] == [problem.prompt for problem in problems]
     assert [row["answer"] for row in rows] == [problem.answer for problem in problems]
@@ -49,16 +49,16 @@ def test_fifty_rows_in_order(ttc, models, tmp_path):
 def test_a_problem_file(ttc, models, tmp_path):
     file = tmp_path / "problems.jsonl"
     lines = [
-        {"problem": "12;+3;*4", "answer": 60, "source": "mine"},
-        {"problem": "5;-7", "id": "seven"},
-        {"problem": "9;*9;+1", "answer": None, "id": 7},
+        {"problem": "?3?5?=a", "answer": 60, "source": "mine"},
+        {"problem": "e2?", "id": "seven"},
+        {"problem": "d1?2?", "answer": None, "id": 7},
     ]
     file.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)))
     arguments = small_search(models, tmp_path / "rows.jsonl")
     assert ttc(*arguments, file).status == 0
     rows = read_rows(tmp_path / "rows.jsonl")
     assert [row["id"] for row in rows] == ["0", "seven", "7"]
-    assert [row["problem"] for row in rows] == ["12;+3;*4\n", "5;-7\n", "9;*9;+1\n"]
+    assert [row["problem"] for row in rows] == ["?3?5?=a\n", "e2?\n", "d1?2?\n"]
     assert [row["answer"] for row in rows] == ["60", None, None]
     assert [row["correct"] is None for row in rows] == [False, True, True]
     assert ttc(*arguments, file, "--limit", 2, "--overwrite").status == 0

@@ -95,7 +95,7 @@ def rows(engine) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["prm", "trunk"])
 def test_rows_are_scored_as_a_search_scores_them(engine, name):
-    results = engine.search(["12;+3;*7", "5;+5"], BestOfN(), 8, verifier=name, max_tokens=60)
+    results = engine.search(["?3?5?=f", "5;+5"], BestOfN(), 8, verifier=name, max_tokens=60)
     candidates = [(r.problem, c) for r in results for c in r.candidates if c.finish == "eos"]
     assert candidates
     rows, kept = [], []

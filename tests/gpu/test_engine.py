@@ -17,10 +17,10 @@ from tests.ttc_kernels.test_cuda_kernels import head_inputs
 from ttc_kernels.sample import RowSampling, cuda, sample_head
 from ttc_kernels.sample.reference import gumbel, sample
 
-PROMPT = "473;+38;*27;-12\n"
+PROMPT = "?5?2?=c;d3?1?4?\n"
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}  # of which CUDA has attention
 FILTERED = Sampling(temperature=0.8, top_k=7, top_p=0.9, min_p=0.01)
-PROBLEMS = [{"problem": text, "id": text} for text in ("12;+3;*4", "473;+38;-7;*2", "5;*9")]
+PROBLEMS = [{"problem": text, "id": text} for text in ("?3?5?=a", "?5?2?=c;?1?=a", "e3?")]
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_a_token_outside_the_vocabulary_is_refused_and_the_digest_knows_the_file
 
 def test_a_tokenizer_file_neither_cuts_nor_pads(tmp_path):
     folder = tiny_policy(tmp_path / "policy")
-    prompt = "473;+38;*27;-12;+5;*3\n"
+    prompt = "?5?2?=c;d3?1?4?;a0?\n"
     expected = load(folder).encode(prompt)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(8)

@@ -23,13 +23,13 @@ NAN = float("nan")
 MAX_TICKS = 20_000  # a test that needs more is not coming to an end
 
 # Three share two blocks of prompt and two the whole of it; the last two share nothing.
-STEM = "473;+38;*27;-12;+511;*93;-7;+55;*3"
+STEM = "?5?2?=c;d3?1?4?;?0?3?1?=e;b2?4?5?0?"
 PROBLEMS = [
-    Problem("a", STEM + ";+1\n", "0"),
-    Problem("b", STEM + ";-1;*2\n", "0"),
-    Problem("c", STEM + ";+1\n", "0"),
-    Problem("d", "12;+3;*4\n", "60"),
-    Problem("e", "999;*999\n", "1"),
+    Problem("a", STEM + ";a1?\n", "0"),
+    Problem("b", STEM + ";f3?;?2?=b\n", "0"),
+    Problem("c", STEM + ";a1?\n", "0"),
+    Problem("d", "?3?5?=a\n", "0"),
+    Problem("e", "f0?1?4?\n", "0"),
 ]
 
 

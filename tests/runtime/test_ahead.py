@@ -13,7 +13,7 @@ from engine.types import Sampling
 from .builders import NAN, assert_idle, load_llm
 
 NATIVE = Placement(torch.device("cpu"), "native")
-PROMPTS = ["473;+38;*27\n", "12;+3;*4\n", "9;*9\n"]
+PROMPTS = ["?5?2?=c;d3?\n", "?3?5?=a\n", "d1?\n"]
 
 
 def load(folders, num_blocks: int = 512):

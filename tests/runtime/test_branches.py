@@ -19,8 +19,8 @@ def llm(folders):
 
 
 def test_the_example_of_the_design(llm):
-    branch = llm.open("473;+38\n")
-    assert llm.decode(branch.token_ids) == branch.text == "473;+38\n"
+    branch = llm.open("?5?2?=c\n")
+    assert llm.decode(branch.token_ids) == branch.text == "?5?2?=c\n"
     beams = branch.fork(8)
     results = llm.generate(beams, stop=["\n"], max_tokens=64, sampling=Sampling(temperature=0.8), seed=0)
     assert [beam.token_ids for beam in beams] == [branch.token_ids + list(result.token_ids) for result in results]
@@ -37,7 +37,7 @@ def test_the_example_of_the_design(llm):
     assert logits.dtype is torch.float32
     beams[0].close()
     assert branch.is_open
-    assert branch.text == "473;+38\n"
+    assert branch.text == "?5?2?=c\n"
     for beam in [*beams[1:], branch]:
         beam.close()
     assert_idle(llm.runner)

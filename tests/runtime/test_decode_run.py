@@ -8,7 +8,7 @@ from engine.types import Sampling
 
 from .builders import assert_idle, load_engine, load_llm
 
-PROMPTS = ["473;+38;*27\n", "12;+3;*4\n", "9;*9\n"]
+PROMPTS = ["?5?2?=c;d3?\n", "?3?5?=a\n", "d1?\n"]
 
 
 def sample_all(llm, max_forwards: int, **options):

@@ -11,7 +11,7 @@ from engine.tasks import get_task, take_problems
 from .builders import PROBLEMS, assert_idle, fingerprint, load_engine, models, runners, searches
 
 STRATEGIES = [BestOfN(), BeamSearch(width=2), Lookahead(width=2, lookahead=1)]
-MANY = PROBLEMS + take_problems(get_task("chain"), "test", 64 - len(PROBLEMS))
+MANY = PROBLEMS + take_problems(get_task("walks"), "test", 64 - len(PROBLEMS))
 by_name = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
 OPTIONS = {"max_tokens": 24, "seed": 3}
 
@@ -109,7 +109,7 @@ def test_prefix_cache_on_and_off(folders, strategy):
 def test_a_prompt_that_continues_into_another_problems_answer(folders):
     """A prompt of whole blocks, and one that goes on as a live branch of the first was sampled."""
     llm = load_engine(folders).policy
-    prompt = llm.encode("473;+38;*27;-12\n")
+    prompt = llm.encode("?5?2?=c;d3?1?4?\n")
     assert len(prompt) == 16
     branches = llm.open(prompt).fork(8)
     llm.generate(branches, max_tokens=40)

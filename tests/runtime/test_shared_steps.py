@@ -10,7 +10,7 @@ from engine.verifiers.prm import read_steps
 
 from .builders import assert_idle, load_llm
 
-PROMPT = "473;+38;*27\n"
+PROMPT = "?5?2?=c;d3?\n"
 STEPS = [[5, 6, 7, 3], [8, 9, 3], [4, 4, 1]]
 OTHER = [[5, 6, 7, 3], [8, 8, 3]]
 

@@ -9,7 +9,7 @@ import torch
 from engine.accounting import Ledger
 from engine.search import BeamSearch, BestOfN, Majority
 from engine.search.aggregate import AGG_STRATEGIES, aggregate
-from engine.tasks import chain
+from engine.tasks import get_task, walks
 from engine.types import Problem, Step
 from engine.verifiers.callable import CallableVerifier
 from engine.verifiers.oracle import OracleVerifier
@@ -100,19 +100,14 @@ def test_trunk_scores_are_read_and_missing_ones_refused():
 
 
 def test_the_oracle_is_exact():
-    problem = chain.parse("12;+8;*27;-12")
-    oracle = OracleVerifier.from_first_wrong_step(
-        lambda problem, texts: chain.first_wrong_step(chain.parse(problem.prompt), texts)
-    )
-    branch = drive(oracle.open(Problem("c", problem.text), ledger=Ledger()))
-    assert drive(oracle.score([branch], [steps("12+8=20\n")])) == [[1.0]]
+    oracle = OracleVerifier.from_first_wrong_step(get_task("walks").first_wrong_step)
+    branch = drive(oracle.open(Problem("c", "?5?2?=c;d3?1?;?4?=a\n"), ledger=Ledger()))
+    assert drive(oracle.score([branch], [steps("?5?2?=c:b5f2c=c\n")])) == [[1.0]]
     right, wrong = branch.fork(2)
-    assert drive(oracle.score([right, wrong], [steps("20*27=540\n"), steps("20*27=541\n", "540-12=528")])) == [
-        [1.0],
-        [0.0, 0.0],
-    ]
+    told, missed = "d3?1?:d3e1c\n", "d3?1?:d3e1d\n"
+    assert drive(oracle.score([right, wrong], [steps(told), steps(missed, "?4?=a:f4a=a")])) == [[1.0], [0.0, 0.0]]
     (child,) = wrong.fork(1)
-    assert drive(oracle.score([child, right], [steps("1=1\n"), steps("540-12=528")])) == [[0.0], [1.0]]
+    assert drive(oracle.score([child, right], [steps(told), steps("?4?=a:f4a=a")])) == [[0.0], [1.0]]
 
 
 def test_the_oracle_takes_any_judgement_and_does_not_ask_after_a_wrong_step():
@@ -128,36 +123,31 @@ def test_the_oracle_takes_any_judgement_and_does_not_ask_after_a_wrong_step():
 
 
 def test_search_against_the_oracle_solves_what_a_vote_does_not():
-    """A policy that gets two lines in three wrong, on the home task."""
-    problem = chain.parse("473;+38;*27;-12;+9")
-    lines = [
-        f"{value}{sign}{operand}={after}"
-        for value, (sign, operand), after in zip(problem.values, problem.operations, problem.values[1:], strict=False)
-    ]
+    """A policy that gets three lines in four wrong, on the home task."""
+    problem = walks.parse("?5?2?=c;d3?1?;?4?=a;?0?1?3?=e")
+    table = walks.WalksConfig().table
+    right = problem.right_lines(table)
 
     def draw(key, text, new_text):
         done = text.count("\n")
-        line, rng = lines[done], random.Random(f"{key}/{text}")
-        if rng.random() < 2 / 3:
-            line = f"{line.split('=')[0]}=7"  # always the same mistake, so that votes agree on it
-        return line + "\n" * (done + 1 < len(lines))
+        line, rng = right[done], random.Random(f"{key}/{text}")
+        if rng.random() < 3 / 4:
+            line = f"{line.partition(':')[0]}:a1a"  # always the same mistake, so that votes agree on it
+        return line + "\n" * (done + 1 < len(right))
 
     def run(strategy):
-        verifier = OracleVerifier.from_first_wrong_step(
-            lambda problem, texts: chain.first_wrong_step(chain.parse(problem.prompt), texts)
-        )
         return drive(
             start(
                 strategy,
                 FakePolicy(draw),
-                verifier,
-                problem=Problem("c", problem.text, answer=problem.answer),
+                OracleVerifier.from_first_wrong_step(get_task("walks").first_wrong_step),
+                problem=Problem("c", problem.text, answer=problem.answer(table)),
                 budget=16,
                 max_tokens=200,
-                extract=chain.extract_answer,
+                extract=walks.extract_answer,
             )
         )
 
-    assert run(Majority()).answer == "7"
+    assert run(Majority()).answer == "aaaa"
     assert run(BestOfN()).correct is False  # no whole answer is right from its first line to its last
     assert run(BeamSearch(width=4)).correct is True

@@ -379,7 +379,7 @@ def test_tasks_grade():
     assert math.grade(r"\frac{2}{4}", r"\frac{1}{2}") is True
     assert math.grade("7", "") is None
     assert math.classify(["7", "7.0"]) == [0, 0]
-    assert get_task("chain").are_right([("7", "7"), ("07", "7"), (None, "7")]) == [True, False, False]
+    assert get_task("walks").are_right([("7", "7"), ("07", "7"), (None, "7")]) == [True, False, False]
     with pytest.raises(ValueError, match=r"oracle.*math500"):
         math.first_wrong_step(None, [])
 

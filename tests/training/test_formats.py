@@ -204,8 +204,8 @@ def test_questions_of_a_recipe(tmp_path):
     recipe = RolloutRecipe(task="math", problems=str(file), problem_column="q", answer_column="a")
     assert [(each.prompt, each.answer) for each in questions(recipe)] == [("1+1?", "2"), ("2+2?", "4")]
     assert [each.id for each in questions(RolloutRecipe(num_questions=2, split="test"))] == [
-        "chain/test/0/0",
-        "chain/test/0/1",
+        "walks/test/0/0",
+        "walks/test/0/1",
     ]
     with pytest.raises(ValueError, match="line 1: rollouts are labelled by the gold answer, and there is none"):
         questions(RolloutRecipe(task="math", problems=str(file), problem_column="q"))

@@ -18,7 +18,7 @@ from ttc_kernels.testing import assert_within_budget, poisoned
 from ttc_kernels.tree_attention import api, cases, prefill, tree_attention
 
 MIN_ROWS = 12
-PROMPT = "473;+38;*27;-12\n12;+3;*4\n9;*9\n473;+38;*27;-12\n"
+PROMPT = "?5?2?=c;d3?1?4?\n?3?5?=a\nd1?\n?5?2?=c;d3?1?4?\n"
 
 
 @pytest.fixture

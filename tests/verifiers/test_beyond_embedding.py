@@ -42,7 +42,7 @@ def folders(tmp_path) -> dict[str, Path]:
 def test_a_problem_is_refused_with_file_row_and_text(ttc, folders, tmp_path):
     file = tmp_path / "problems.jsonl"
     file.write_text("".join(json.dumps({"problem": text}) + "\n" for text in ("1;+1", "1€;+1")))
-    parts = ["--policy", folders["policy"], "--prm", folders["prm"], "--task", "chain"]
+    parts = ["--policy", folders["policy"], "--prm", folders["prm"], "--task", "walks"]
     outcome = ttc("search", file, *parts, "--out", tmp_path / "out.jsonl")
     assert outcome.status == 2
     for words in (f"{file}, line 2", "token 25, '€'", "25 rows", str(folders["policy"])):

@@ -121,7 +121,7 @@ def test_home_is_detected_and_unchanged(folders):
 def test_a_shared_prompt_is_computed_once(folders, tmp_path):
     """Worked examples and system prompt: in the KV cache once, for all problems of a run."""
     shots = tmp_path / "shots.txt"
-    shots.write_text("12;+3\n15\n" * 20)  # 180 tokens, one per character
+    shots.write_text("b4?1?\n15\n" * 20)  # 180 tokens, one per character
     engine = Engine.load(folders.policy, few_shot=shots, num_blocks=256)
     results = engine.search(PROBLEMS, Majority(), 2, **OPTIONS)
     prefilled = [result.ledger.tokens["prefilled"] for result in results]
@@ -134,12 +134,12 @@ def test_a_shared_prompt_is_computed_once(folders, tmp_path):
 
 def test_a_chat_reaches_the_policy_and_not_the_verifier(folders, tmp_path):
     engine = Engine.load(folders.policy, prm=folders.prm, num_blocks=256)
-    tokens = ChatTemplate(CHATML).render([{"role": "user", "content": "12;+3;*4"}], add_generation_prompt=True)
+    tokens = ChatTemplate(CHATML).render([{"role": "user", "content": "?3?5?=a"}], add_generation_prompt=True)
     chatting = shutil.copytree(folders.policy, tmp_path / "chat")
     (chatting / "chat_template.jinja").write_text(CHATML)
     chat = Engine.load(chatting, prm=folders.prm, num_blocks=256, prompt_style="chat")
-    assert chat.prompt_ids("12;+3;*4\n") == engine.policy.encode(tokens)
-    (result,) = chat.search(["12;+3;*4"], BestOfN(), 4, **OPTIONS)
-    assert result.problem.prompt == "12;+3;*4\n"
+    assert chat.prompt_ids("?3?5?=a\n") == engine.policy.encode(tokens)
+    (result,) = chat.search(["?3?5?=a"], BestOfN(), 4, **OPTIONS)
+    assert result.problem.prompt == "?3?5?=a\n"
     branch_ids = chat.resolve_verifier("prm").opening(result.problem)
-    assert branch_ids == engine.policy.encode("12;+3;*4\n")
+    assert branch_ids == engine.policy.encode("?3?5?=a\n")

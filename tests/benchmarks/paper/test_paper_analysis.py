@@ -11,7 +11,7 @@ from benchmarks.paper.chains import Attempts, by_majority, ratio_label
 from benchmarks.paper.claims import findings
 from benchmarks.paper.difficulty import Binning, binnings, pilot_binning
 from benchmarks.paper.evidence import Evidence, Large
-from benchmarks.paper.exploits import is_idle, is_short
+from benchmarks.paper.exploits import is_pretended
 from benchmarks.paper.measured import Measured, difference, estimate
 from benchmarks.paper.optimal import charged, compute_optimal, one_after_another, seed_means
 from benchmarks.paper.pools import Pool
@@ -288,8 +288,18 @@ def test_differences_are_paired():
     assert low < mean == 0.5 < high
 
 
-def test_idle_and_over_short_lines():
-    assert is_idle("1+1=2\n2=2\n2*3=6")
-    assert not is_idle("1+1=2\n2*3=6")
-    assert is_short("1+1*3=6")
-    assert not is_short("1+1=2\n2#1=2")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("?5?2?=c:b5f2c=c", False),
+        ("?5?2?=c:a5e2a=c", False),  # a wrong start that says so
+        ("d3?1?:d3e1c", False),
+        ("?5?2?=c:a5e2c=c", True),  # door 2 does not lead from e to c
+        ("?5?2?=c:d2b5f2c=c", True),  # more doors than it states
+        ("?5?1?=c:b5f2c=c", True),
+        ("?5?2?=d:b5f2c=c", True),
+        ("5?2=c:b5f2c=c", True),  # states no walk
+    ],
+)
+def test_pretended_lines(line, expected):
+    assert is_pretended(line) == expected

@@ -48,7 +48,7 @@ def test_a_leak_is_counted(engine):
 
 
 def test_a_changed_answer_is_counted(engine):
-    groups = aborts.make_groups(engine.as_problems(["473;+38\n", "12;+3\n"]), random.Random(0))
+    groups = aborts.make_groups(engine.as_problems(["?5?2?=c\n", "b4?1?\n"]), random.Random(0))
     with aborts.Progress("problems:", 2) as progress:
         outcomes = {name: found for group in groups for name, found in aborts.search(engine, unabated(group))}
         assert aborts.compare(engine, groups, outcomes, progress) == 0

@@ -21,7 +21,7 @@ from tests.runtime.builders import PROBLEMS, Folders, assert_idle, load_llm
 from tests.tiny import tiny_family
 
 NATIVE, REFERENCE, TRITON = (Placement(torch.device("cpu"), impl) for impl in ("native", "reference", "triton"))
-PROMPT = "473;+38;*27;-12\n"
+PROMPT = "?5?2?=c;d3?1?4?\n"
 FILTERED = Sampling(temperature=0.8, top_k=7, top_p=0.9, min_p=0.01)
 
 
@@ -78,7 +78,7 @@ def test_home_models_search_alike():
     policy, prm = (
         LLM.load(folder, device=NATIVE, num_blocks=256) for folder in (native.policy.folder, native.prm.folder)
     )
-    problems = ["12;+3;*4", "473;+38;-7"]
+    problems = ["?3?5?=a", "?5?2?=c;a2?"]
     same_results(*(e.search(problems, BeamSearch(2), 4, **options) for e in (native, Engine(policy, prm=prm))))
 
 
@@ -88,7 +88,7 @@ def test_triton_and_the_definitions_draw_the_native_tokens(folders, few_programs
     found = []
     for device in ("cpu", REFERENCE, TRITON):
         llm = LLM.load(folders.policy, device=device, num_blocks=64)
-        branch = llm.open("12;+3\n")
+        branch = llm.open("b4?1?\n")
         sampled = llm.generate(branch.fork(2), max_tokens=2, sampling=sampling, seed=5)
         found.append(sampled)
     for other in found[1:]:

@@ -78,7 +78,7 @@ def load(folder: Path, graphs: list[Replayed] | None, dtype: str) -> LLM:
 
 def forked_searches(llm: LLM, lengths: tuple[int, int] = (5, 9)) -> list[tuple[tuple[int, ...], list[float]]]:
     """What branches draw that fork, are closed, and grow past a block: the tree changes below the same buffers."""
-    root = llm.open("473;+38;*27;-12\n")
+    root = llm.open("?5?2?=c;d3?1?4?\n")
     first = root.fork(3)
     drawn = llm.generate(first, max_tokens=lengths[0], sampling=Sampling(temperature=0.5), seed=1)
     first[1].close()
