@@ -211,7 +211,7 @@ def test_the_orm_leaves_old_attempts_out_where_its_context_ends(parts):
         branch.close()
         return score
 
-    assert run(engine, scores(attempts)) == run(engine, scores(attempts[:2]))  # three of 25 tokens fit into 80
+    assert run(engine, scores(attempts)) == run(engine, scores(attempts[:2]))  # three of 24 tokens fit into 80
     assert run(engine, scores(attempts[:1])) != run(engine, scores(attempts[:2]))
 
     async def one_by_one():

@@ -10,7 +10,7 @@ from engine.types import GREEDY, Sampling, Step
 from engine.verifiers.prm import PRMVerifier
 from tests.runtime.builders import PROBLEMS, assert_idle, load_llm
 
-VOCAB = range(3, 25)
+VOCAB = range(3, 35)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ from tests.tiny import tiny_family
         ({"num_hidden_layers": 1}, ["model.layers.1.", "no place", "1 layers"]),
         ({"vocab_size": 26}, ["embed_tokens", "26"]),
         ({"hidden_size": 64}, ["64"]),
-        ({"eos_token_id": 25}, ["eos_token_id", "25"]),
+        ({"eos_token_id": 35}, ["eos_token_id", "35"]),
         ({"eos_token_id": [1, "x"]}, ["eos_token_id", "x"]),
         ({"rms_norm_eps": "small"}, ["rms_norm_eps", "small"]),
     ],

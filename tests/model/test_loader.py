@@ -22,7 +22,7 @@ def change_tensors(folder, change) -> None:
 
 
 def test_a_whole_folder_loads(folder):
-    assert load(folder).config.vocab_size == 25
+    assert load(folder).config.vocab_size == 35
 
 
 def test_a_missing_folder(tmp_path):

@@ -61,8 +61,8 @@ def test_tokens_appended_lazily_are_computed_when_they_are_needed(llm):
     assert lazy.token_ids == at_once.token_ids
     assert (llm.runner.num_ticks, llm.runner.has_work) == (num_ticks, False)
     assert torch.equal(*(llm.next_logits([branch]) for branch in (at_once, lazy)))
-    with pytest.raises(UserError, match=r"within 0\.\.24, got 25"):
-        llm.append([lazy], [[5, 25]], is_lazy=True)
+    with pytest.raises(UserError, match=r"within 0\.\.34, got 35"):
+        llm.append([lazy], [[5, 35]], is_lazy=True)
 
 
 def test_the_order_of_branches_is_the_order_of_results(llm):
@@ -187,8 +187,8 @@ def test_limits_of_length(folders):
     [
         ("", "empty: ''"),
         ([], r"empty: \[\]"),
-        ([5, 25], r"within 0\.\.24, got 25"),
-        ([5, -1, 7], r"within 0\.\.24, got -1"),
+        ([5, 35], r"within 0\.\.34, got 35"),
+        ([5, -1, 7], r"within 0\.\.34, got -1"),
     ],
 )
 def test_prompts_that_are_refused(llm, prompt, words):
@@ -206,8 +206,8 @@ def test_misuse(llm):
         (lambda: llm.generate([branch], stop=[""]), "''"),
         (lambda: llm.generate([branch, other, branch]), "named once"),
         (lambda: llm.next_logits([branch, branch]), "named once"),
-        (lambda: llm.append([branch], [[5, 25]]), r"within 0\.\.24, got 25"),
-        (lambda: llm.append([other, branch], [[5], [-3]]), r"within 0\.\.24, got -3"),
+        (lambda: llm.append([branch], [[5, 35]]), r"within 0\.\.34, got 35"),
+        (lambda: llm.append([other, branch], [[5], [-3]]), r"within 0\.\.34, got -3"),
         (lambda: llm.append([branch, other], [[5]]), "tokens must be given for each of 2 branches, got 1"),
         (lambda: branch.fork(0), "at least 1, got 0"),
         (lambda: branch.fork(-2), "at least 1, got -2"),
@@ -253,7 +253,7 @@ def test_models_without_the_head_that_is_asked_for(folders, llm):
 
 
 def test_no_branch_no_logits(llm):
-    assert llm.next_logits([]).shape == (0, 25)
+    assert llm.next_logits([]).shape == (0, 35)
     assert llm.generate([]) == []
     llm.append([], [])
 

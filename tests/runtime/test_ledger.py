@@ -96,7 +96,7 @@ def test_a_small_case_by_hand(folders):
     branch = llm.open([4, 5, 6, 7, 8], ledger=ledger)
     llm.generate([branch], max_tokens=4)
     assert branch.num_tokens == 9
-    hidden, inter, heads, kv_heads, head_dim, vocab, layers = 32, 64, 2, 1, 16, 25, 2
+    hidden, inter, heads, kv_heads, head_dim, vocab, layers = 32, 64, 2, 1, 16, 35, 2
     trunk = layers * hidden * (2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * inter)
     head = hidden * vocab
     per_key = 4 * layers * heads * head_dim

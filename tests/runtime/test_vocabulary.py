@@ -135,6 +135,6 @@ def test_blank_lines_with_carriage_returns_end_a_step(tmp_path, name):
 
 
 def test_the_home_tokenizer_decodes_as_ever():
-    words = Vocabulary(build_tokenizer().backend_tokenizer, 25)
+    words = Vocabulary(build_tokenizer().backend_tokenizer, 35)
     ids = words.encode("1+1=2\n", is_start=False)
     assert words.decode_part(ids) == words.decode(ids) == "1+1=2\n"

@@ -18,8 +18,8 @@ import engine
 from engine.cli import recipes
 from engine.cli.calibrate import Output as CalibrateOutput
 from engine.cli.rollouts import Output as RolloutsOutput
-from engine.tasks.chain import ChainConfig
 from engine.tasks.tokenizer import build_tokenizer
+from engine.tasks.walks import WalksConfig
 from engine.training import arguments
 from engine.training.checkpoints import Checkpoints, checkpoint_folders, is_whole, save_model
 from engine.training.orm import ORMRecipe, train_orm
@@ -31,7 +31,7 @@ from tests.tiny import tiny_policy
 
 __all__ = ["models", "ttc"]
 
-SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
+SHORT = WalksConfig(min_walks=1, max_walks=2, lengths=(1.0, 1.0))
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def _quick(monkeypatch):
 
 def recipe(**changes) -> PolicyRecipe:
     shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "data": SHORT}
-    return PolicyRecipe(**shape, **{"tokens_per_step": 64, "num_tokens": 64 * 6} | changes)
+    return PolicyRecipe(**shape, **{"tokens_per_step": 64, "num_updates": 6} | changes)
 
 
 def write_rollouts(file: Path, right: float = 1.0) -> Path:

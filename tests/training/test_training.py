@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from engine.tasks.chain import ChainConfig
 from engine.tasks.tokenizer import build_tokenizer
+from engine.tasks.walks import WalksConfig
 from engine.training import arguments
-from engine.training.policy import ChainBatches, PolicyRecipe, train_policy
+from engine.training.policy import PolicyRecipe, WalksBatches, train_policy
 from engine.training.prm import PRMRecipe, TrunkHeadRecipe, train_prm, train_trunk_head
 from engine.training.verifier import build_classifier
 from tests.tiny import tiny_family, tiny_policy
 
-SHORT = ChainConfig(min_depth=1, max_depth=2, max_multiply=0.0)
+SHORT = WalksConfig(min_walks=1, max_walks=2, lengths=(1.0, 1.0))
 
 
 @pytest.fixture(autouse=True)
@@ -28,9 +28,9 @@ def _uncompiled(monkeypatch):
     monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
 
 
-def recipe(num_steps: int, **changes) -> PolicyRecipe:
+def recipe(num_updates: int, **changes) -> PolicyRecipe:
     shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "data": SHORT}
-    return PolicyRecipe(**{**shape, **changes}, tokens_per_step=256, num_tokens=256 * num_steps)
+    return PolicyRecipe(**{**shape, **changes}, tokens_per_step=256, num_updates=num_updates)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def policy_loss(folder: Path) -> float:
     """Mean loss over batches that no training here has seen."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    batches = ChainBatches(build_tokenizer(), recipe(4, seed=99))
+    batches = WalksBatches(build_tokenizer(), recipe(4, seed=99))
     with torch.no_grad():
         return sum(model(**batches[i]).loss.item() for i in range(4)) / 4
 
@@ -48,7 +48,7 @@ def policy_loss(folder: Path) -> float:
 def test_a_policy_learns_and_goes_on_from_a_base(tmp_path):
     fast = recipe(20, learning_rate=2e-2)  # of which the warm-up lets a fifth through
     train_policy(fast, tmp_path / "first", tmp_path / "work")
-    assert policy_loss(tmp_path / "first") < 0.9 * math.log(25)
+    assert policy_loss(tmp_path / "first") < 0.9 * math.log(35)
     longer = recipe(20, seed=1, hidden_size=64, learning_rate=2e-2)  # the base's shape counts, not the recipe's
     train_policy(longer, tmp_path / "second", tmp_path / "work2", base=tmp_path / "first")
     assert policy_loss(tmp_path / "second") < policy_loss(tmp_path / "first")
@@ -94,7 +94,7 @@ def test_a_base_of_another_vocabulary_is_refused(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(40)
     model.save_pretrained(base)
-    with pytest.raises(ValueError, match="40 tokens, the home tokenizer 25"):
+    with pytest.raises(ValueError, match="40 tokens, the home tokenizer 35"):
         train_policy(recipe(1), tmp_path / "out", tmp_path / "work", base=base)
 
 

@@ -41,21 +41,21 @@ def folders(tmp_path) -> dict[str, Path]:
 
 def test_a_problem_is_refused_with_file_row_and_text(ttc, folders, tmp_path):
     file = tmp_path / "problems.jsonl"
-    file.write_text("".join(json.dumps({"problem": text}) + "\n" for text in ("1;+1", "1€;+1")))
+    file.write_text("".join(json.dumps({"problem": text}) + "\n" for text in ("b4?", "b€?")))
     parts = ["--policy", folders["policy"], "--prm", folders["prm"], "--task", "walks"]
     outcome = ttc("search", file, *parts, "--out", tmp_path / "out.jsonl")
     assert outcome.status == 2
-    for words in (f"{file}, line 2", "token 25, '€'", "25 rows", str(folders["policy"])):
+    for words in (f"{file}, line 2", "token 35, '€'", "35 rows", str(folders["policy"])):
         assert words in outcome.err
     engine = Engine.load(folders["policy"], prm=folders["prm"], num_blocks=64)
-    with pytest.raises(ValueError, match="token 25, '€', is beyond the 25 rows"):
+    with pytest.raises(ValueError, match="token 35, '€', is beyond the 35 rows"):
         engine.policy.open("1€")
 
 
 @pytest.mark.parametrize("name", ["prm", "orm"])
 def test_an_answer_is_flagged_and_the_others_are_scored(folders, name):
     engine = Engine.load(folders["policy"], num_blocks=256, **{name: folders[name]}, **SPECS[name])
-    judge, problem = engine.resolve_verifier(name), Problem("0", "1;+1\n")
+    judge, problem = engine.resolve_verifier(name), Problem("0", "b4?\n")
 
     def step(text: str) -> Step:
         return Step(tuple(judge.llm.encode(text, is_start=False)), text, "eos", 0.0)
@@ -77,7 +77,7 @@ def test_an_answer_is_flagged_and_the_others_are_scored(folders, name):
 
 def test_attempts_that_cannot_be_read_are_left_out_of_a_history(folders):
     engine = Engine.load(folders["policy"], orm=folders["orm"], num_blocks=256, **SPECS["orm"])
-    judge, problem = engine.resolve_verifier("orm"), Problem("0", "1;+1\n")
+    judge, problem = engine.resolve_verifier("orm"), Problem("0", "b4?\n")
 
     def attempt(text: str) -> Attempt:
         return (Step(tuple(judge.llm.encode(text, is_start=False)), text, "eos", 0.0),)
@@ -97,7 +97,7 @@ def test_attempts_that_cannot_be_read_are_left_out_of_a_history(folders):
 def test_a_verifier_with_a_text_format_flags_too(folders, tmp_path, name):
     """Whatever its layout is, since all of them read their steps in one place."""
     engine = Engine.load(folders["policy"], prm=with_more_tokens(make(tmp_path / "format", name)), num_blocks=256)
-    judge, problem = engine.resolve_verifier("prm"), Problem("0", "1;+1\n")
+    judge, problem = engine.resolve_verifier("prm"), Problem("0", "b4?\n")
 
     async def score(texts: list[str]) -> list[list[float]]:
         branches = [await judge.open(problem, ledger=Ledger()) for _ in texts]
@@ -114,15 +114,15 @@ def test_rows_that_a_base_cannot_read_are_told(folders, tmp_path):
     rows = [{"prompt": f"{i};+1\n", "completions": ["1+1=€" if i == 3 else "1+1=2"], "labels": [1]} for i in range(8)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"an answer to '3;\+1.n' cannot be learned from: token 25, '€'"):
+    with pytest.raises(ValueError, match=r"an answer to '3;\+1.n' cannot be learned from: token 35, '€'"):
         train_prm([file], folders["prm"], tmp_path / "out", tmp_path / "work", PRMRecipe())
 
 
 def test_attempts_that_a_base_cannot_read_are_told(folders, tmp_path):
     """By `ttc train revision`, whose rows hold the token ids of another model."""
-    answers = [{"completions": ["1"], "token_ids": [[25, 1]], "labels": [0]}, {"completions": ["2"], "labels": [1]}]
+    answers = [{"completions": ["1"], "token_ids": [[35, 1]], "labels": [0]}, {"completions": ["2"], "labels": [1]}]
     file = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"{i};+1\n", **answer} for i in range(8) for answer in answers]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ValueError, match=r"an answer to '\d;\+1.n' cannot be learned from: token 25, '€'"):
+    with pytest.raises(ValueError, match=r"an answer to '\d;\+1.n' cannot be learned from: token 35, '€'"):
         train_revision([file], folders["policy"], tmp_path / "out", tmp_path / "work", RevisionRecipe())
