@@ -178,14 +178,15 @@ def parse(text: str, config: WalksConfig | None = None) -> WalksProblem:
         if not match or (match[1] == BLANK) != (match[3] is not None):
             raise UserError(f"not a walks problem (expected e.g. '?5?2?=c;d3?1?'): {text[:80]!r}")
         if not known.issuperset(part):
-            raise UserError(f"not a walks problem: no room or door {min(set(part) - known)!r} in the table: {text[:80]!r}")
+            missing = min(set(part) - known)
+            raise UserError(f"not a walks problem: no room or door {missing!r} in the table: {text[:80]!r}")
         walks.append(Walk(match[2].replace(BLANK, ""), None if match[1] == BLANK else match[1], match[3]))
     return WalksProblem(tuple(walks))
 
 
 def draw_problem(rng: random.Random, config: WalksConfig) -> WalksProblem:
     """One problem of any split."""
-    table, rooms = config.table, ROOMS[: config.num_rooms]
+    rooms = ROOMS[: config.num_rooms]
     told = rng.uniform(config.min_told, config.max_told)
     weights = config.short_lengths if rng.random() < config.short_rate else config.lengths
     walks = []
@@ -211,7 +212,7 @@ def problems(split: str, seed: int = 0, config: WalksConfig | None = None) -> It
         drawn = (draw_problem(rng, config) for _ in range(_MAX_DRAWS))
         problem = next((each for each in drawn if each.split == split and each.text not in seen), None)
         if problem is None:
-            raise UserError(f"these options of walks allow only {len(seen)} problems of the split {split!r}, got {config}")
+            raise UserError(f"walks allows only {len(seen)} problems of the split {split!r}, got the options {config}")
         seen.add(problem.text)
         yield problem
 

@@ -25,7 +25,11 @@ from engine.types import GREEDY, Problem
 from ttc_kernels.sample import RowSampling, sample
 
 STEM = "?5?2?=c;d3?1?4?;?0?3?1?=e;b2?4?5?0?"
-PROBLEMS = [Problem("a", f"{STEM};a1?\n", "0"), Problem("b", f"{STEM};f3?;?2?=b\n", "0"), Problem("c", "?3?5?=a\n", "0")]
+PROBLEMS = [
+    Problem("a", f"{STEM};a1?\n", "0"),
+    Problem("b", f"{STEM};f3?;?2?=b\n", "0"),
+    Problem("c", "?3?5?=a\n", "0"),
+]
 FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM")
 FILTERED = Sampling(temperature=0.8, top_k=7, top_p=0.9, min_p=0.01)
 SEARCHES = {

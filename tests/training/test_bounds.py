@@ -17,7 +17,10 @@ from engine.training.revision import RevisionRecipe
         (lambda path: PolicyRecipe(num_updates=0), "num_updates must be at least 1, got 0"),
         (lambda path: PolicyRecipe(tokens_per_step=0), "tokens_per_step must be at least 1, got 0"),
         (lambda path: PolicyRecipe(late_from=1.5), r"late_from must be within 0\.\.1, got 1\.5"),
-        (lambda path: PolicyRecipe(late_lengths="2,much"), "short_lengths needs numbers with commas between, got '2,much'"),
+        (
+            lambda path: PolicyRecipe(late_lengths="2,much"),
+            "short_lengths needs numbers with commas between, got '2,much'",
+        ),
         (lambda path: PolicyRecipe(decay=1.5), "decay must be within 0..1, got 1.5"),
         (lambda path: PRMRecipe(num_updates=0), "num_updates must be at least 1, got 0"),
         (lambda path: PRMRecipe(tokens_per_step=0), "tokens_per_step must be at least 1, got 0"),
