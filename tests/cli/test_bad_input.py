@@ -69,15 +69,15 @@ def test_options(ttc, models, tmp_path, arguments, parts):
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ('{"question": "1;+1"}', ["no field 'problem'", "question"]),
-        ('{"problem": "1;+1"', ["not JSON", '{"problem": "1;+1"']),
+        ('{"question": "b4?"}', ["no field 'problem'", "question"]),
+        ('{"problem": "b4?"', ["not JSON", '{"problem": "b4?"']),
         ('{"problem": 7}', ["'problem' must be a text", "got 7"]),
         ('{"problem": "  "}', ["'problem' must be a text", "got '  '"]),
-        ('{"problem": "1;+1", "answer": [2]}', ["'answer' must be", "got [2]"]),
-        ('{"problem": "1;+1", "id": []}', ["'id' must be", "got []"]),
-        ('{"problem": "1;+1", "id": 0}', ["the id '0' is taken by", "line 1"]),
+        ('{"problem": "b4?", "answer": [2]}', ["'answer' must be", "got [2]"]),
+        ('{"problem": "b4?", "id": []}', ["'id' must be", "got []"]),
+        ('{"problem": "b4?", "id": 0}', ["the id '0' is taken by", "line 1"]),
         ('{"problem": "\\ud800"}', ["not valid Unicode", "ud800"]),
-        ('["1;+1"]', ["not a JSON object", "['1;+1']"]),
+        ('["b4?"]', ["not a JSON object", "['b4?']"]),
         ("[" * 100_000, ["nested too deep", "[[["]),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_file_that_is_not_text_or_empty(ttc, models, tmp_path):
 def test_a_line_of_a_hundred_megabytes_is_not_read(ttc, models, tmp_path):
     file = tmp_path / "problems.jsonl"
     with open(file, "wb") as long:
-        long.write(b'{"problem": "1;+1"}\n{"problem": "')
+        long.write(b'{"problem": "b4?"}\n{"problem": "')
         long.truncate(100 << 20)  # zeros, which need no disk
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert_refused(ttc(*small_search(models, tmp_path / "x"), file), f"{file}, line 2 is longer than", '{"problem"')
@@ -109,10 +109,10 @@ def test_a_line_of_a_hundred_megabytes_is_not_read(ttc, models, tmp_path):
 
 def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenized(ttc, models, tmp_path):
     file = tmp_path / "problems.jsonl"
-    file.write_text(f"{GOOD}\n" + json.dumps({"problem": "1" + ";+1" * 3_000_000}) + "\n")
+    file.write_text(f"{GOOD}\n" + json.dumps({"problem": "b4?" + ";b4?" * 2_250_000}) + "\n")
     start = time.process_time()
     outcome = ttc(*small_search(models, tmp_path / "x"), file)
-    assert_refused(outcome, f"{file}, line 2: a text of 9000002 characters is more than", "1;+1;+1")
+    assert_refused(outcome, f"{file}, line 2: a text of 9000004 characters is more than", "b4?;b4?")
     assert time.process_time() - start < 5  # the tokenizer alone would take longer, and a gigabyte
 
 

@@ -196,7 +196,7 @@ def test_an_option_changes_what_is_measured(ttc, models, tmp_path, plain, option
 )
 def test_a_prompt_changes_what_is_measured(ttc, models, tmp_path, monkeypatch, plain, arguments):
     monkeypatch.chdir(tmp_path)
-    Path("shots.txt").write_text("7;+1\n7+1=8\n")
+    Path("shots.txt").write_text("a2?\na2?:a2e\n")
     outcome = ttc(*small_calibrate(models, "c.json"), "--min-per-bin", 2, "--bins", "one", *arguments)
     assert outcome.status == 0, outcome.err
     cells = [dataclasses.replace(each, bin=0) for each in measured(Path("c.json"))[3]]
@@ -218,7 +218,7 @@ def test_a_file_of_problems_and_no_device_but_this_one(ttc, models, tmp_path):
     arguments = [*small_calibrate(models, tmp_path / "c.json"), "--bins", "one"]
     assert ttc(*arguments, file).status == 0
     assert read_calibration(tmp_path / "c.json").problems == f"{file}, 8 problems"
-    file.write_text('{"problem": "1;+1", "answer": 2}\n{"problem": "2;+2"}\n')
+    file.write_text('{"problem": "b4?", "answer": 2}\n{"problem": "c2?"}\n')
     outcome = ttc(*arguments, file)
     assert_refused(outcome, f"{file}, line 2: a calibration needs the answer of every problem")
     assert_refused(ttc(*arguments, "--device", "abacus"), "'abacus'")

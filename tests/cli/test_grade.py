@@ -164,7 +164,7 @@ def test_a_search_of_graded_problems(ttc, models, tmp_path):
     """Columns of a data set, its gold answers, and the grader's verdicts in the rows."""
     file = tmp_path / "test.jsonl"
     lines = [{"question": f"{n};+3;*4", "answer": f"so it is\n#### {n},000"} for n in range(1, 9)]
-    lines.append({"question": "1;+1", "answer": None})
+    lines.append({"question": "b4?", "answer": None})
     write(file, lines)
     arguments = [*small_search(models, tmp_path / "rows.jsonl", None), "--strategy", "majority", "--limit", 9]
     outcome = ttc(*arguments, "--task", "gsm8k", file)
@@ -178,12 +178,12 @@ def test_a_search_of_graded_problems(ttc, models, tmp_path):
     columns = ["--problem-column", "question", "--answer-column", "answer"]
     refused = ttc(*arguments, *columns, file, "--overwrite")
     assert_refused(refused, f"{file}, line 9: no gold answer under 'answer'")
-    write(file, [{"q": "1;+1", "a": 2, "problem": "5;+5", "answer": 10}])
+    write(file, [{"q": "b4?", "a": 2, "problem": "d1?", "answer": 10}])
     assert ttc(*arguments, file, "--overwrite").status == 0
-    assert [(row["problem"], row["answer"]) for row in read_rows(tmp_path / "rows.jsonl")] == [("5;+5\n", "10")]
+    assert [(row["problem"], row["answer"]) for row in read_rows(tmp_path / "rows.jsonl")] == [("d1?\n", "10")]
     named = ttc(*arguments, "--problem-column", "q", "--answer-column", "a", file, "--overwrite")
     assert named.status == 0, named.err
-    assert [(row["problem"], row["answer"]) for row in read_rows(tmp_path / "rows.jsonl")] == [("1;+1\n", "2")]
+    assert [(row["problem"], row["answer"]) for row in read_rows(tmp_path / "rows.jsonl")] == [("b4?\n", "2")]
 
 
 @pytest.mark.parametrize("option", ["--problem-column", "--answer-column"])
@@ -193,7 +193,7 @@ def test_columns_have_no_effect_without_rows(ttc, models, tmp_path, option):
 
 
 def test_a_math_task_has_no_step_oracle(ttc, models, tmp_path):
-    file = write(tmp_path / "x.jsonl", [{"problem": "1;+1", "answer": "2"}])
+    file = write(tmp_path / "x.jsonl", [{"problem": "b4?", "answer": "2"}])
     arguments = [*small_search(models, tmp_path / "rows.jsonl", None), "--verifier", "oracle", "--task", "gsm8k", file]
     assert_refused(ttc(*arguments), "verifier 'oracle' cannot judge the steps of task gsm8k")
     assert_refused(ttc(*small_search(models, tmp_path / "rows.jsonl"), "--task", "math"), "task math has no problems")

@@ -142,9 +142,9 @@ def test_overwrite(ttc, models, tmp_path):
 def test_a_run_that_fails_keeps_what_was_there(ttc, models, tmp_path):
     """An error in a search leaves earlier results alone, and a run without one row leaves nothing."""
     out, file = tmp_path / "rows.jsonl", tmp_path / "problems.jsonl"
-    file.write_text('{"problem": "not a chain"}\n')
+    file.write_text('{"problem": "not a walk"}\n')
     oracle = [*small_search(models, out, verifier=None), "--verifier", "oracle"]
-    assert_refused(ttc(*oracle, file), "not a chain problem")
+    assert_refused(ttc(*oracle, file), "not a walks problem")
     assert not journal_path(out).exists()
     assert ttc(*oracle).status == 0
     rows = out.read_bytes()

@@ -91,7 +91,7 @@ def test_rollouts_that_are_missing_or_broken(ttc, models, tmp_path, command):
     arguments = ["train", command, start, models.policy, "--out", tmp_path / "model", "--work", tmp_path / "work"]
     file = tmp_path / "rollouts.jsonl"
     assert_refused(ttc(*arguments, "--rollouts", file), str(file))
-    file.write_text('{"prompt": "1;+1"}\n')
+    file.write_text('{"prompt": "b4?"}\n')
     assert_refused(ttc(*arguments, "--rollouts", file), f"{file}, line 1", "completions")
     assert not (tmp_path / "model").exists()
 

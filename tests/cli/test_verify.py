@@ -95,7 +95,7 @@ def rows(engine) -> list[dict]:
 
 @pytest.mark.parametrize("name", ["prm", "trunk"])
 def test_rows_are_scored_as_a_search_scores_them(engine, name):
-    results = engine.search(["?3?5?=f", "5;+5"], BestOfN(), 8, verifier=name, max_tokens=60)
+    results = engine.search(["?3?5?=f", "d1?"], BestOfN(), 8, verifier=name, max_tokens=60)
     candidates = [(r.problem, c) for r in results for c in r.candidates if c.finish == "eos"]
     assert candidates
     rows, kept = [], []
@@ -171,5 +171,5 @@ def test_first_wrong_steps_are_the_tasks_where_it_can_judge_them(engine, monkeyp
 )
 def test_rows_that_cannot_be_scored(ttc, tmp_path, row, words):
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"prompt": "1;+1\n", **row}) + "\n")
+    file.write_text(json.dumps({"prompt": "b4?\n", **row}) + "\n")
     assert_refused(ttc("verify", file, "--out", tmp_path / "page.html"), str(file), words)

@@ -30,11 +30,11 @@ def test_an_answer_ends_at_such_a_token(tmp_path):
     change_config(folder, eos_token_id="absent")
     (folder / "generation_config.json").unlink(missing_ok=True)
     llm = load(folder)
-    (drawn,) = llm.generate([llm.open("1;+1\n")], max_tokens=8, seed=0)
+    (drawn,) = llm.generate([llm.open("b4?\n")], max_tokens=8, seed=0)
     assert drawn.finish == "length"
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": drawn.token_ids[2]}))
     llm = load(folder)
-    (ended,) = llm.generate([llm.open("1;+1\n")], max_tokens=8, seed=0)
+    (ended,) = llm.generate([llm.open("b4?\n")], max_tokens=8, seed=0)
     end = drawn.token_ids.index(drawn.token_ids[2])
     assert ended.finish == "eos"
     assert ended.token_ids == drawn.token_ids[: end + 1]

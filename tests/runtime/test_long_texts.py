@@ -23,7 +23,7 @@ def test_what_cannot_be_tokenized_is_one_sentence(llm, call):
     with pytest.raises(ValueError, match=r"a text of 20000000 characters is more than the \d+ tokens .* got '1;1;"):
         getattr(llm, call)("1;" * 10_000_000)
     assert time.process_time() - start < 1  # the tokenizer alone would take a minute
-    assert llm.encode("1;+1")
+    assert llm.encode("b4?")
 
 
 def test_a_step_is_tokenized_at_any_length(llm):
