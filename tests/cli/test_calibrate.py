@@ -54,8 +54,12 @@ def file(models, tmp_path):
 # -- ttc calibrate ------------------------------------------------------------------------------
 
 
+# Of which the home policy solves some: two samples of it agree on some, and not on others.
+FEW_WALKS = ["--task", "walks:min_walks=2:max_walks=3", "--limit", 24]
+
+
 def home_calibrate(out: Path, *more: object) -> list[object]:
-    arguments: list[object] = ["calibrate", "--limit", 24, "--budgets", "2,6", "--pilot", "2", "--out", out]
+    arguments: list[object] = ["calibrate", *FEW_WALKS, "--budgets", "2,6", "--pilot", "2", "--out", out]
     return [*arguments, "--strategies", "majority,best-of-n,beam:width=2", "--bins", "0.5", "--min-per-bin", 4, *more]
 
 
@@ -73,7 +77,7 @@ def test_the_home_models_from_calibration_to_search(ttc, tmp_path):
     assert found.choose(0, 6).accuracy > found.choose(1, 6).accuracy, "agreement tells easy from hard"
     assert all(cell.generations == cell.budget and cell.tokens > 20 and cell.flops > 1e6 for cell in found.cells)
 
-    search = ["search", "--strategy", "compute-optimal", "--calibration", out, "--limit", 12]
+    search = ["search", *FEW_WALKS[:2], "--strategy", "compute-optimal", "--calibration", out, "--limit", 12]
     outcome = ttc(*search, "--budget", 6, "--out", tmp_path / "each.jsonl")
     assert (outcome.status, "warning" in outcome.err) == (0, False), outcome.err
     rows = read_rows(tmp_path / "each.jsonl")

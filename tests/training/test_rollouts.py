@@ -125,7 +125,7 @@ def test_bisection_finds_the_first_wrong_step_with_fewer_rollouts():
 
 
 def test_labellers_on_the_command_line(ttc, models, tmp_path):
-    counts = ["--num-questions", 5, "--num-samples", 2, "--num-rollouts", 2, "--max-tokens", 64]
+    counts = ["--num-questions", 10, "--num-samples", 2, "--num-rollouts", 2, "--max-tokens", 64]
     rollouts = ["rollouts", "--policy", models.policy, "--num-blocks", 16384, *counts]
     outcomes = {}
     for labeller in ("every-step", "first-error"):
