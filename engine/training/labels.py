@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import accumulate
 
 LABELS = ("soft", "hard")
 
@@ -22,12 +24,18 @@ def pool_labels(rows: Sequence[dict]) -> list[dict]:
 
 
 def harden_labels(rows: Sequence[dict], threshold: float) -> list[dict]:
-    """Rows with labels 1 above the threshold and else 0.
+    """Rows with labels 1 where a step's own label, or that of a later step of the answer, is above the threshold.
 
-    With threshold 0 a step is good if any rollout from it ended right (Math-Shepherd's hard estimation, Wang et al.
-    2023).
+    With threshold 0 a step is good if any rollout that went through it ended right: those from it, as in
+    Math-Shepherd's hard estimation (Wang et al. 2023), and those from the steps after it. On hard questions few
+    rollouts end right, and one after a later step is as good a witness.
     """
-    return [{**row, "labels": [float(label > threshold) for label in row["labels"]]} for row in rows]
+    return [{**row, "labels": _any_from_here(row["labels"], threshold)} for row in rows]
+
+
+def _any_from_here(labels: Sequence[float], threshold: float) -> list[float]:
+    is_good = [label > threshold for label in reversed(labels)]
+    return [float(good) for good in accumulate(is_good, operator.or_)][::-1]
 
 
 def _prefixes(row: dict) -> list[tuple]:

@@ -122,7 +122,10 @@ def read_steps_to_learn(rollouts: Sequence[Path], recipe: PRMRecipe) -> list[dic
     """Rows of all files, with labels pooled and hardened as the recipe says."""
     rows = read_rows(rollouts, recipe)
     rows = pool_labels(rows) if recipe.pooled else rows
-    return harden_labels(rows, recipe.hard_threshold) if recipe.labels == "hard" else rows
+    if recipe.labels == "hard":
+        rows = harden_labels(rows, recipe.hard_threshold)
+        rows = harden_labels(pool_labels(rows), 0.0) if recipe.pooled else rows  # good in one answer, good in all
+    return rows
 
 
 def encode_steps(row: dict, encoder: RowEncoder, shift: int = 0) -> tuple[list[int], list[float]]:

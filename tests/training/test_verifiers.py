@@ -90,6 +90,18 @@ def test_earlier_attempts_stand_before_the_answer_of_an_orm_alone(encoder):
     assert encode_steps(chained, encoder)[0] == [*prompt, *ids("1+1=2"), EOS]
 
 
+def test_hard_labels_count_rollouts_from_later_steps(tmp_path):
+    rows = [
+        row("a", "x\n", "y\n", "z", labels=[0.0, 0.25, 0.0]),
+        row("a", "x\n", "w", labels=[0.0, 0.0]),
+    ]
+    assert [each["labels"] for each in harden_labels(rows, 0.0)] == [[1.0, 1.0, 0.0], [0.0, 0.0]]
+    assert [each["labels"] for each in harden_labels(rows, 0.5)] == [[0.0, 0.0, 0.0], [0.0, 0.0]]
+    file = write(tmp_path / "rows.jsonl", rows)
+    recipe = PRMRecipe(labels="hard", pooled=True)
+    assert [each["labels"] for each in read_steps_to_learn([file], recipe)] == [[1.0, 1.0, 0.0], [1.0, 0.0]]
+
+
 def test_pooled_and_hard_labels(tmp_path):
     rows = [
         row("a", "x\n", "y", labels=[0.5, 1.0]),
