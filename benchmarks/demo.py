@@ -27,11 +27,13 @@ from engine.results import result_row, row_line
 from engine.results.pools import sample_accuracy
 from engine.results.provenance import commit, machine_facts
 from engine.results.rows import Row
-from engine.search import BeamSearch, BestOfN, Lookahead, Majority, Strategy
+from engine.scheduler import ComputeOptimal, Planner, calibration_file
+from engine.search import BeamSearch, BestOfN, Lookahead, Majority, Revisions, Strategy
 from engine.tasks import take_problems
 from engine.types import Problem
 
 STRATEGIES = (Majority(), BestOfN(vote="weighted"), BeamSearch(width=4), Lookahead(width=4, lookahead=1))
+REVISIONS = Revisions(parallel=4, context=2)
 NUM_TREES = 40  # problems whose search trees go into the results, at the first seed
 NUM_WARM_UP = 8  # problems
 
@@ -51,27 +53,37 @@ def demo(
     numbers = parse_seeds(seeds)
     engine = Engine.load(policy, prm=prm)
     problems = take_problems(engine.task, "test", num_problems)
-    rows, seconds = run(engine, problems, numbers, budget)
+    rows, seconds = run(engine, strategies(engine, is_home=policy == prm == "home"), problems, numbers, budget)
     results, page = Path(out) / "results.jsonl", Path(out) / "report.html"
     write_atomically(results, b"".join(map(row_line, rows)))
     facts = {**machine_facts(), "commit": commit() or "unknown", "single": "mean over the samples of the majority run"}
     title = f"{len(problems)} problems, budget {budget}"
-    write_report(rows, page, title=title, seconds=seconds, facts=facts)
+    write_report(rows, page, title=title, seconds=seconds, facts=facts, opens_on_example=True)
     Console().print(terminal_table(summarize(rows, seconds=seconds), compare(rows)))
     typer.echo(results)
     typer.echo(page)
 
 
+def strategies(engine: Engine, is_home: bool) -> list[Strategy | Planner]:
+    """What is compared: revisions need a reviser, and the shipped calibration holds for the shipped models."""
+    found = [*STRATEGIES, *([] if engine.reviser is None else [REVISIONS])]
+    return [*found, ComputeOptimal(calibration_file("home"))] if is_home else found
+
+
 def run(
-    engine: Engine, problems: Sequence[Problem], seeds: Sequence[int], budget: int
+    engine: Engine,
+    compared: Sequence[Strategy | Planner],
+    problems: Sequence[Problem],
+    seeds: Sequence[int],
+    budget: int,
 ) -> tuple[list[Row], dict[str, float]]:
     """The rows of all strategies and seeds, and the seconds of each strategy over all seeds."""
-    for strategy in STRATEGIES:  # refuses a budget that one of them cannot spend, and warms up
+    for strategy in compared:  # refuses a budget that one of them cannot spend, and warms up
         engine.search(problems[:NUM_WARM_UP], strategy, budget)
     rows: list[Row] = []
     seconds: dict[str, float] = {}
 
-    def measure(strategy: Strategy, budget: int, seed: int, name: str) -> list[Row]:
+    def measure(strategy: Strategy | Planner, budget: int, seed: int, name: str) -> list[Row]:
         started = time.perf_counter()
         num_trees = NUM_TREES if strategy.is_scored and seed == seeds[0] else 0
         found = search(engine, problems, strategy, budget, seed, f"{name}, seed {seed}:", num_trees)
@@ -80,7 +92,7 @@ def run(
 
     for seed in seeds:
         singles = measure(Majority(), 1, seed, "single")
-        for strategy in STRATEGIES:
+        for strategy in compared:
             found = measure(strategy, budget, seed, strategy.name)
             if strategy.name == "majority":
                 singles = [single_row(row, pool) for row, pool in zip(singles, found, strict=True)]
@@ -92,7 +104,7 @@ def run(
 def search(
     engine: Engine,
     problems: Sequence[Problem],
-    strategy: Strategy,
+    strategy: Strategy | Planner,
     budget: int,
     seed: int,
     label: str,

@@ -19,6 +19,19 @@ class Example:
     sample_share: float | None  # 0..1, share of single samples that solve the problem, where known
     reason: str  # why it is shown
 
+    @property
+    def story(self) -> str:
+        """One sentence on why the search found what single samples miss; "" where it did not, or nobody knows."""
+        nodes, share = self.row["tree"], self.sample_share
+        num_pruned = sum(node["status"] == "pruned" for node in nodes)
+        if not self.row["correct"] or share is None or share >= 0.5 or not num_pruned:
+            return ""
+        alone = f"{100 * share:.0f} % of single samples are" if share else "no single sample is"
+        return (
+            f"One answer has to get every step right at once, and {alone} right; the search has each step scored as "
+            f"it is made, dropped {num_pruned} of {len(nodes) - 1} and went on from the others alone."
+        )
+
 
 def choose_examples(rows: Sequence[Row], max_examples: int = 6) -> list[Example]:
     """Chooses rows with trees.

@@ -35,13 +35,14 @@ def write_report(
     seconds: Mapping[str, float] | None = None,
     facts: Mapping[str, object] | None = None,
     max_examples: int = 6,
+    opens_on_example: bool = False,
 ) -> None:
     """Writes the page of a run atomically.
 
     `seconds` is the wall-clock time by strategy (see `summarize`); `facts` (hardware, commit, models ...)
-    are shown under the title. Raises UserError if there are no rows, and OSError.
+    are shown under the title. With `opens_on_example` the search trees come before the tables. Raises UserError if there are no rows, and OSError.
     """
-    page = report_html(rows, title=title, seconds=seconds, facts=facts, max_examples=max_examples)
+    page = report_html(rows, title=title, seconds=seconds, facts=facts, max_examples=max_examples, opens_on_example=opens_on_example)
     write_atomically(out, page.encode("utf-8", "replace"))
 
 
@@ -52,6 +53,7 @@ def report_html(
     seconds: Mapping[str, float] | None = None,
     facts: Mapping[str, object] | None = None,
     max_examples: int = 6,
+    opens_on_example: bool = False,
 ) -> str:
     """The page as text; parameters as for `write_report`."""
     if not rows:
@@ -80,6 +82,7 @@ def report_html(
             is_largest_only=len(largest) < len(summaries),
             purposes=[(name, _MEANINGS[name]) for name in purposes],
             examples=[_example_view(example) for example in examples],
+            opens_on_example=opens_on_example,
         )
     )
 
@@ -140,6 +143,7 @@ def _example_view(example: Example) -> dict[str, object]:
         "seed": row["seed"],
         "id": row["id"],
         "reason": example.reason,
+        "story": example.story,
         "verdict": verdict,
         "problem": svg.printable(row["problem"].strip()),
         "answer": row["answer"],
