@@ -11,7 +11,7 @@ BUILD_REQUIRES = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyp
 # The tests start many processes that import the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup build test quick fuzz lint demo models large equal-orm wheel clean
+.PHONY: setup build test quick fuzz lint demo models large wheel clean
 
 # pip runs again only when pyproject.toml or setup.py changed; the module is brought up to date by ninja each time.
 setup: $(VENV)/.installed build
@@ -80,12 +80,6 @@ models: setup
 large: setup
 	$(BIN)/ttc train policy --hidden-size 256 --num-layers 12 --num-heads 8 --num-kv-heads 2 --bf16 \
 		--learning-rate 1e-3 --bf16-weights --out benchmarks/checkpoints/large --work out/train/large
-
-# The ORM of as many answers as the PRM that `python -m benchmarks.paper` compares it with.
-equal-orm: setup
-	$(BIN)/ttc rollouts --num-samples 4 --num-rollouts 0 --out out/equal.jsonl
-	$(BIN)/ttc train orm --rollouts out/equal.jsonl --max-answers 4 \
-		--out benchmarks/checkpoints/equal_orm --work out/train/equal_orm
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

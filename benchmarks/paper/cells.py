@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import ClassVar
 from benchmarks.paper.settings import CONTEXT, PILOT, WIDTH, Settings
 from engine.accounting import Ledger
 from engine.config import SearchConfig
-from engine.scheduler import Planner, Predictor, strategy_label
+from engine.scheduler import ComputeOptimal, Planner, Predictor, calibration_file, strategy_label
 from engine.search import DVTS, Answers, BeamSearch, Lookahead, Models, Rebase, Revisions, Strategy, run_search
 from engine.types import Problem, SearchResult
 
@@ -36,10 +37,16 @@ class Cell:
     @property
     def file_name(self) -> str:
         """The name of its run journal: all that its rows depend on but the models."""
-        label = self.strategy.label if isinstance(self.strategy, Piloted) else strategy_label(self.strategy)
+        label = _label(self.strategy)
         label += ":policy" if self.is_baseline else ""
         verifier = "" if self.verifier == "prm" else f"-{self.verifier}"
         return f"{label}{verifier}-{self.budget}-seed{self.seed}.ledger".replace(":", "_")
+
+
+def _label(strategy: Strategy | Planner) -> str:
+    if isinstance(strategy, ComputeOptimal):
+        return f"{strategy.name}-{hashlib.sha256(strategy.calibration.to_json().encode()).hexdigest()[:8]}"
+    return strategy.label if isinstance(strategy, Piloted) else strategy_label(strategy)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,10 @@ SEARCHES: dict[str, Callable[[int], Strategy]] = {
     "lookahead k=3": lookahead(3),
     "beam without duplicates": lambda budget: BeamSearch(WIDTH, max_duplicates=0),
 }
-LEADING = ("beam M=4", "lookahead k=1")  # at the largest budget before further seeds of smaller ones
+EXACT_BEAM = "beam M=4, exact verifier"  # what a verifier without a fault would give
+SHIPPED = "compute-optimal, shipped calibration"  # `--strategy compute-optimal` as a user has it
+SHIPPED_BUDGETS = {16: (16,), 64: (32, 64)}  # where it runs, by the budget of the other searches beside it
+LEADING = ("beam M=4", EXACT_BEAM, "lookahead k=1")  # at the largest budget before further seeds of smaller ones
 PILOTED: dict[str, Strategy] = {
     "pilot, then beam M=4": BeamSearch(WIDTH),
     "pilot, then rebase": Rebase(),
@@ -104,6 +114,9 @@ def search_cells(settings: Settings) -> list[Cell]:
             continue
         for seed in seeds_at(settings, budget):
             cells += [Cell(series, make(budget), budget, seed) for series, make in SEARCHES.items()]
+            cells.append(Cell(EXACT_BEAM, BeamSearch(WIDTH), budget, seed, verifier="oracle"))
+            scheduler = ComputeOptimal(calibration_file("home"))
+            cells += [Cell(SHIPPED, scheduler, each, seed) for each in SHIPPED_BUDGETS.get(budget, ())]
             if FIRST_PILOTED <= budget <= LAST_PILOTED:
                 pilot = Predictor("agreement", PILOT)
                 cells += [Cell(series, Piloted(each, pilot), budget, seed) for series, each in PILOTED.items()]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.paper.bills import Bills
-from benchmarks.paper.cells import BASELINE, REVISIONS, SEARCHES, Cell
+from benchmarks.paper.cells import BASELINE, EXACT_BEAM, REVISIONS, SEARCHES, SHIPPED, Cell
 from benchmarks.paper.chains import Attempts, by_majority, ratio_label
 from benchmarks.paper.difficulty import Binning, binnings, pilot_binning
-from benchmarks.paper.measured import ORMS, Measured, cell_measured, pool_series
+from benchmarks.paper.measured import Measured, cell_measured, pool_series
 from benchmarks.paper.models import num_params
 from benchmarks.paper.optimal import Optimal, charged, compute_optimal, one_after_another, seed_means
 from benchmarks.paper.pools import Pool
@@ -73,11 +73,10 @@ def gather(study: Study) -> Evidence:
     if not pools or not bin_pools:
         reasons = [f"{each['what']}: {each['reason']}" for each in reader.missing if each["what"].startswith("pool")]
         raise UserError(f"tables need the pools in {study.settings.work}; {reasons[0]}")
-    judged = [name for name in ORMS if all(name in pool.judged for seed in pools.values() for pool in seed)]
-    engine = study.models.engine
+    is_judged = all(pool.judged is not None for seed in pools.values() for pool in seed)
     bills = {
-        kind: [Bills.of(engine, problem, "orm" if kind in ORMS else kind) for problem in study.problems]
-        for kind in (None, "prm", *judged)
+        kind: [Bills.of(study.models.engine, problem, kind) for problem in study.problems]
+        for kind in (None, "prm", *(["orm"] if is_judged else []))
     }
     tables = pool_series(list(pools.values()), bills, study.settings.budgets)
     ratios, attempts, baseline = reader.revisions()
@@ -202,20 +201,15 @@ class _Reader:
         rows = self._read(f"pool of {stream}, seed {seed}", "pools", *self.study.pool_run(seed, stream))
         if stream == BINS_STREAM:
             self.estimation = [(sum(row["flops"].values()), row["flops"]["verified"]) for row in rows.values()]
-        orms = {
-            name: self._read(f"scores by {name}, seed {seed}", "pools", *self.study.orm_run(seed, name))
-            for name in self.study.models.judges
-            if stream != BINS_STREAM
-        }
-        return [
-            Pool.from_row(row, {name: scored.get(index) for name, scored in orms.items()})
-            for index, row in rows.items()
-        ]
+        scored: dict[int, Row] = {}
+        if self.study.models.has_orm and stream != BINS_STREAM:
+            scored = self._read(f"scores by the ORM, seed {seed}", "pools", *self.study.orm_run(seed))
+        return [Pool.from_row(row, scored.get(index)) for index, row in rows.items()]
 
     def searches(self, tables: Tables) -> None:
         """Adds the series of searches; a series has as many seeds as are whole."""
-        for series in (*SEARCHES, *_PILOTED[2:]):
-            for budget in self.study.settings.budgets:
+        for series in (*SEARCHES, EXACT_BEAM, SHIPPED, *_PILOTED[2:]):
+            for budget in sorted({at for name, at, _ in self.complete if name == series}):
                 if rows := self._seeds(series, budget):
                     tables.setdefault(series, {})[budget] = cell_measured(rows)
 

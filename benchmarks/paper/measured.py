@@ -15,7 +15,8 @@ from engine.results.statistics import bootstrap_interval, mean_interval
 from engine.search import Adaptive, vote
 from engine.types import Candidate
 
-# Series of a pool: what scores (a way to aggregate the PRM's step scores, or the ORM), and the vote.
+# Series of a pool: what scores (a way to aggregate the PRM's step scores, the ORM, or the gold answer, which costs
+# nothing), and the vote.
 POOL_SERIES = {
     "majority": (None, "majority"),
     "best-of-n": ("last", "weighted"),
@@ -24,9 +25,8 @@ POOL_SERIES = {
     "best-of-n, naive": ("last", "naive"),
     "best-of-n, ORM": ("orm", "weighted"),
     "best-of-n, ORM, naive": ("orm", "naive"),
-    "best-of-n, ORM of as many answers": ("equal-orm", "weighted"),
+    "best-of-n, exact verifier": ("exact", "naive"),
 }
-ORMS = ("orm", "equal-orm")  # the shipped one, and one of the PRM's answers alone
 ADAPTIVE_SERIES = {"adaptive": Adaptive(), "adaptive, 0.95": Adaptive(confidence=0.95)}
 
 
@@ -84,7 +84,7 @@ def pool_series(pools: Sequence[Sequence[Pool]], bills: dict[str | None, Sequenc
     """
     made: dict[str, dict[int, Measured]] = {}
     for series, (scored_by, rule) in POOL_SERIES.items():
-        verifier = scored_by if scored_by in (None, *ORMS) else "prm"
+        verifier = {None: None, "exact": None, "orm": "orm"}.get(scored_by, "prm")
         if verifier in bills:
             cells = [
                 [

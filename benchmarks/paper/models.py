@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.paper.settings import Settings
-from engine import LLM, Engine, search
+from engine import Engine
 from engine.errors import UserError
 from engine.model import HOME
 from engine.model.digest import checkpoint_digest
 
-EQUAL_ORM = Path(__file__).resolve().parent.parent / "checkpoints" / "equal_orm"
-
 REVISION = "no revision model: engine/home/reviser does not exist and --reviser names none"
 ORM = "no outcome verifier: engine/home/orm does not exist"
 NO_LARGE = "no larger policy: --large is empty"
-NO_STRATEGY = "this engine has no strategy Revisions"
 
 
 @dataclass(frozen=True)
@@ -28,25 +23,23 @@ class Models:
     baseline: Engine | None
     large: Engine | None
     missing: dict[str, str]  # what is not there, and why
-    equal: Engine | None = None  # whose ORM has learned from as many answers as the PRM, and no more
 
     @property
-    def judges(self) -> dict[str, Engine]:
-        """Engines by the name under which their ORM scores the pools."""
-        found = {"orm": None if "orm" in self.missing else self.engine, "equal-orm": self.equal}
-        return {name: each for name, each in found.items() if each is not None}
+    def has_orm(self) -> bool:
+        return self.engine.orm is not None
 
     @property
     def revision_verifier(self) -> str:
         """What judges the answers of revisions: the ORM, which reads the history, where there is one."""
-        return "prm" if "orm" in self.missing else "orm"
+        return "orm" if self.has_orm else "prm"
 
     def digests(self, *parts: str) -> dict[str, str]:
-        """Digests of the contents of the named checkpoints."""
-        return {part: checkpoint_digest(getattr(self.engine, part).folder) for part in parts}
+        """Digests of the contents of the named checkpoints; the exact verifier has none."""
+        named = [part for part in parts if part != "oracle"]
+        return {part: checkpoint_digest(getattr(self.engine, part).folder) for part in named}
 
     def reviser_digest(self, is_baseline: bool) -> str:
-        return checkpoint_digest(reviser_of(self.baseline if is_baseline else self.engine).folder)
+        return checkpoint_digest((self.baseline if is_baseline else self.engine).reviser.folder)
 
 
 # One pool of samples serves every budget: what a part of it would have cost is a sum over its answers, so none may be
@@ -57,19 +50,11 @@ _APART = {"shares_steps": False}
 def load_models(settings: Settings) -> Models:
     """Raises UserError for a folder that is named and cannot be loaded."""
     missing = {}
-    can_revise = hasattr(search, "Revisions") and "reviser" in inspect.signature(Engine.load).parameters
-    named = {"reviser": settings.reviser} if settings.reviser and can_revise else {}
-    named |= _APART
-    loaded = Engine.load("home", **named)
-    if not can_revise:
-        missing["revisions"] = NO_STRATEGY
-    elif reviser_of(loaded) is None:
+    loaded = Engine.load("home", reviser=settings.reviser, **_APART)
+    if loaded.reviser is None:
         missing["revisions"] = REVISION
     if loaded.orm is None:
         missing["orm"] = ORM
-    equal = Engine.load("home", orm=EQUAL_ORM, **_APART) if EQUAL_ORM.is_dir() else None
-    if equal is None:
-        missing["ORM of as many answers as the PRM"] = f"{EQUAL_ORM.name} does not exist"
     if settings.large is None:
         missing["large"] = NO_LARGE
     baseline = None
@@ -81,12 +66,7 @@ def load_models(settings: Settings) -> Models:
             f"the larger policy must have more than the {num_params(loaded):,} parameters of the shipped one, "
             f"got {num_params(large):,} in {settings.large}"
         )
-    return Models(loaded, baseline, large, missing, equal)
-
-
-def reviser_of(loaded: Engine) -> LLM | None:
-    """The model that samples revisions, or None."""
-    return getattr(loaded, "reviser", None)
+    return Models(loaded, baseline, large, missing)
 
 
 def num_params(loaded: Engine) -> int:

@@ -17,7 +17,7 @@ LINES = {
         "majority",
         "best-of-n",
         "best-of-n, ORM",
-        "best-of-n, ORM of as many answers",
+        "best-of-n, exact verifier",
         "best-of-n, min",
         "best-of-n, prod",
         "best-of-n, naive",

@@ -7,8 +7,8 @@ file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -58,17 +58,17 @@ class Pool:
     gold: str
     distinct: tuple[Candidate, ...]  # their addresses and aggregated scores are not set
     picks: tuple[int, ...]  # of `distinct`, one per sample
-    judged: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by ORM, one score per distinct answer
+    judged: tuple[float, ...] | None = None  # by the ORM, one score per distinct answer
 
     @classmethod
-    def from_row(cls, row: Row, orms: Mapping[str, Row | None] | None = None) -> Pool:
-        """`orms`: by ORM, the row of its scores, as far as there is one."""
+    def from_row(cls, row: Row, orm: Row | None = None) -> Pool:
+        """`orm`: the row of its scores, where there is one."""
         columns = zip(*(row[column] for column in _PARTS.values()), strict=True)
         distinct = tuple(
             Candidate(text, answer, finish, _whole(scores), 0.0, num_tokens, ())
             for text, answer, finish, scores, num_tokens in columns
         )
-        judged = {name: _whole(scored["scores"]) for name, scored in (orms or {}).items() if scored is not None}
+        judged = None if orm is None else _whole(orm["scores"])
         return cls(row["gold"], distinct, tuple(row["picks"]), judged)
 
     @property
@@ -86,10 +86,14 @@ class Pool:
         return sum(self.rights) / self.size
 
     def candidates(self, scored_by: str = "last") -> list[Candidate]:
-        """The samples as a search would return them, with `agg_score` by `scored_by`: a way to aggregate
-        the PRM's step scores, or an ORM that has judged them."""
-        if scored_by in self.judged:
-            scores = list(self.judged[scored_by])
+        """The samples as a search would return them, with `agg_score` by `scored_by`.
+
+        That is a way to aggregate the PRM's step scores, "orm", which has judged them, or "exact": 1.0 if right.
+        """
+        if scored_by == "orm":
+            scores = list(self.judged)
+        elif scored_by == "exact":
+            scores = [float(each.answer == self.gold) for each in self.distinct]
         else:
             scores = [aggregate(each.scores, scored_by) for each in self.distinct]
         made = [

@@ -36,6 +36,33 @@ class Rule:
     is_difference: bool = True  # what it looks at, else a share
 
 
+def at_least(least: float) -> Rule:
+    """A mean of at least so much; if that is over 0, the interval has to lie above 0 too."""
+
+    def decide(value: list[float]) -> tuple[bool, str]:
+        mean, low, _ = value
+        if mean < least:
+            return False, f"{100 * mean:+.1f} points, {100 * least:+.0f} were asked"
+        return (low > 0 or least <= 0), f"{100 * mean:+.1f} points" + (", the interval reaches 0" if low <= 0 else "")
+
+    return Rule(f"replicated if the difference is at least {100 * least:+.0f} points", decide)
+
+
+def at_most(most: float) -> Rule:
+    """A share whose interval lies at or under `most`."""
+
+    def decide(value: list[float]) -> tuple[bool, str]:
+        return value[2] <= most, f"{100 * value[0]:.1f} %, at most {100 * most:.1f} were asked"
+
+    return Rule(f"replicated if the interval of the share lies under {100 * most:.1f} %", decide, False)
+
+
+def _not_below(value: list[float]) -> tuple[bool, str]:
+    if value[2] >= 0:
+        return True, "the interval does not lie below 0"
+    return False, "the interval lies below 0"
+
+
 def _above(value: list[float]) -> tuple[bool, str]:
     _, low, high = value
     if low > 0:
@@ -80,6 +107,7 @@ def _failing(value: list[float]) -> tuple[bool, str]:
 ABOVE = Rule("replicated if the interval of the difference lies above 0", _above)
 BELOW = Rule("replicated if the interval of the difference lies below 0", _below)
 REACHES = Rule(f"replicated if the interval of the difference excludes a loss of {100 * MARGIN:.0f} points", _reaches)
+NOT_BELOW = Rule("replicated if the interval of the difference does not lie below 0", _not_below)
 NOT_ABOVE = Rule("replicated if the interval of the gain does not lie above 0", _not_above)
 CLOSE = Rule(f"replicated if the interval of the difference lies within {100 * MARGIN:.0f} points of 0", _close)
 SHARE = Rule("replicated if the interval of the share lies above 10 %", _share, False)

@@ -43,11 +43,10 @@ class Study:
         config = self.config("prm") | {"pool": stream, "size": size, "seed": seed}
         return self.settings.work / f"pool-{stream}-{size}-seed{seed}.ledger", config
 
-    def orm_run(self, seed: int, name: str = "orm") -> tuple[Path, dict]:
-        """The ledger of an ORM's scores of a pool."""
+    def orm_run(self, seed: int) -> tuple[Path, dict]:
+        """The ledger of the ORM's scores of a pool."""
         path, config = self.pool_run(seed)
-        judge = self.models.judges[name].orm
-        return path.with_name(f"{name}-{path.name}"), config | {"orm": checkpoint_digest(judge.folder)}
+        return path.with_name(f"orm-{path.name}"), config | self.models.digests("orm")
 
     def cell_run(self, cell: Cell) -> tuple[Path, dict]:
         config = self.config(cell.verifier) | {"cell": cell.file_name, "seed": cell.seed}
@@ -94,10 +93,10 @@ def _on_stream(problem: Problem, stream: str) -> Problem:
     return replace(problem, id=f"{problem.id}/{stream}") if stream == BINS_STREAM else problem
 
 
-def score_pool(study: Study, seed: int, name: str = "orm") -> None:
-    """An ORM's scores of a pool of answers, one per distinct answer."""
-    path, config = study.orm_run(seed, name)
-    engine = study.models.judges[name]
+def score_pool(study: Study, seed: int) -> None:
+    """The ORM's scores of a pool of answers, one per distinct answer."""
+    path, config = study.orm_run(seed)
+    engine = study.models.engine
     pools, _ = read_journal(*study.pool_run(seed), len(study.problems))
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
@@ -110,7 +109,7 @@ def score_pool(study: Study, seed: int, name: str = "orm") -> None:
             row = {"id": problem.id, "seed": seed, "strategy": "orm", "scores": short_scores(scores)}
             yield there[position], row
 
-    run_rows(path, config, len(study.problems), make_rows, f"pool scored by {name}, seed {seed}:")
+    run_rows(path, config, len(study.problems), make_rows, f"pool scored by the ORM, seed {seed}:")
 
 
 async def _judge(engine: Engine, problem: Problem, pool: Pool) -> list[float]:
@@ -201,9 +200,8 @@ def sample(study: Study, only: str | None = None) -> None:
     missing = study.models.missing
     if only in (None, "pools"):
         draw_pools(study)
-        for name in study.models.judges:
-            for seed in study.settings.seeds:
-                score_pool(study, seed, name)
+        for seed in study.settings.seeds if study.models.has_orm else ():
+            score_pool(study, seed)
     if only in (None, "large") and "large" not in missing:
         answer_greedily(study)
     cells = {None: study.cells(), "searches": search_cells(study.settings), "revisions": study.revisions()}

@@ -12,7 +12,7 @@ from markupsafe import escape
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.bills import Bills
 from benchmarks.paper.cells import LEADING, Cell, Piloted, chains_at, distinct, revision_cells, search_cells, tier
-from benchmarks.paper.measured import ORMS, POOL_SERIES, adaptive_run, pool_series, windows
+from benchmarks.paper.measured import POOL_SERIES, adaptive_run, pool_series, windows
 from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row
 from benchmarks.paper.settings import Settings
@@ -49,7 +49,9 @@ def cold(engine: Engine, problem, strategy, budget: int, **options):
     return engine.search([problem], strategy, budget, **options)[0]
 
 
-@pytest.mark.parametrize("series", [name for name, (scored_by, _) in POOL_SERIES.items() if scored_by not in ORMS])
+@pytest.mark.parametrize(
+    "series", [name for name, (scored_by, _) in POOL_SERIES.items() if scored_by not in ("orm", "exact")]
+)
 def test_a_prefix_of_a_pool_is_the_search_of_that_budget(engine, problems, pools, series):
     """Its vote and its bill, to the FLOP."""
     scored_by, rule = POOL_SERIES[series]
@@ -110,8 +112,8 @@ def test_budgets_average_over_windows(pools):
 
 
 def test_scores_of_an_orm_follow_distinct_answers(pools):
-    scored = replace(pools[0], judged={"orm": tuple(1 / (1 + index) for index in range(len(pools[0].distinct)))})
-    by_text = {each.text: score for each, score in zip(scored.distinct, scored.judged["orm"], strict=True)}
+    scored = replace(pools[0], judged=tuple(1 / (1 + index) for index in range(len(pools[0].distinct))))
+    by_text = {each.text: score for each, score in zip(scored.distinct, scored.judged, strict=True)}
     assert [each.agg_score for each in scored.candidates("orm")] == [by_text[c.text] for c in scored.candidates()]
 
 
@@ -128,7 +130,7 @@ def test_cells_come_by_value_and_run_once():
     assert list(dict.fromkeys(kinds)) == order
     for cell, kind in zip(cells, kinds, strict=True):
         assert (kind == "small") == (cell.budget <= 16)
-        assert (kind == "64, first seed") == (cell.budget == 64 and cell.seed == 0)
+        assert (kind == "64, first seed") == (cell.budget in (32, 64) and cell.seed == 0)
         assert (kind == "leading at 256") == (cell.budget == 256 and cell.series in LEADING)
     names = [cell.file_name for cell in distinct(cells)]
     assert len(set(names)) == len(names) < len(cells)  # M = sqrt(16) is M = 4
@@ -260,7 +262,7 @@ def test_an_orm_scores_the_kept_answers_as_a_search_does(problems, tmp_path):
     scored, _ = read_journal(*study.orm_run(0), 3)
     direct = loaded.search(problems[:3], BestOfN(), 4, verifier="orm")
     for index, result in enumerate(direct):
-        pool = Pool.from_row(read_journal(path, config, 3)[0][index], {"orm": scored[index]})
+        pool = Pool.from_row(read_journal(path, config, 3)[0][index], scored[index])
         assert [each.agg_score for each in pool.candidates("orm")] == [each.agg_score for each in result.candidates]
         bills = Bills.of(loaded, problems[index], "orm")
         assert bills.of_answers(pool.candidates("orm"))[1] > 0
@@ -295,7 +297,7 @@ def test_all_that_can_run_is_in_the_tables(run):
     assert charged["generations"] == free["generations"] + 8
     assert charged["flops"] > free["flops"]
     sections = {finding["section"] for finding in results["findings"]}
-    assert sections == {1, 2, 3, 4, 5}
+    assert sections == {0, 1, 2, 3, 4, 5}
     reasons = {each["what"]: each["reason"] for each in results["missing"]}
     assert "--large is empty" in reasons["large"]
     page = (work / "paper.html").read_text()
