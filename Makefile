@@ -60,27 +60,29 @@ lint: setup
 demo: setup
 	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
 
-# The shipped models, from nothing; each step goes on where it was stopped.
+# The shipped models, from nothing, in some XX minutes on 2 cores; each step goes on where it was stopped. The verifiers
+# begin with questions of one walk, whose answers say at once what was wrong; then come few walks, then the task's own
+# problems, and last what a search against the verifier kept and rejected.
+LINE := walks:min_walks=1:max_walks=1:max_told=0:lengths=1,1,2,2,2
+FEW := walks:min_walks=2:max_walks=4:min_told=0.3:max_told=0.8
+STEPS := out/line.jsonl=0.1,out/few.jsonl=0.5,out/steps.jsonl=0.4
+PRM := $(BIN)/ttc train prm --learning-rate 1e-3 --dropout 0
+ORM := $(BIN)/ttc train orm --learning-rate 1e-3 --dropout 0
+OWN_ENDS := $(BIN)/ttc rollouts --num-rollouts 0
+
 models: setup
 	$(BIN)/ttc train policy --out engine/home/policy
-	$(BIN)/ttc rollouts
-	$(BIN)/ttc train prm --out engine/home/prm
-	$(BIN)/ttc train trunk-head --out engine/home/trunk_head
-	$(BIN)/ttc rollouts --num-questions 16000 --num-samples 16 --num-rollouts 0 --seed 11 --out out/attempts.jsonl
-	$(BIN)/ttc train revision --out engine/home/reviser
-	$(BIN)/ttc rollouts --policy engine/home/reviser --num-questions 2600 --num-samples 1 --num-attempts 8 \
-		--context 2 --num-rollouts 0 --seed 12 --out out/chains.jsonl
-	$(BIN)/ttc train orm --rollouts out/attempts.jsonl,out/chains.jsonl --max-answers 4 --out engine/home/orm
-	$(BIN)/ttc calibrate --limit 600 --predictor score --pilot 2 --bins quantiles:8 --budgets 2,4,8,16,32 \
-		--strategies best-of-n,rebase
-	cp out/calibration.json engine/home/calibration.json
-
-# The larger policy that `python -m benchmarks.paper` and `python -m benchmarks.equal_flops --exchange` compare the
-# home one with: the same data and as many tokens, in some 85 minutes on 2 cores.
-large: setup
-	$(BIN)/ttc train policy --hidden-size 256 --num-layers 12 --num-heads 8 --num-kv-heads 2 --bf16 \
-		--learning-rate 1e-3 --bf16-weights --out benchmarks/checkpoints/large --work out/train/large
-
+	$(OWN_ENDS) --task $(LINE) --num-questions 6000 --num-samples 4 --seed 1 --out out/line.jsonl
+	$(OWN_ENDS) --task $(FEW) --num-questions 3000 --num-samples 8 --seed 2 --out out/few.jsonl
+	$(OWN_ENDS) --num-questions 5000 --num-samples 8 --seed 4 --out out/attempts.jsonl
+	$(BIN)/ttc rollouts --num-questions 1000 --num-samples 2 --num-rollouts 8 --seed 3 --out out/steps.jsonl
+	$(PRM) --rollouts out/line.jsonl --num-updates 300 --tokens-per-step 1024 --decay 0 --out out/prm_line \
+		--work out/train/prm_line
+	$(PRM) --base out/prm_line --rollouts $(STEPS) --labels hard --pooled --num-updates 800 --tokens-per-step 1536 \
+		--out out/prm_steps --work out/train/prm_steps
+	$(BIN)/ttc search --split train --limit 400 --seed 7 --strategy beam --budget 64 --prm out/prm_steps --with-tree \
+		--out out/searched.jsonl
+	$(BIN)/ttc rollouts --from out/searched.jsonl --num-rollouts 8 --seed 8 --out out/kept.jsonl
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 

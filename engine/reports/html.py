@@ -40,9 +40,11 @@ def write_report(
     """Writes the page of a run atomically.
 
     `seconds` is the wall-clock time by strategy (see `summarize`); `facts` (hardware, commit, models ...)
-    are shown under the title. With `opens_on_example` the search trees come before the tables. Raises UserError if there are no rows, and OSError.
+    are shown under the title. With `opens_on_example` the search trees come before the tables. Raises UserError if
+    there are no rows, and OSError.
     """
-    page = report_html(rows, title=title, seconds=seconds, facts=facts, max_examples=max_examples, opens_on_example=opens_on_example)
+    shown = {"max_examples": max_examples, "opens_on_example": opens_on_example}
+    page = report_html(rows, title=title, seconds=seconds, facts=facts, **shown)
     write_atomically(out, page.encode("utf-8", "replace"))
 
 

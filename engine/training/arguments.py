@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,6 @@ from engine.model import load_checkpoint
 from engine.training.checkpoints import Checkpoints, MarkWhole, readable_errors
 
 _MAX_SEED = 1 << 32  # numpy's
-
-
-def can_compile() -> bool:
-    """Whether torch.compile works on a CPU, where it needs a C++ compiler. It pays off within minutes."""
-    return shutil.which("g++") is not None
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,6 @@ def training_arguments(
         data_seed=seed,
         use_cpu=device == "cpu",
         bf16=device != "cpu" if bf16 is None else bf16,
-        torch_compile=can_compile(),
         report_to=[],
         disable_tqdm=True,
         train_sampling_strategy="sequential",

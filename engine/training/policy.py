@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from engine.errors import UserError
 from engine.tasks import walks
 from engine.tasks.tokenizer import build_tokenizer
-from engine.training.arguments import can_compile, check_schedule, load_base, run_trainer, training_arguments
+from engine.training.arguments import check_schedule, load_base, run_trainer, training_arguments
 from engine.training.checkpoints import Checkpoints, made_of, save_model
 
 IGNORED = -100  # the label that transformers' loss skips
@@ -164,9 +164,8 @@ def train_policy(
     model = build_policy(recipe, tokenizer) if base is None else load_base(AutoModelForCausalLM, base)
     if model.config.vocab_size != len(tokenizer):
         raise UserError(f"{base} has {model.config.vocab_size} tokens, the home tokenizer {len(tokenizer)}")
-    if device == "cpu" and can_compile():
-        # Compiled, plain attention takes two thirds of the time of torch's fused one at some hundred tokens (bf16).
-        model.set_attn_implementation("eager")
+    if device == "cpu":
+        model.set_attn_implementation("eager")  # faster than torch's fused one at some hundred tokens
     schedule = {"num_updates": recipe.num_updates, "decay": recipe.decay, "bf16": recipe.bf16 or None}
     arguments = training_arguments(work, device, recipe.seed, recipe.learning_rate, **schedule)
     checkpoints = Checkpoints(work, made_of("policy", recipe, device, base=base), overwrite)

@@ -30,7 +30,6 @@ from engine.prompts.histories import after_attempts
 from engine.runtime.vocabulary import Vocabulary
 from engine.training.arguments import (
     UpdatesRecipe,
-    can_compile,
     load_base,
     read_tokenizer,
     run_trainer,
@@ -245,7 +244,7 @@ def train_revision(
     found: list[Counts] = []
     heaps = read_heaps(rollouts, lambda paths: _learnable(paths, tokenizer, recipe, found), recipe, itemgetter(0))
     model = load_base(AutoModelForCausalLM, base)
-    if device == "cpu" and can_compile():
+    if device == "cpu":
         model.set_attn_implementation("eager")  # see train_policy
     vocabulary = Vocabulary(tokenizer.backend_tokenizer, model.config.vocab_size)
     encoder = TrajectoryEncoder(tokenizer, recipe, model.config.max_position_embeddings, vocabulary)
