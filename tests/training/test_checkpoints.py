@@ -34,12 +34,6 @@ __all__ = ["models", "ttc"]
 SHORT = WalksConfig(min_walks=1, max_walks=2, lengths=(1.0, 1.0))
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Compiling takes longer than these trainings."""
-    monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
-
-
 def recipe(**changes) -> PolicyRecipe:
     shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "data": SHORT}
     return PolicyRecipe(**shape, **{"tokens_per_step": 64, "num_updates": 6} | changes)
@@ -163,7 +157,6 @@ def stopped(tmp_path_factory) -> Path:
     """A training that was stopped after its second checkpoint, `work`, and what it ends in undisturbed, `whole`."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(arguments.shutil, "which", lambda name: None)
         every_two_steps(patched)
         train_policy(recipe(), folder / "whole", folder / "work")
     assert [path.name for path in checkpoint_folders(folder / "work")] == ["checkpoint-4", "checkpoint-6"]

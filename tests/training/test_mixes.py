@@ -9,7 +9,6 @@ import pytest
 
 from engine.cli.recipes import _rollouts, _shown
 from engine.errors import UserError
-from engine.training import arguments
 from engine.training.arguments import UpdatesRecipe
 from engine.training.mixes import held_out_questions, read_heaps
 from engine.training.orm import ORMRecipe, train_orm
@@ -19,12 +18,6 @@ from tests.cli.conftest import assert_refused, models, ttc
 from tests.tiny import tiny_policy
 
 __all__ = ["models", "ttc"]
-
-
-@pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch):
-    """Compiling takes longer than these trainings."""
-    monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
 
 
 def write(path: Path, numbers: range, **more: object) -> Path:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from engine.tasks.tokenizer import build_tokenizer
-from engine.training import arguments
 from engine.training.policy import IGNORED
 from engine.training.revision import (
     Attempt,
@@ -188,16 +187,10 @@ def rollouts(folder: Path, num_questions: int = 40) -> Path:
     return file
 
 
-@pytest.fixture
-def _uncompiled(monkeypatch):
-    monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.usefixtures("_uncompiled")
 def test_a_stopped_training_of_a_reviser_ends_as_an_undisturbed_one(tmp_path):
     file, base = rollouts(tmp_path), tiny_policy(tmp_path / "base")
     recipe = RevisionRecipe(tokens_per_step=128, num_updates=32, learning_rate=5e-3, held_out=0.2)
@@ -223,7 +216,6 @@ def test_a_stopped_training_of_a_reviser_ends_as_an_undisturbed_one(tmp_path):
         torch.testing.assert_close(weights(tmp_path / "resumed")[name], tensor)
 
 
-@pytest.mark.usefixtures("_uncompiled")
 def test_reviser_on_the_command_line(ttc, tmp_path):
     file, base = rollouts(tmp_path, 12), tiny_policy(tmp_path / "base", context=64)
     train = ["train", "revision", "--base", base, "--num-updates", 2, "--held-out", 0.25]

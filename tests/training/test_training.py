@@ -22,12 +22,6 @@ from tests.tiny import tiny_family, tiny_policy
 SHORT = WalksConfig(min_walks=1, max_walks=2, lengths=(1.0, 1.0))
 
 
-@pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch):
-    """Compiling takes longer than these trainings."""
-    monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
-
-
 def recipe(num_updates: int, **changes) -> PolicyRecipe:
     shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "data": SHORT}
     return PolicyRecipe(**{**shape, **changes}, tokens_per_step=256, num_updates=num_updates)
@@ -53,13 +47,6 @@ def test_a_policy_learns_and_goes_on_from_a_base(tmp_path):
     train_policy(longer, tmp_path / "second", tmp_path / "work2", base=tmp_path / "first")
     assert policy_loss(tmp_path / "second") < policy_loss(tmp_path / "first")
     assert weights(tmp_path / "second").keys() == weights(tmp_path / "first").keys()
-
-
-@pytest.mark.parametrize("compiler", [None, "/usr/bin/g++"])
-def test_the_model_is_compiled_where_there_is_a_compiler(tmp_path, monkeypatch, compiler):
-    monkeypatch.setattr(arguments.shutil, "which", {"g++": compiler}.get)
-    chosen = arguments.training_arguments(tmp_path, "cpu", seed=0, learning_rate=1e-3, num_updates=1)
-    assert chosen.torch_compile is (compiler is not None)
 
 
 def test_a_stopped_training_ends_as_an_undisturbed_one(tmp_path, monkeypatch):

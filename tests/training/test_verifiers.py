@@ -25,12 +25,6 @@ from tests.tiny import tiny_policy, tiny_prm
 __all__ = ["models", "ttc"]
 
 
-@pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch):
-    """Compiling takes longer than these trainings."""
-    monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
-
-
 def row(prompt: str, *steps: str, labels: list[float], **more: object) -> dict:
     return {"prompt": prompt, "completions": list(steps), "labels": labels, **more}
 
