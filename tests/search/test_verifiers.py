@@ -124,7 +124,7 @@ def test_the_oracle_takes_any_judgement_and_does_not_ask_after_a_wrong_step():
 
 def test_search_against_the_oracle_solves_what_a_vote_does_not():
     """A policy that gets two lines in three wrong, on the home task."""
-    problem = walks.parse("?5?2?=c;d3?1?;?4?=a;?0?1?3?=e")
+    problem = walks.parse("?5?2?=c;d3?1?;?4?=a;?0?1?3?=e;?2?=d;a5?")
     table = walks.WalksConfig().table
     right = problem.right_lines(table)
 
