@@ -44,11 +44,11 @@ def search_batch(
 ) -> list[SearchResult]:
     """Searches a batch of problems with `total` generations for all of them together.
 
-    First every problem's difficulty is predicted. Then rounds: the generations left are divided by
-    expected gain, and each problem goes on from what it has. A problem that did not spend what
-    it was given (its vote was decided, or the verifier was sure) is closed, and what it saved is divided among the
-    others in the next round, those included whose part was too small to spend before. Rounds end where nothing is left, or nothing is to be gained. As a round waits for
-    all its searches, results do not depend on which of them ends first.
+    First every problem's difficulty is predicted. Then rounds: the generations left are divided by expected gain, and
+    each problem goes on from what it has. A problem that did not spend what it was given (its vote was decided, or the
+    verifier was sure) is closed, and what it saved is divided among the others in the next round, those included whose
+    part was too small to spend before. Rounds end where nothing is left, or nothing is to be gained. As a round waits
+    for all its searches, results do not depend on which of them ends first.
 
     A result's `budget` is what its problem was given, of which `num_generations` were spent. Samples of a
     predictor that does not re-use them are in the bill and not in the budget.
@@ -84,7 +84,7 @@ def search_batch(
 
 def _least(calibration: Calibration) -> int:
     """The least budget of a problem: its pilot, or else the fewest generations that suffice in every bin."""
-    if calibration.predictor.is_reused:
+    if calibration.predictor.num_spent:
         return calibration.predictor.num_samples
 
     def can_start(bin_index: int, budget: int) -> bool:
@@ -102,7 +102,7 @@ def _predict(
 ) -> tuple[list[_Share], list[SearchResult]]:
     """Every problem's share before anything is divided, and the samples that its difficulty was predicted from."""
     predictor, bins = calibration.predictor, calibration.bins
-    samples = search(problems, PilotSamples(predictor, calibration.is_scored), predictor.num_samples)
+    samples = search(problems, PilotSamples(predictor, calibration.is_scored), max(1, predictor.num_samples))
     shares = []
     for each in samples:
         ease = predictor.value(each, grade)
