@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import typer
 
 from engine.cli.grid import Grid, GridOptions, build_grid, make_bins
@@ -24,7 +25,9 @@ from engine.scheduler import (
     Chances,
     Outcome,
     PilotSamples,
+    Predictor,
     fit_chances,
+    fit_probe,
     measure,
     members_of,
     read_calibration,
@@ -93,6 +96,8 @@ def calibrate(
 
     check_out(output.out, source.problems, models.few_shot)
     check_verifier_used(config.verifier, given)
+    if options.predictor == "probe" and "pilot" in given:
+        raise UserError(f"--pilot has no effect with --predictor probe, which draws no samples, got {options.pilot}")
     grid = build_grid(options, config.verifier, has_reviser=_has_reviser(models))
     sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(source, models.task, given)
@@ -109,14 +114,14 @@ def calibrate(
         yield from measure_rows(engine, problems, grid, todo, config, rows)
 
     def write(journal: Journal) -> None:
-        outcomes = [_outcome(grid, index, row, len(problems)) for index, row in sorted(journal.done.items())]
-        eases = {outcome.problem: outcome.ease for outcome in outcomes}
+        predictor, eases = _fitted(grid, journal.done, len(problems))
+        outcomes = [_outcome(grid, index, row, eases) for index, row in sorted(journal.done.items())]
         calibration = measure(
             outcomes,
             conditions=conditions,
             problems=f"{source.problems or f'{models.task}/{source.split}'}, {len(problems)} problems",
-            predictor=grid.predictor,
-            bins=make_bins(grid, list(eases.values())),
+            predictor=predictor,
+            bins=make_bins(grid, eases),
             min_per_bin=grid.min_per_bin,
             chances=_chances(grid, journal.done, len(problems)),
         )
@@ -165,10 +170,11 @@ def measure_rows(
     All samples are drawn first, so that bins with too few problems are refused before the long part.
     """
     predictor = grid.predictor
-    pilot = replace(config, budget=predictor.num_samples)
+    pilot = replace(config, budget=max(1, predictor.num_samples))
     samples = engine.search(problems, PilotSamples(predictor, grid.is_scored), config=pilot)
-    eases = [predictor.value(each) for each in samples]
-    members_of(make_bins(grid, eases), dict(enumerate(eases)), grid.min_per_bin)
+    if not predictor.is_probe:  # whose eases are known at the end alone
+        eases = [predictor.value(each) for each in samples]
+        members_of(make_bins(grid, eases), dict(enumerate(eases)), grid.min_per_bin)
     for number, (strategy, budget) in enumerate(grid.cells):
         chosen = [index - number * len(problems) for index in todo if index // len(problems) == number]
         starts = samples if predictor.is_reused else [None] * len(problems)
@@ -180,20 +186,23 @@ def measure_rows(
         found = engine.search_iter([problems[index] for index in chosen], Assigned(plans), config=each)
         for position, result in found:
             index = chosen[position]
-            row = _row(result, strategy, eases[index])
+            row = _row(result, strategy)
+            if not predictor.is_probe:
+                row["ease"] = eases[index]
+            elif number == 0:
+                row["features"] = [float(f"{each:.7g}") for each in predictor.features(samples[index])]
             if not predictor.is_reused:  # what a search would have paid for its prediction
                 row["tokens"] += _num_tokens(samples[index])
                 row["flops"] += samples[index].ledger.total_flops
             yield number * len(problems) + index, row
 
 
-def _row(result: SearchResult, strategy: Strategy, ease: float) -> Row:
+def _row(result: SearchResult, strategy: Strategy) -> Row:
     return {
         "id": result.problem.id,
         "seed": result.seed,
         "strategy": strategy_label(strategy),
         "budget": result.budget,
-        "ease": ease,
         "correct": bool(result.correct),
         "score": None if result.tree.best is None else result.tree.nodes[result.tree.best].agg_score,
         "generations": result.num_generations,
@@ -215,11 +224,26 @@ def _num_tokens(result: SearchResult) -> int:
     return sum(count for purpose, count in result.ledger.tokens.items() if purpose != "cached")
 
 
-def _outcome(grid: Grid, index: int, row: Row, num_problems: int) -> Outcome:
-    number, problem = divmod(index, num_problems)
+def _fitted(grid: Grid, rows: Mapping[int, Row], num_problems: int) -> tuple[Predictor, list[float]]:
+    """The predictor, and what it says of every problem.
+
+    A probe is fitted to the share of a problem's searches that were right; what it says of a problem, and so the
+    problem's bin, comes from a probe that has not seen it.
+    """
+    if not grid.predictor.is_probe:
+        return grid.predictor, [rows[problem]["ease"] for problem in range(num_problems)]
+    features = np.array([rows[problem]["features"] for problem in range(num_problems)])
+    rights = np.array([rows[index]["correct"] for index in range(len(grid.cells) * num_problems)], dtype=float)
+    shares = rights.reshape(len(grid.cells), num_problems).mean(axis=0)
+    weights, eases = fit_probe(features, shares, grid.predictor.reads_scores)
+    return replace(grid.predictor, weights=weights), eases.tolist()
+
+
+def _outcome(grid: Grid, index: int, row: Row, eases: Sequence[float]) -> Outcome:
+    number, problem = divmod(index, len(eases))
     strategy, budget = grid.cells[number]
     counts = {name: row[name] for name in ("generations", "tokens", "flops")}
-    return Outcome(problem, row["ease"], strategy, budget, row["correct"], **counts)
+    return Outcome(problem, eases[problem], strategy, budget, row["correct"], **counts)
 
 
 def _has_reviser(models: EngineConfig) -> bool:

@@ -27,10 +27,10 @@ class GridOptions:
     """Generations per problem, e.g. 4,8,16."""
 
     predictor: str = "agreement"
-    """agreement of samples, their verifier score, or oracle (pass@1)."""
+    """agreement of samples, their verifier score, probe (of the policy's prompt state), probe+score, or oracle."""
 
     pilot: int = 4
-    """Samples that difficulty is predicted from."""
+    """Samples that difficulty is predicted from; a probe alone draws none."""
 
     reuse: bool | None = None
     """Whether they count in the budget and vote; by default yes, but for the oracle's."""
@@ -53,7 +53,7 @@ class Grid:
 
     @property
     def is_scored(self) -> bool:
-        return self.predictor.name == "score" or any(strategy.is_scored for strategy, _ in self.cells)
+        return self.predictor.reads_scores or any(strategy.is_scored for strategy, _ in self.cells)
 
     @property
     def revises(self) -> bool:
@@ -73,7 +73,7 @@ def build_grid(options: GridOptions, verifier: str, *, has_reviser: bool = False
     Raises UserError for a strategy that was named and that none of the budgets suits.
     """
     is_reused = options.predictor != "oracle" if options.reuse is None else options.reuse
-    predictor = Predictor(options.predictor, options.pilot, is_reused)
+    predictor = Predictor(options.predictor, 0 if options.predictor == "probe" else options.pilot, is_reused)
     if options.strategies is None:
         named = default_strategies(verifier, has_reviser)
     else:
@@ -86,7 +86,7 @@ def build_grid(options: GridOptions, verifier: str, *, has_reviser: bool = False
     if min(budgets) < max(1, predictor.num_spent):
         least = f"at least {predictor.num_spent}, the samples of the pilot" if is_reused else "at least 1"
         raise UserError(f"budgets must be {least}, got {options.budgets!r}")
-    if is_reused:
+    if predictor.num_spent:
         budgets.append(predictor.num_samples)  # where every problem's curve starts
     cells = [
         (strategy, budget)

@@ -14,8 +14,9 @@ def calibration_table(calibration: Calibration) -> str:
 
     bins = range(calibration.bins.count)
     predictor = calibration.predictor
+    of_samples = f" of {predictor.num_samples} samples" if predictor.num_samples else ""
     lines = [
-        f"difficulty by {predictor.name} of {predictor.num_samples} samples, easiest bin first; "
+        f"difficulty by {predictor.name}{of_samples}, easiest bin first; "
         f"problems per bin: {', '.join(map(str, calibration.num_per_bin))}"
     ]
     labels = list(dict.fromkeys(strategy_label(cell.strategy) for cell in calibration.cells))

@@ -197,6 +197,17 @@ class LLM(RequestQueue):
 
     def next_logits(self, branches: Sequence[Branch]) -> torch.Tensor:
         """(branches, vocabulary) float32: the logits after each branch's last token. Changes nothing."""
+        request = self.queue_logits(branches)
+        self.run(request)
+        if not request.logits:
+            return torch.empty(0, self.config.vocab_size)
+        return torch.stack(request.logits)[:, : self.config.vocab_size]
+
+    def queue_logits(self, branches: Sequence[Branch]) -> PrefillRequest:
+        """Queues the reading of each branch's last token; the request's `logits` are there when it is done.
+
+        Each is (vocabulary + hidden size,) float32, the last hidden state behind the logits.
+        """
         if not self.has_lm_head:
             raise UserError(f"the model at {self.folder} has no LM head")
         with self.in_use:
@@ -206,7 +217,4 @@ class LLM(RequestQueue):
             request = PrefillRequest(self.runner, len(branches), wants_logits=True, logits=[None] * len(branches))
             for index, branch in enumerate(branches):
                 self.runner.submit_prefill(PrefillJob(request, index, branch, branch.segment))
-        self.run(request)
-        if not request.logits:
-            return torch.empty(0, self.config.vocab_size)
-        return torch.stack(request.logits)
+        return request

@@ -52,6 +52,11 @@ class ModelPolicy:
         attempts = [attempt_ids(attempt, self.llm) for attempt in history]
         return self.llm.open(after_attempts(self.encode(prompt), attempts), ledger=ledger)
 
+    async def prompt_state(self, branch: Branch) -> list[float]:
+        request = self.llm.queue_logits([branch])
+        await request
+        return request.logits[0][self.llm.config.vocab_size :].tolist()
+
     def ask_again(self, branch: Branch, prompt: str) -> None:
         closing = missing_end(branch.segment.tokens, self.llm)
         self.llm.append([branch], [[*closing, *self.encode(prompt)]], is_lazy=True)

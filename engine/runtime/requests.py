@@ -123,8 +123,8 @@ class PrefillJob:
 
 @dataclass(eq=False)
 class PrefillRequest(Request):
-    """Computes segments; reads scores, and the logits of the last token if `wants_logits`."""
+    """Computes segments; reads scores, and if `wants_logits` the last token's logits and hidden state."""
 
     wants_logits: bool = False
     scores: list[list[float]] = field(default_factory=list)  # per branch, per position or step
-    logits: list[torch.Tensor | None] = field(default_factory=list)  # (vocabulary,) float32 each
+    logits: list[torch.Tensor | None] = field(default_factory=list)  # (vocabulary + hidden size,) float32 each

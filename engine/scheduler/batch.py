@@ -44,11 +44,11 @@ def search_batch(
 ) -> list[SearchResult]:
     """Searches a batch of problems with `total` generations for all of them together.
 
-    First every problem's difficulty is predicted. Then rounds: the generations left are divided by
-    expected gain, and each problem goes on from what it has. A problem that did not spend what
-    it was given (its vote was decided) is closed, and what it saved is divided among the others in
-    the next round. Rounds end where nothing is left, or nothing is to be gained. As a round waits for
-    all its searches, results do not depend on which of them ends first.
+    First every problem's difficulty is predicted. Then rounds: the generations left are divided by expected gain, and
+    each problem goes on from what it has. A problem that did not spend what it was given (its vote was decided, or the
+    verifier was sure) is closed, and what it saved is divided among the others in the next round, those included whose
+    part was too small to spend before. Rounds end where nothing is left, or nothing is to be gained. As a round waits
+    for all its searches, results do not depend on which of them ends first.
 
     A result's `budget` is what its problem was given, of which `num_generations` were spent. Samples of a
     predictor that does not re-use them are in the bill and not in the budget.
@@ -75,7 +75,7 @@ def search_batch(
         for index, result in zip(chosen, results, strict=True):
             share, given = shares[index], assignments[problems[index].id]
             assert share.num_spent <= result.num_generations <= given.budget, "budget overshot"
-            share.is_open = result.num_generations == given.budget
+            share.is_open = given.budget - result.num_generations <= given.strategy.lookahead  # of what it cannot spend
             share.result = result
             share.strategies += (strategy_label(given.strategy),)
     assert sum(share.num_spent for share in shares) <= total, "total budget overshot"
@@ -84,7 +84,7 @@ def search_batch(
 
 def _least(calibration: Calibration) -> int:
     """The least budget of a problem: its pilot, or else the fewest generations that suffice in every bin."""
-    if calibration.predictor.is_reused:
+    if calibration.predictor.num_spent:
         return calibration.predictor.num_samples
 
     def can_start(bin_index: int, budget: int) -> bool:
@@ -102,7 +102,7 @@ def _predict(
 ) -> tuple[list[_Share], list[SearchResult]]:
     """Every problem's share before anything is divided, and the samples that its difficulty was predicted from."""
     predictor, bins = calibration.predictor, calibration.bins
-    samples = search(problems, PilotSamples(predictor, calibration.is_scored), predictor.num_samples)
+    samples = search(problems, PilotSamples(predictor, calibration.is_scored), max(1, predictor.num_samples))
     shares = []
     for each in samples:
         ease = predictor.value(each, grade)
@@ -116,19 +116,26 @@ def _assign(
     problems: Sequence[Problem], shares: Sequence[_Share], calibration: Calibration, total: int, least: int
 ) -> dict[str, Assignment]:
     """The assignments of the problems that go on, or that have a pilot and have not voted yet."""
-    # A closed problem takes no more: its curve ends at what it has spent.
-    curves = [share.curve if share.is_open else ((share.num_spent, 0.0),) for share in shares]
-    budgets = allocate(curves, total, [max(least, share.num_spent) for share in shares])
+    going_on = [share.is_open for share in shares]
     assignments: dict[str, Assignment] = {}
-    for problem, share, budget in zip(problems, shares, budgets, strict=True):
-        if budget == share.num_spent and share.strategies:
-            continue
-        if given := _spendable(share, calibration, budget):
-            assignments[problem.id] = given
-        else:
-            share.is_open = False  # no strategy can spend so little: others may
-    if not assignments and any(budget > share.num_spent for budget, share in zip(budgets, shares, strict=True)):
-        return _assign(problems, shares, calibration, total, least)
+    while not assignments:
+        # What takes no more keeps what it has spent: its curve ends there.
+        curves = [
+            share.curve if is_open else ((share.num_spent, 0.0),)
+            for share, is_open in zip(shares, going_on, strict=True)
+        ]
+        floors = [share.num_spent if share.strategies else max(least, share.num_spent) for share in shares]
+        budgets = allocate(curves, total, floors)
+        is_last = True
+        for index, (share, budget) in enumerate(zip(shares, budgets, strict=True)):
+            if budget == share.num_spent and share.strategies:
+                continue
+            if given := _spendable(share, calibration, budget):
+                assignments[problems[index].id] = given
+            elif going_on[index]:
+                going_on[index] = is_last = False  # no strategy can spend so little, in this round: others may
+        if is_last:
+            break
     return assignments
 
 

@@ -78,6 +78,8 @@ class Calibration:
     def __post_init__(self) -> None:
         if len(self.num_per_bin) != self.bins.count:
             raise UserError(f"{self.bins.count} bins need as many counts of problems, got {list(self.num_per_bin)}")
+        if self.predictor.is_probe and not self.predictor.weights:
+            raise UserError(f"predictor {self.predictor.name} needs the weights of its probe, got none")
         for index in range(self.bins.count):
             if not any(cell.bin == index for cell in self.cells):
                 raise UserError(f"nothing was measured in {self.bins.describe(index)}")
@@ -90,7 +92,7 @@ class Calibration:
     @property
     def is_scored(self) -> bool:
         """Whether a search by it needs a verifier."""
-        return self.predictor.name == "score" or any(cell.strategy.is_scored for cell in self.cells)
+        return self.predictor.reads_scores or any(cell.strategy.is_scored for cell in self.cells)
 
     @property
     def scores_steps(self) -> bool:

@@ -86,7 +86,7 @@ class ComputeOptimal(Planner):
         """Draws the pilot's samples, and searches as is best for the difficulty that they show."""
         calibration, predictor = self.calibration, self.calibration.predictor
         choices = [calibration.choose(index, config.budget).strategy for index in range(calibration.bins.count)]
-        needs_scores = predictor.name == "score" or any(choice.is_scored for choice in choices)
+        needs_scores = predictor.reads_scores or any(choice.is_scored for choice in choices)
         judged = models if needs_scores else replace(models, verifier=None)  # nobody would use the pilot's scores
         samples = await predictor.sample(problem, judged, config, answers)
         ease = predictor.value(samples, answers.grade)

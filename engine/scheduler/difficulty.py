@@ -1,6 +1,7 @@
 """Predicts how hard a problem is for a policy from a few samples, and sorts problems into bins of like difficulty.
 
-All measures rise with ease: a share of right answers, or an estimate of it. Bin 0 is the easiest.
+All measures rise with ease: a share of right answers, or an estimate of it (that of a probe may lie outside [0, 1]).
+Bin 0 is the easiest.
 """
 
 from __future__ import annotations
@@ -9,41 +10,59 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
 from engine.counts import check_count, settle_count
 from engine.errors import UserError
+from engine.scheduler.probe import apply
 from engine.search import MAX_BUDGET, Answers, BestOfN, Majority, Models, is_correct, run_search
 from engine.search.answers import Grade
-from engine.types import Problem, SearchResult
+from engine.types import Problem, SearchResult, SearchTree, TreeNode
 
-PREDICTORS = ("oracle", "score", "agreement")
+PREDICTORS = ("oracle", "score", "agreement", "probe", "probe+score")
 ABSOLUTE_EDGES = (0.1, 0.5)  # hard below a tenth, easy from one half on: transfers better than quintiles
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts a problem's ease, in [0, 1], from samples.
+    """Predicts a problem's ease from samples, or from what the policy makes of the prompt.
 
     "oracle" is pass@1 against the gold answer, "score" the mean final verifier score (both as in
     Snell et al. 2024, there over 2048 samples), "agreement" the chance that two samples state the
-    same answer, which needs no verifier. Where samples are re-used they count in the budget and
-    vote; else they are drawn apart, and only the bill shows them. Raises UserError for a bad value.
+    same answer, which needs no verifier. "probe" reads the policy's hidden state at the end of the prompt and draws
+    no sample, "probe+score" also the score; `weights` are what `fit_probe` has found for them. Where samples are
+    re-used they count in the budget and vote; else they are drawn apart, and only the bill shows them. Raises
+    UserError for a bad value.
     """
 
     name: str = "agreement"
     num_samples: int = 4
     is_reused: bool = True
+    weights: tuple[float, ...] = ()  # of a probe: a constant, one for each number of the state, that of the score
 
     def __post_init__(self) -> None:
         if self.name not in PREDICTORS:
             raise UserError(f"predictor must be one of {', '.join(PREDICTORS)}, got {self.name!r}")
         label = f"samples of predictor {self.name}"
-        settle_count(self, "num_samples", 2 if self.name == "agreement" else 1, MAX_BUDGET, label=label)
+        least = {"agreement": 2, "probe": 0}.get(self.name, 1)
+        settle_count(self, "num_samples", least, 0 if self.name == "probe" else MAX_BUDGET, label=label)
+        object.__setattr__(self, "weights", tuple(self.weights))
         if self.is_reused and self.name == "oracle":
             raise UserError("the samples of the oracle predictor know the answer, so they must not be re-used to vote")
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether its samples have to be scored."""
+        return self.name in ("score", "probe+score")
+
+    @property
+    def is_probe(self) -> bool:
+        return self.name in ("probe", "probe+score")
 
     @property
     def num_spent(self) -> int:
@@ -58,13 +77,25 @@ class Predictor:
         """
         if self.name == "oracle" and problem.answer is None:
             raise UserError(f"the oracle predictor needs an answer, problem {problem.id!r} has none")
-        is_scored = self.name == "score" or (self.is_reused and models.verifier is not None)
+        ledger, state = Ledger(), ()
+        if self.is_probe:
+            with closing(await models.policy.open(problem.prompt, ledger=ledger)) as branch:
+                state = tuple(await models.policy.prompt_state(branch))
+        is_scored = self.reads_scores or (self.is_reused and models.verifier is not None)
         drawn = problem if self.is_reused else replace(problem, id=f"{problem.id}/difficulty")  # another stream
-        strategy = BestOfN() if is_scored else Majority()
-        result = await run_search(drawn, strategy, models, replace(config, budget=self.num_samples), answers)
+        if self.num_samples:
+            strategy, config = BestOfN() if is_scored else Majority(), replace(config, budget=self.num_samples)
+            result = await run_search(drawn, strategy, models, config, answers, ledger=ledger)
+        else:
+            tree = SearchTree([TreeNode((), None, status="root")])
+            result = SearchResult(problem, None, (), tree, ledger, "probe", 0, config.seed)
         bill = Ledger()
-        bill.include(result.ledger, "estimation")
-        return replace(result, problem=problem, ledger=bill)
+        bill.include(ledger, "estimation")
+        return replace(result, problem=problem, ledger=bill, prompt_state=state)
+
+    def features(self, samples: SearchResult) -> tuple[float, ...]:
+        """What a probe predicts from."""
+        return (*samples.prompt_state, *([self._score(samples)] if self.reads_scores else []))
 
     def value(self, samples: SearchResult, grade: Grade | None = None) -> float:
         """The predicted ease. A sample that a numeric failure (NaN) of a model spoiled counts as wrong."""
@@ -73,9 +104,21 @@ class Predictor:
             gold = samples.problem.answer
             return sum(is_correct(each.answer, gold, grade) is True for each in candidates) / num_samples
         if self.name == "score":
-            return math.fsum(each.agg_score for each in candidates if each.finish != "error") / num_samples
+            return self._score(samples)
+        if self.is_probe:
+            features = self.features(samples)
+            if len(self.weights) != len(features) + 1:
+                raise UserError(
+                    f"a probe of {len(features)} features has as many weights and a constant, got {len(self.weights)}"
+                )
+            return float(apply(self.weights, np.array([features]))[0])
         counts = Counter(each.answer for each in candidates if each.answer is not None)
         return sum(count * (count - 1) for count in counts.values()) / (num_samples * (num_samples - 1))
+
+    def _score(self, samples: SearchResult) -> float:
+        """The mean final verifier score."""
+        scores = [each.agg_score for each in samples.candidates if each.finish != "error"]
+        return math.fsum(scores) / len(samples.candidates)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class PilotSamples(Planner):
 
     @property
     def is_scored(self) -> bool:
-        return self.is_judged or self.predictor.name == "score"
+        return self.is_judged or self.predictor.reads_scores
 
     def groups(self, budget: int) -> tuple[int, int]:
         return 1, self.predictor.num_samples

@@ -36,6 +36,10 @@ class Policy(Protocol):
         """
         ...
 
+    async def prompt_state(self, branch: PolicyBranch) -> list[float]:
+        """The model's last hidden state at the end of what a branch holds, which is not changed."""
+        ...
+
     def ask_again(self, branch: PolicyBranch, prompt: str) -> None:
         """Puts the prompt after a whole attempt, so that the next attempt follows; nothing held is computed again."""
         ...

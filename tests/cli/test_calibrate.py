@@ -12,6 +12,7 @@ from engine.results import journal_path, read_rows
 from engine.scheduler import Bins, Predictor, parse_strategy, read_calibration
 from engine.search import BeamSearch, BestOfN, Majority
 from tests.cli.conftest import assert_refused, comparable, small_search
+from tests.tiny import HIDDEN_SIZE
 
 
 def small_calibrate(models, out: Path) -> list[object]:
@@ -456,6 +457,36 @@ def test_a_chance_that_is_reached_at_once_ends_searches_after_their_pilot(ttc, m
     spent = {cell.strategy.stop: cell.generations for cell in read_calibration(out).cells if cell.budget == 9}
     assert spent[None] == 9
     assert spent[0.000001] < 9
+
+
+@pytest.mark.parametrize("predictor", ["probe", "probe+score"])
+def test_a_probe_is_fitted_and_steers_searches(ttc, models, tmp_path, predictor):
+    out, num_samples = tmp_path / "c.json", 0 if predictor == "probe" else 5
+    arguments = small_calibrate(models, out)
+    pilot = arguments.index("--pilot")
+    if predictor == "probe":
+        del arguments[pilot : pilot + 2]
+    outcome = ttc(*arguments, "--predictor", predictor, "--bins", "quantiles:2")
+    assert outcome.status == 0, outcome.err
+    found = read_calibration(out)
+    assert (found.predictor.name, found.predictor.num_samples) == (predictor, num_samples)
+    assert len(found.predictor.weights) == 1 + HIDDEN_SIZE + (num_samples > 0)
+    rows = [json.loads(line)["row"] for line in journal_path(out).read_bytes().splitlines()[1:]]
+    assert sum("features" in row for row in rows) == 14, "once per problem"
+    text = out.read_text()
+    assert "resumed" in ttc(*arguments, "--predictor", predictor, "--bins", "quantiles:2").last_line
+    assert out.read_text() == text
+
+    outcome = ttc(*steered(models, tmp_path / "rows.jsonl", out), "--budget", 9)
+    assert (outcome.status, "warning" in outcome.err) == (0, False), outcome.err
+    for row in read_rows(tmp_path / "rows.jsonl"):
+        assert row["ledger"]["tokens"]["estimation"] > 0
+        assert row["num_generations"] <= 9
+    total = ["--total-budget", 40]
+    outcome = ttc(*[e for e in steered(models, tmp_path / "t.jsonl", out) if e not in ("--budget", 8)], *total)
+    assert (outcome.status, "warning" in outcome.err) == (0, False), outcome.err
+    refused = ttc(*arguments, "--predictor", "probe", "--pilot", 3, "--out", tmp_path / "other.json")
+    assert_refused(refused, "--pilot has no effect with --predictor probe")
 
 
 def test_ratios_of_revisions_are_measured_and_used(ttc, models, tmp_path):

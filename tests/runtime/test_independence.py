@@ -3,8 +3,10 @@
 import random
 
 import pytest
+import torch
 
-from engine.runtime import Batcher
+from engine.accounting import Ledger
+from engine.runtime import Batcher, ModelPolicy
 from engine.search import BeamSearch, BestOfN, Lookahead
 from engine.tasks import get_task, take_problems
 
@@ -121,6 +123,32 @@ def test_a_prompt_that_continues_into_another_problems_answer(folders):
     assert cached.ledger.tokens["prefilled"] < len(longer) - 16, "sampled blocks were found"
     fresh = load_engine(folders).policy
     assert (found == fresh.next_logits([fresh.open(longer)])).all()
+
+
+def test_the_state_at_a_prompts_end_is_what_its_logits_are_made_of(folders):
+    llm = load_engine(folders).policy
+    branches = [llm.open("473;+38;*27;-12\n"), llm.open("5;+7\n")]
+    request = llm.queue_logits(branches)
+    llm.run(request)
+    found, logits = torch.stack(request.logits), llm.next_logits(branches)
+    assert found.shape == (len(branches), llm.config.vocab_size + llm.config.hidden_size)
+    assert (found[:, : llm.config.vocab_size] == logits).all()
+    states = found[:, llm.config.vocab_size :].contiguous()
+    made = llm.runner.parts.lm_head.logits(states, torch.arange(len(states)))
+    torch.testing.assert_close(made, logits)
+    ledger = Ledger()
+    drawn = []
+
+    async def read():
+        drawn.append(await ModelPolicy(llm).prompt_state(llm.open("473;+38;*27;-12\n", ledger=ledger)))
+
+    coroutine = read()
+    request = coroutine.send(None)
+    llm.run(request)
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+    torch.testing.assert_close(torch.tensor(drawn[0]), states[0])
+    assert ledger.tokens["prefilled"] + ledger.tokens["cached"] == 16
 
 
 def test_the_same_seed_twice_and_another(folders):

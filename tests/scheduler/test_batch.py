@@ -1,13 +1,15 @@
 """One budget for many problems: never overshot, spent where it helps, and what one saves another gets."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from engine.scheduler import ComputeOptimal, Predictor, search_batch
 from engine.search import DVTS, Adaptive, BestOfN, Lookahead, Majority
+from tests.search.fakes import FakeVerifier
 
-from .builders import calibration, cell, majority_curve, plan_all, problem_of
+from .builders import calibration, cell, majority_curve, plan, plan_all, problem_of
 
 EASY = [problem_of(100, f"e{i}-") for i in range(4)]
 HARD = [problem_of(30, f"h{i}-") for i in range(4)]
@@ -124,3 +126,41 @@ def test_bad_totals_and_ids():
     with pytest.raises(ValueError, match=f"got '{EASY[0].id}' twice"):
         search_batch(plan_all, EASY + EASY[:1], gains_on_hard(), 64)
     assert search_batch(plan_all, [], gains_on_hard(), 0) == []
+
+
+def test_a_sure_verifier_gives_what_it_saves_to_the_others():
+    """All are promised 16; easy ones stop after a batch, as their leading answer has the score of the chance."""
+    cells = [cell(index, BestOfN(stop=0.9), budget, right) for index in (0, 1) for budget, right in [(4, 20), (16, 60)]]
+    made = calibration(cells, (0.7,), Predictor(num_samples=2))
+    scores = {"1": 0.8}
+    strategy = ComputeOptimal(replace(made, chances=((0.0, 0.1), (0.8, 0.95))))
+
+    def search(problems, planner, budget):
+        return [plan(planner, each, budget, FakeVerifier(lambda text: scores.get(text, 0.1))) for each in problems]
+
+    hopeless = [problem_of(0, f"n{i}-") for i in range(4)]
+    results = search_batch(search, EASY + hopeless, strategy, 80)
+    assert spent(results)[:4] == [2] * 4, "sure from the pilot on"
+    assert spent(results)[4:] == [16] * 4
+    plain = search_batch(search, EASY + hopeless, ComputeOptimal(made), 80)
+    assert spent(plain) == [16, 16, 16, 16, 4, 4, 4, 4], "a score of 0.8 is no chance of 0.9"
+
+
+def test_one_that_closes_below_the_least_budget_keeps_no_more_than_it_spent():
+    """Without a re-used pilot each is promised the 8 of beams; easy ones stop at 2, and all of the rest is spent."""
+    predictor = Predictor("agreement", 4, is_reused=False)
+    cells = [cell(0, Adaptive(vote="majority", batch=1, confidence=0.7), 8, 90)]
+    cells += [cell(1, DVTS(width=8), each, right) for each, right in [(8, 10), (16, 30), (24, 60)]]
+    results = search_batch(plan_all, EASY[:3] + HARD[:2], strategy_of(*cells, predictor=predictor), 42)
+    assert max(spent(results)[:3]) <= 2
+    assert spent(results)[3:] == [24, 8]
+
+
+def test_a_part_that_was_too_small_to_spend_is_spent_once_others_have_saved():
+    """In the first round the last problem is left with 6 after its pilot, of which DVTS can spend nothing."""
+    easy = [cell(0, ADAPTIVE, 4, 20), cell(0, ADAPTIVE, 16, 80)]
+    hard = [cell(1, DVTS(width=8), 12, 40)]
+    results = search_batch(plan_all, [*EASY[:2], HARD[0]], strategy_of(*easy, *hard), 38)
+    assert max(spent(results)[:2]) < 16
+    assert spent(results)[2] == 12
+    assert "dvts:width=8" in results[2].plan

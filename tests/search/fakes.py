@@ -94,6 +94,7 @@ class FakePolicy(Fake):
         super().__init__(fail_at)
         self.draw, self.context = draw, context  # in characters, an end of text being one
         self.extends: list[dict] = []
+        self.state: list[float] = [1.0, -1.0]  # at the end of a prompt
 
     def ask_again(self, branch: FakeBranch, prompt: str) -> None:
         assert branch.is_open
@@ -105,6 +106,12 @@ class FakePolicy(Fake):
             if held + len(prompt) + max_tokens <= self.context:
                 return len(history) - first
         return 0
+
+    async def prompt_state(self, branch) -> list[float]:
+        assert branch.is_open
+        await self.call()
+        self.ledger.add("prefilled", len(PROBLEM.prompt))
+        return self.state
 
     async def extend(self, branches, *, keys, sampling, stop_at_step, max_tokens, purpose="generated", priorities=None):
         self.extends.append(

@@ -63,7 +63,7 @@ class Read:
 
     drawn: Drawn | None  # None if no row drew
     scores: Sequence[float]  # (m,)
-    logits: torch.Tensor | None  # (l, vocabulary) float32 on the CPU, if they were asked for
+    logits: torch.Tensor | None  # (l, vocabulary + hidden size) float32 on the CPU, if asked for: `with_states`
 
 
 class Pending(Protocol):
@@ -106,6 +106,11 @@ class Executor(Protocol):
         May return earlier, as `wait_for` allows, and may put the active rows into another order.
         """
         ...
+
+
+def with_states(logits: torch.Tensor, hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """The logits of the rows `where`, and behind them the hidden states that they were made from, in float32."""
+    return torch.cat([logits, hidden.index_select(0, where).float()], dim=1)
 
 
 def planned(pool: KVPool, table: DecodeTable) -> tuple[Plan, ActiveRows]:

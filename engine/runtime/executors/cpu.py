@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engine.runtime.decode_table import DecodeTable, ReturnRule
-from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens, planned
+from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens, planned, with_states
 from engine.runtime.stops import StopRules
 from ttc_kernels._native import Plan
 from ttc_kernels.decoder import DecodeBatch, DecodeLoop
@@ -55,6 +55,8 @@ class CPUExecutor:
         if forward.num_drawn:
             picked, where = logits[torch.from_numpy(forward.pick)], forward.where[forward.pick]
             drawn = self._sample(picked, forward.sampling, hidden, where, marks)
+        if forward.wants_logits:
+            logits = with_states(logits, hidden, torch.from_numpy(forward.where))
         return _Done(Read(drawn, scores, logits))
 
     def forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:

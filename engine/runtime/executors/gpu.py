@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens
+from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens, with_states
 from engine.runtime.executors.cuda_graph import Graph
 from engine.runtime.executors.gpu_step import Inputs, Outputs, Step, StepKind, compute, padded_size
 from engine.runtime.executors.transfers import Fetch, Transfers
@@ -144,8 +144,10 @@ class GPUExecutor:
             is_filtered=forward.is_filtered,
         )
         hidden, scores = compute(self.parts, inputs, plan, self.out)
-        logits = [self.parts.lm_head.logits(hidden, where.long())] if forward.wants_logits else []
-        return [scores, *logits]
+        if not forward.wants_logits:
+            return [scores]
+        logits = self.parts.lm_head.logits(hidden, where.long())
+        return [scores, with_states(logits, hidden, where.long())]
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
