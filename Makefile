@@ -61,14 +61,17 @@ demo: setup
 	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
 
 # The shipped models, from nothing, in some XX minutes on 2 cores; each step goes on where it was stopped. The verifiers
-# begin with questions of one walk, whose answers say at once what was wrong; then come few walks, then the task's own
-# problems, and last what a search against the verifier kept and rejected.
+# begin with questions of one walk, whose answers say at once what was wrong; then come few walks, and the task's own
+# problems. Two rounds follow for the PRM, on what searches against it kept and rejected.
 LINE := walks:min_walks=1:max_walks=1:max_told=0:lengths=1,1,2,2,2
 FEW := walks:min_walks=2:max_walks=4:min_told=0.3:max_told=0.8
 STEPS := out/line.jsonl=0.1,out/few.jsonl=0.5,out/steps.jsonl=0.4
-PRM := $(BIN)/ttc train prm --learning-rate 1e-3 --dropout 0
-ORM := $(BIN)/ttc train orm --learning-rate 1e-3 --dropout 0
+KEPT := out/kept.jsonl=0.5,out/steps.jsonl=0.2,out/few.jsonl=0.25,out/line.jsonl=0.05
+KEPT2 := out/kept.jsonl=0.3,out/kept2.jsonl=0.3,out/steps.jsonl=0.15,out/few.jsonl=0.2,out/line.jsonl=0.05
+ENDS := out/line.jsonl=0.1,out/few.jsonl=0.4,out/attempts.jsonl=0.5
 OWN_ENDS := $(BIN)/ttc rollouts --num-rollouts 0
+TRAIN = $(BIN)/ttc train $(1) --work out/train/$(2)
+HARD := --labels hard --pooled --tokens-per-step 1536 --dropout 0
 
 models: setup
 	$(BIN)/ttc train policy --out engine/home/policy
@@ -76,13 +79,35 @@ models: setup
 	$(OWN_ENDS) --task $(FEW) --num-questions 3000 --num-samples 8 --seed 2 --out out/few.jsonl
 	$(OWN_ENDS) --num-questions 5000 --num-samples 8 --seed 4 --out out/attempts.jsonl
 	$(BIN)/ttc rollouts --num-questions 1000 --num-samples 2 --num-rollouts 8 --seed 3 --out out/steps.jsonl
-	$(PRM) --rollouts out/line.jsonl --num-updates 300 --tokens-per-step 1024 --decay 0 --out out/prm_line \
-		--work out/train/prm_line
-	$(PRM) --base out/prm_line --rollouts $(STEPS) --labels hard --pooled --num-updates 800 --tokens-per-step 1536 \
-		--out out/prm_steps --work out/train/prm_steps
+	$(call TRAIN,prm,prm_line) --rollouts out/line.jsonl --num-updates 300 --tokens-per-step 1024 --dropout 0 \
+		--learning-rate 1e-3 --decay 0 --out out/prm_line
+	$(call TRAIN,prm,prm_steps) --base out/prm_line --rollouts $(STEPS) $(HARD) --num-updates 800 \
+		--learning-rate 1e-3 --out out/prm_steps
 	$(BIN)/ttc search --split train --limit 400 --seed 7 --strategy beam --budget 64 --prm out/prm_steps --with-tree \
 		--out out/searched.jsonl
 	$(BIN)/ttc rollouts --from out/searched.jsonl --num-rollouts 8 --seed 8 --out out/kept.jsonl
+	$(call TRAIN,prm,prm_kept) --base out/prm_steps --rollouts $(KEPT) $(HARD) --num-updates 700 \
+		--learning-rate 7e-4 --warmup 100 --decay 0.5 --out out/prm_kept
+	$(BIN)/ttc search --split train --limit 700 --seed 9 --strategy best-of-n --budget 32 --prm out/prm_kept --with-tree \
+		--out out/searched2.jsonl
+	$(BIN)/ttc rollouts --from out/searched2.jsonl --max-paths 4 --num-rollouts 8 --seed 10 --out out/kept2.jsonl
+	$(call TRAIN,prm,prm) --base out/prm_kept --rollouts $(KEPT2) $(HARD) --num-updates 700 \
+		--learning-rate 5e-4 --warmup 100 --decay 0.5 --out engine/home/prm
+	$(call TRAIN,trunk-head,trunk_head) --rollouts out/few.jsonl=0.5,out/kept.jsonl=0.5 --labels hard --pooled \
+		--num-updates 300 --out engine/home/trunk_head
+	$(call TRAIN,orm,orm_line) --rollouts out/line.jsonl --num-updates 300 --tokens-per-step 1024 --dropout 0 \
+		--learning-rate 1e-3 --decay 0 --out out/orm_line
+	$(call TRAIN,orm,orm) --base out/orm_line --rollouts $(ENDS) --num-updates 1200 --tokens-per-step 1536 --dropout 0 \
+		--learning-rate 1e-3 --out engine/home/orm
+	$(call TRAIN,revision,revision) --rollouts out/line.jsonl=0.1,out/few.jsonl=0.3,out/attempts.jsonl=0.6 \
+		--attempt-weights 0.05,0.55,0.2,0.1,0.1 --num-updates 1800 --out engine/home/reviser
+
+# The larger policy that `python -m benchmarks.paper` and `python -m benchmarks.equal_flops --exchange` compare the
+# home one with: the same data and as many tokens, in some two hours on one core.
+large: setup
+	$(call TRAIN,policy,large) --hidden-size 256 --num-layers 12 --num-heads 8 --num-kv-heads 2 --learning-rate 1e-3 \
+		--bf16-weights --out benchmarks/checkpoints/large
+
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
