@@ -62,12 +62,11 @@ demo: setup
 
 # The shipped models, from nothing, in some XX minutes on 2 cores; each step goes on where it was stopped. The verifiers
 # begin with questions of one walk, whose answers say at once what was wrong; then come few walks, and the task's own
-# problems. Two rounds follow for the PRM, on what searches against it kept and rejected.
+# problems, and for the PRM a round on what searches against it kept and rejected.
 LINE := walks:min_walks=1:max_walks=1:max_told=0:lengths=1,1,2,2,2
 FEW := walks:min_walks=2:max_walks=4:min_told=0.3:max_told=0.8
 STEPS := out/line.jsonl=0.1,out/few.jsonl=0.5,out/steps.jsonl=0.4
 KEPT := out/kept.jsonl=0.5,out/steps.jsonl=0.2,out/few.jsonl=0.25,out/line.jsonl=0.05
-KEPT2 := out/kept.jsonl=0.3,out/kept2.jsonl=0.3,out/steps.jsonl=0.15,out/few.jsonl=0.2,out/line.jsonl=0.05
 ENDS := out/line.jsonl=0.1,out/few.jsonl=0.4,out/attempts.jsonl=0.5
 OWN_ENDS := $(BIN)/ttc rollouts --num-rollouts 0
 TRAIN = $(BIN)/ttc train $(1) --work out/train/$(2)
@@ -86,13 +85,8 @@ models: setup
 	$(BIN)/ttc search --split train --limit 400 --seed 7 --strategy beam --budget 64 --prm out/prm_steps --with-tree \
 		--out out/searched.jsonl
 	$(BIN)/ttc rollouts --from out/searched.jsonl --num-rollouts 8 --seed 8 --out out/kept.jsonl
-	$(call TRAIN,prm,prm_kept) --base out/prm_steps --rollouts $(KEPT) $(HARD) --num-updates 700 \
-		--learning-rate 7e-4 --warmup 100 --decay 0.5 --out out/prm_kept
-	$(BIN)/ttc search --split train --limit 700 --seed 9 --strategy best-of-n --budget 32 --prm out/prm_kept --with-tree \
-		--out out/searched2.jsonl
-	$(BIN)/ttc rollouts --from out/searched2.jsonl --max-paths 4 --num-rollouts 8 --seed 10 --out out/kept2.jsonl
-	$(call TRAIN,prm,prm) --base out/prm_kept --rollouts $(KEPT2) $(HARD) --num-updates 700 \
-		--learning-rate 5e-4 --warmup 100 --decay 0.5 --out engine/home/prm
+	$(call TRAIN,prm,prm) --base out/prm_steps --rollouts $(KEPT) $(HARD) --num-updates 700 \
+		--learning-rate 7e-4 --warmup 100 --decay 0.5 --out engine/home/prm
 	$(call TRAIN,trunk-head,trunk_head) --rollouts out/few.jsonl=0.5,out/kept.jsonl=0.5 --labels hard --pooled \
 		--num-updates 300 --out engine/home/trunk_head
 	$(call TRAIN,orm,orm_line) --rollouts out/line.jsonl --num-updates 300 --tokens-per-step 1024 --dropout 0 \
