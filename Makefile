@@ -60,7 +60,7 @@ lint: setup
 demo: setup
 	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
 
-# The shipped models, from nothing, in some XX minutes on 2 cores; each step goes on where it was stopped. The verifiers
+# The shipped models, from nothing, in some 80 minutes of one core; each step goes on where it was stopped. The verifiers
 # begin with questions of one walk, whose answers say at once what was wrong; then come few walks, and the task's own
 # problems, and for the PRM a round on what searches against it kept and rejected.
 LINE := walks:min_walks=1:max_walks=1:max_told=0:lengths=1,1,2,2,2
@@ -70,6 +70,8 @@ KEPT := out/kept.jsonl=0.5,out/steps.jsonl=0.2,out/few.jsonl=0.25,out/line.jsonl
 ENDS := out/line.jsonl=0.1,out/few.jsonl=0.4,out/attempts.jsonl=0.5
 OWN_ENDS := $(BIN)/ttc rollouts --num-rollouts 0
 TRAIN = $(BIN)/ttc train $(1) --work out/train/$(2)
+STOPPING := beam:width=4:stop=0.95,beam:width=2:stop=0.95,revisions:parallel=4:context=2:stop=0.95
+OFFERED := best-of-n,beam:width=4,$(STOPPING)
 HARD := --labels hard --pooled --tokens-per-step 1536 --dropout 0
 
 models: setup
@@ -95,6 +97,8 @@ models: setup
 		--learning-rate 1e-3 --out engine/home/orm
 	$(call TRAIN,revision,revision) --rollouts out/line.jsonl=0.1,out/few.jsonl=0.3,out/attempts.jsonl=0.6 \
 		--attempt-weights 0.05,0.55,0.2,0.1,0.1 --num-updates 1800 --out engine/home/reviser
+	$(BIN)/ttc calibrate --limit 300 --predictor probe --budgets 4,16,32,64 --strategies $(OFFERED)
+	cp out/calibration.json engine/home/calibration.json
 
 # The larger policy that `python -m benchmarks.paper` and `python -m benchmarks.equal_flops --exchange` compare the
 # home one with: the same data and as many tokens, in some two hours on one core.
