@@ -17,6 +17,7 @@ from engine.errors import UserError
 if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.reports.verifier import ScoredAnswer
+    from engine.results.overoptimisation import Pool
     from engine.search.protocols import Verifier
     from engine.types import Problem, Step
 
@@ -33,52 +34,124 @@ class Models(EngineConfig):
 
 @command(
     {
-        "": "verifier task limit seed out json_file",
+        "": "results verifier task limit seed out json_file",
         "Models": "policy prm prm_spec orm orm_spec trunk_head",
     }
 )
 def verify(
-    rows: Annotated[str, typer.Argument(help="Labelled answers that `ttc rollouts` wrote.", show_default=False)],
     models: Models,
+    rows: Annotated[
+        str | None, typer.Argument(help="Labelled answers that `ttc rollouts` wrote.", show_default=False)
+    ] = None,
+    results: Annotated[
+        str | None, option("Files of `ttc search --strategy best-of-n`, with commas between them: more samples.")
+    ] = None,
     verifier: Annotated[str, option("prm, trunk or orm.")] = "prm",
     limit: Annotated[int | None, option("Score the first so many answers.")] = None,
     seed: Annotated[int, option("Of the halves: one chooses the threshold of wrong steps.")] = 0,
     out: Annotated[str, option("The page.")] = "verifier.html",
     json_file: Annotated[str | None, option("Write the figures to this file too.", "--json")] = None,
 ) -> None:
-    """Shows how well a verifier's scores fit the labels of held-out answers.
+    """Shows how well a verifier's scores fit the labels of held-out answers, and whether they hold up under search.
 
     Reliability, ROC, the area within questions, the area of first wrong steps against right ones at the same place,
     and how often the first wrong step is found: the true one where the task can judge steps, else the first whose
-    label is 0. The answers have to be to questions that the verifier was not trained on.
+    label is 0. Where questions have several answers, or with --results: the accuracy of the best-scored of 1, 4, 16 ...
+    answers and of votes. The questions have to be others than those that the verifier was trained on.
     """
     from rich.console import Console
 
-    from engine.engine import Engine
     from engine.files import write_atomically
-    from engine.reports.verifier import first_wrong_line, verifier_figures, verifier_table, write_verifier_report
-    from engine.training.stepwise import read_stepwise
+    from engine.reports.overoptimisation import notes, overoptimisation_table
+    from engine.reports.verifier import first_wrong_line, verifier_table, write_verifier_report
 
+    if rows is None and results is None:
+        raise UserError("name labelled answers, --results or both, got neither")
     if verifier not in _NAMES:
         raise UserError(f"verifier must be one of {', '.join(_NAMES)}, got {verifier!r}")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}")
+    figures = pools = None
+    if rows is not None:
+        figures, pools = _labelled(rows, models, verifier, limit, seed)
+    searched = _of_pools(pools or [], seed) if results is None else _of_results(results, models.task, limit, seed)
+    facts = {"verifier": verifier, "rows": ", ".join(filter(None, (rows, results)))}
+    if figures is not None:
+        facts |= {"answers": f"{figures['num_answers']:,}", "questions": f"{figures['num_questions']:,}"}
+        facts["right"] = f"{100 * figures['share_right']:.1f} %"
+    write_verifier_report(figures, searched, out, title="Verifier report", facts=facts)
+    if json_file is not None:
+        found = {"verifier": verifier, **(figures or {}), "searched": searched}
+        write_atomically(json_file, (json.dumps(found, indent=2) + "\n").encode())
+    console = Console(width=None)
+    if searched is not None:
+        console.print(overoptimisation_table(searched))
+        typer.echo("\n".join(notes(searched)))
+    if figures is None:
+        typer.echo(f"{searched['num_pools']:,} pools of {searched['num_questions']:,} questions: {out}")
+        return
+    console.print(verifier_table(figures))
+    typer.echo(first_wrong_line(figures))
+    typer.echo(f"{figures['num_answers']:,} answers to {figures['num_questions']:,} questions: {out}")
+
+
+def _labelled(rows: str, models: Models, verifier: str, limit: int | None, seed: int) -> tuple[dict, list[Pool]]:
+    """The figures of labelled answers, and their samples by question."""
+    from engine.engine import Engine
+    from engine.reports.verifier import verifier_figures
+    from engine.results.overoptimisation import Sample, pools_by_question, steps_of
+    from engine.training.stepwise import read_stepwise
+
     found = read_stepwise(Path(rows))[:limit]
     for row in found:
         if not row["completions"]:
             raise UserError(f"{rows}: an answer without a step cannot be scored, got {row['prompt'][:60]!r}")
     engine = Engine.from_config(models)
     judge = engine.resolve_verifier(verifier)
-    answers = score_answers(engine, judge, found)
+    answers, task = score_answers(engine, judge, found), engine.task
     figures = verifier_figures(answers, judges=judge.judges, seed=seed)
-    facts = {"verifier": verifier, "answers": f"{len(answers):,}", "questions": f"{figures['num_questions']:,}"}
-    facts |= {"right": f"{100 * figures['share_right']:.1f} %", "rows": rows}
-    write_verifier_report(figures, out, title="Verifier report", facts=facts)
-    if json_file is not None:
-        write_atomically(json_file, (json.dumps({"verifier": verifier, **figures}, indent=2) + "\n").encode())
-    Console(width=None).print(verifier_table(figures))
-    typer.echo(first_wrong_line(figures))
-    typer.echo(f"{len(answers):,} answers to {figures['num_questions']:,} questions: {out}")
+    pairs = (
+        (
+            row["prompt"],
+            Sample(
+                steps_of(row["completions"], task.delimiter),
+                task.extract("".join(row["completions"])),
+                each.scores[-1],
+                each.is_right,
+            ),
+        )
+        for row, each in zip(found, answers, strict=True)
+        if not row["completions"][-1].endswith(task.delimiter)  # a rejected step of a search is no answer
+    )
+    return figures, pools_by_question(pairs)
+
+
+def _of_pools(pools: list[Pool], seed: int) -> dict | None:
+    """The figures by number of samples, where there are several."""
+    from engine.results.overoptimisation import overoptimisation, pool_sizes
+
+    return overoptimisation(pools, seed) if len(pool_sizes(pools)) > 1 else None
+
+
+def _of_results(results: str, task: str, limit: int | None, seed: int) -> dict:
+    """The figures of result rows: those of the largest best-of-n as samples, those of other searches as they are.
+
+    Raises UserError where no row has scored samples.
+    """
+    from engine.results import read_rows
+    from engine.results.overoptimisation import row_pool, searched_points
+    from engine.tasks import get_task
+
+    rows = [row for row in read_rows(*results.split(",")) if row["correct"] is not None]
+    scored = [row for row in rows if row["strategy"] == "best-of-n" and row.get("answers")]
+    most = max((row["budget"] for row in scored), default=0)
+    delimiter = get_task(task).delimiter
+    pools = [row_pool(row, delimiter) for row in scored if row["budget"] == most][:limit]
+    figures = _of_pools(pools, seed)
+    if figures is None:
+        raise UserError(f"{results}: no graded rows of --strategy best-of-n with two answers or more, got {len(rows)}")
+    others = [row for row in rows if row["strategy"] not in ("best-of-n", "majority") and row.get("answers")]
+    return figures | {"searches": searched_points(others, pools, delimiter)}
 
 
 def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list[ScoredAnswer]:

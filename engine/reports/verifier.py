@@ -13,6 +13,7 @@ from rich.table import Table
 from engine.errors import UserError
 from engine.files import write_atomically
 from engine.reports.html import page_environment
+from engine.reports.overoptimisation import explanation, headings, notes, overoptimisation_chart, table_rows
 from engine.reports.verifier_charts import reliability_chart, roc_chart
 from engine.verifiers.figures import (
     Bin,
@@ -165,28 +166,40 @@ def _shown(value: float | int | None) -> str:
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def write_verifier_report(figures: Mapping, out: str | os.PathLike[str], *, title: str, facts: Mapping) -> None:
-    """Writes the page atomically; `facts` (verifier, data ...) are shown under the title. Raises OSError."""
+def write_verifier_report(
+    figures: Mapping | None, searched: Mapping | None, out: str | os.PathLike[str], *, title: str, facts: Mapping
+) -> None:
+    """Writes the page atomically; `facts` (verifier, data ...) are shown under the title. Raises OSError.
+
+    `figures` are those of `verifier_figures`, `searched` those of `overoptimisation`; either may be missing.
+    """
+    parts = {"searched": None, "rows": None} | ({} if figures is None else _label_parts(figures))
+    if searched is not None:
+        parts["searched"] = {
+            "chart": overoptimisation_chart(searched),
+            "headings": headings(searched),
+            "rows": table_rows(searched),
+            "notes": notes(searched),
+            "explanation": explanation(),
+        }
+    template = page_environment().get_template("verifier.html.j2")
+    page = template.render(title=title, facts=facts, purposes=[], examples=[], **parts)
+    write_atomically(out, page.encode("utf-8", "replace"))
+
+
+def _label_parts(figures: Mapping) -> dict:
+    """What the page shows of scores against labels."""
     charts = {
         part: reliability_chart([Bin(**each) for each in figures[part]["reliability"]], label)
         for part, label in (("answers", "share of right answers"), ("steps", "mean label of steps"))
         if figures[part] is not None
     }
-    page = (
-        page_environment()
-        .get_template("verifier.html.j2")
-        .render(
-            title=title,
-            facts=facts,
-            names=list(_FIGURES),
-            rows=_columns(figures),
-            first_wrong=first_wrong_line(figures),
-            answers=charts["answers"],
-            steps=charts.get("steps"),
-            roc=roc_chart(figures["answers"]["roc"]),
-            auc=f"{figures['answers']['auc']:.3f}",
-            purposes=[],
-            examples=[],
-        )
-    )
-    write_atomically(out, page.encode("utf-8", "replace"))
+    return {
+        "names": list(_FIGURES),
+        "rows": _columns(figures),
+        "first_wrong": first_wrong_line(figures),
+        "answers": charts["answers"],
+        "steps": charts.get("steps"),
+        "roc": roc_chart(figures["answers"]["roc"]),
+        "auc": f"{figures['answers']['auc']:.3f}",
+    }

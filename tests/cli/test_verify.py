@@ -125,7 +125,8 @@ def test_the_report(ttc, models, rows, tmp_path):
     assert found["verifier"] == "prm"
     assert sum(each["count"] for each in found["steps"]["reliability"]) == sum(len(row["labels"]) for row in rows)
     text = page.read_text()
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4
+    assert f"the best-scored answer of {found['searched']['sizes'][-1]} is right in" in outcome.out
     assert f"{found['answers']['auc']:.3f}" in text
     by_labels = ttc(*verify, "--task", "gsm8k")
     assert json.loads(figures.read_text())["steps"]["first_wrong_pairs"] > 0 == found["steps"]["first_wrong_pairs"]
@@ -159,6 +160,24 @@ def test_first_wrong_steps_are_the_tasks_where_it_can_judge_them(engine, monkeyp
     ]
     answers = score_answers(engine, engine.resolve_verifier("prm"), rows)
     assert [answer.first_wrong for answer in answers] == places
+
+
+def test_more_samples(ttc, search, models, tmp_path):
+    """Without labelled answers no model is loaded."""
+    search("--strategy", "best-of-n", "--limit", 6, out="pool.jsonl")
+    search("--strategy", "beam", "--limit", 6, out="beam.jsonl")
+    pool, beam, page, figures = (tmp_path / name for name in ("pool.jsonl", "beam.jsonl", "page.html", "f.json"))
+    verify = ["verify", "--policy", tmp_path / "no model", "--out", page, "--json", figures]
+    outcome = ttc(*verify, "--results", f"{pool},{beam}")
+    assert outcome.status == 0, outcome.err
+    assert "the best-scored answer of 8 is right in" in outcome.out
+    assert "beam at 8: right in" in outcome.out
+    assert outcome.last_line == f"6 pools of 6 questions: {page}"
+    assert json.loads(figures.read_text())["searched"]["sizes"] == [1, 4, 8]
+    assert page.read_text().count("<svg") == 1
+    assert ttc(*verify, "--results", pool, "--limit", 2).last_line.startswith("2 pools of 2")
+    assert_refused(ttc(*verify, "--results", beam), "no graded rows of --strategy best-of-n", "got 6")
+    assert_refused(ttc(*verify), "got neither")
 
 
 @pytest.mark.parametrize(
