@@ -66,8 +66,7 @@ def rollouts(
     """Labels the steps of sampled answers by how often rollouts from there end right.
 
     With --from those of the paths of searches, rejected steps included. With --pass-rate only of questions that the
-    policy solves sometimes; those with short answers come first in the file, so that a training that reads it in order
-    begins with them.
+    policy solves sometimes; those with short answers come first in the file, so that its first lines are the easy part.
     """
     _check(given, recipe, model, output, workers)
     check_out(output.out, recipe.problems, recipe.results)

@@ -145,7 +145,7 @@ def test_labellers_on_the_command_line(ttc, models, tmp_path):
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory) -> LLM:
-    return LLM.load(tiny_policy(tmp_path_factory.mktemp("models") / "policy", context=224), num_blocks=16384)
+    return LLM.load(tiny_policy(tmp_path_factory.mktemp("models") / "policy", context=240), num_blocks=16384)
 
 
 CHAINS = RolloutRecipe(num_questions=4, num_samples=1, num_rollouts=0, num_attempts=6, context=2, max_tokens=40)
