@@ -102,7 +102,7 @@ def test_rows_are_scored_as_a_search_scores_them(engine, name):
     for problem, candidate in candidates:
         steps = candidate.text.splitlines(keepends=True)
         num_tokens = len(engine.policy.encode(candidate.text)) + 1
-        if steps and num_tokens == candidate.num_tokens and len(steps) == len(candidate.scores):  # texts tell all
+        if steps and (num_tokens, len(steps)) == (candidate.num_tokens, len(candidate.scores)):  # else texts tell less
             rows.append({"prompt": problem.prompt, "completions": steps, "labels": [0.0] * len(steps)})
             kept.append(candidate)
     assert len(kept) >= 2
