@@ -27,13 +27,13 @@ from engine.scheduler import (
     PilotSamples,
     Predictor,
     fit_chances,
-    fit_probe,
     measure,
     members_of,
     read_calibration,
     stopping_at,
     strategy_label,
 )
+from engine.scheduler.probe import fit_probe
 from engine.search import Strategy
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from engine.scheduler.compute_optimal import CalibrationWarning, ComputeOptimal
 from engine.scheduler.difficulty import ABSOLUTE_EDGES, PREDICTORS, Bins, Predictor
 from engine.scheduler.measure import Outcome, cross_validate, measure, members_of
 from engine.scheduler.planner import Assigned, Assignment, PilotSamples, Planner
-from engine.scheduler.probe import fit_probe
 from engine.search.registry import can_spend, parse_strategy, strategy_as_dict, strategy_from_dict, strategy_label
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "concave_envelope",
     "cross_validate",
     "fit_chances",
-    "fit_probe",
     "measure",
     "members_of",
     "parse_strategy",

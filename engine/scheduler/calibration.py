@@ -11,8 +11,8 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.scheduler.allocation import Curve, concave_envelope
 from engine.scheduler.chance import Chances, stopping_at
+from engine.scheduler.choice import pick
 from engine.scheduler.difficulty import Bins, Predictor
-from engine.scheduler.shrinkage import pick
 from engine.search import Strategy
 from engine.search.registry import can_spend, strategy_as_dict, strategy_from_dict, strategy_label
 

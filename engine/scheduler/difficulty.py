@@ -13,13 +13,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
 from engine.counts import check_count, settle_count
 from engine.errors import UserError
-from engine.scheduler.probe import apply
 from engine.search import MAX_BUDGET, Answers, BestOfN, Majority, Models, is_correct, run_search
 from engine.search.answers import Grade
 from engine.types import Problem, SearchResult, SearchTree, TreeNode
@@ -111,7 +108,8 @@ class Predictor:
                 raise UserError(
                     f"a probe of {len(features)} features has as many weights and a constant, got {len(self.weights)}"
                 )
-            return float(apply(self.weights, np.array([features]))[0])
+            constant, *slopes = self.weights
+            return constant + math.fsum(slope * each for slope, each in zip(slopes, features, strict=True))
         counts = Counter(each.answer for each in candidates if each.answer is not None)
         return sum(count * (count - 1) for count in counts.values()) / (num_samples * (num_samples - 1))
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.errors import UserError
 from engine.scheduler.calibration import Calibration, Cell, Verdict
 from engine.scheduler.chance import Chances
+from engine.scheduler.choice import pick
 from engine.scheduler.difficulty import Bins, Predictor
-from engine.scheduler.shrinkage import pick, shrunk
 from engine.search import Strategy
 
 
@@ -153,6 +151,10 @@ def _best(
 
 def _expected(outcomes: Sequence[Outcome], bins: Bins) -> dict[tuple[int, Strategy], float]:
     """The shrunk accuracies by bin and strategy, of searches of the same problems at one budget."""
+    import numpy as np  # not where a command line is only parsed
+
+    from engine.scheduler.shrinkage import shrunk
+
     strategies = list(dict.fromkeys(each.strategy for each in outcomes))
     rights: list[dict[int, dict[Strategy, float]]] = [{} for _ in range(bins.count)]
     for each in outcomes:

@@ -8,21 +8,9 @@ of paired differences.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
-
-TOLERANCE = 0.005  # of accuracy, which is given up for fewer FLOPs: less than any calibration can tell apart
-
-Choice = TypeVar("Choice")
-
-
-def pick(choices: Iterable[tuple[Choice, float, float]]) -> Choice:
-    """The cheapest, and of equals the first, of the (choice, accuracy, FLOPs) that are as good as the best."""
-    found = list(choices)
-    best = max(accuracy for _, accuracy, _ in found)
-    return min((each for each in found if each[1] >= best - TOLERANCE), key=lambda each: each[2])[0]
 
 
 def shrunk(tables: Sequence[np.ndarray]) -> np.ndarray:

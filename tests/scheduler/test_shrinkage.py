@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from engine.scheduler.shrinkage import TOLERANCE, pick, shrunk
+from engine.scheduler.choice import TOLERANCE, pick
+from engine.scheduler.shrinkage import shrunk
 
 
 def chances_of(rng: np.random.Generator, num_bins: int, num_strategies: int, spread: float) -> np.ndarray:
