@@ -84,6 +84,14 @@ def small_search(models: Models, out: Path, verifier: str | None = "prm") -> lis
     return arguments
 
 
+def graded(folder: Path) -> list[object]:
+    """A file of problems and a task in which what a random model writes has an answer: its last number."""
+    path = folder / "graded.jsonl"
+    rows = [{"problem": f"?{index}?2?=c;d3?1?4?", "answer": str(index % 10)} for index in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [path, "--task", "gsm8k"]
+
+
 def assert_refused(outcome: Outcome, *parts: str) -> None:
     """Exit status 2 and one line on stderr that holds all parts; nothing on stdout."""
     assert outcome.status == 2

@@ -26,7 +26,7 @@ GOOD = json.dumps({"problem": "?3?5?=a", "answer": "60"})
         (["--budget", "1000000000"], ["budget", "got 1000000000"]),
         (["--budget", "many"], ["--budget", "'many'"]),
         (["--beam-width", "9"], ["beam width", "budget of 8", "got 9"]),
-        (["--beam-width", "0"], ["beam width", "got 0"]),
+        (["--beam-width", "-1"], ["beam width", "got -1"]),
         (["--num-iterations", "0"], ["max_rounds", "got 0"]),
         (["--strategy", "dvts", "--beam-width", "3"], ["dvts", "got 8"]),
         (["--strategy", "lookahead", "--lookahead", "-1"], ["lookahead", "got -1"]),

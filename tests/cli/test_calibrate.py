@@ -11,7 +11,7 @@ import pytest
 from engine.results import journal_path, read_rows
 from engine.scheduler import Bins, Predictor, parse_strategy, read_calibration
 from engine.search import BeamSearch, BestOfN, Majority
-from tests.cli.conftest import assert_refused, comparable, small_search
+from tests.cli.conftest import assert_refused, comparable, graded, small_search
 from tests.tiny import HIDDEN_SIZE
 
 
@@ -154,7 +154,6 @@ CHANGES = [
     ["--no-reuse"],
     ["--bins", "0.5"],
     ["--agg-strategy", "min"],
-    ["--verifier", "oracle"],
     ["--temperature", "0.5"],
     ["--top-p", "0.5"],
     ["--top-k", "2"],
@@ -173,7 +172,7 @@ def plain(models, tmp_path_factory):
     from engine.cli import main
 
     out = tmp_path_factory.mktemp("plain") / "calibration.json"
-    assert main([str(each) for each in small_calibrate(models, out)]) == 0
+    assert main([str(each) for each in [*small_calibrate(models, out), *graded(out.parent)]]) == 0
     return measured(out)
 
 
@@ -188,7 +187,7 @@ def test_an_option_changes_what_is_measured(ttc, models, tmp_path, plain, option
     arguments = [getattr(models, each, each) for each in option]
     if {"oracle", "trunk"} & set(option) or option == ["--predictor", "agreement"] or "--bins" in option:
         arguments += ["--min-per-bin", 2, "--bins", "one"]  # one bin: there may be too few different values
-    base = small_calibrate(models, tmp_path / "c.json")
+    base = small_calibrate(models, tmp_path / "c.json") + ([] if "--split" in option else graded(tmp_path))
     if "--verifier" in option:
         del base[base.index("--prm") : base.index("--prm") + 2]
     outcome = ttc(*base, *arguments)
@@ -436,7 +435,8 @@ def test_what_cannot_be_exchanged(ttc, file, arguments, parts):
 def test_searches_that_stop_are_measured_by_the_chances_of_those_that_do_not(ttc, models, tmp_path):
     """They come last; and a run that was torn among them measures the same chances again."""
     out = tmp_path / "c.json"
-    arguments = [*small_calibrate(models, out), "--bins", "one", "--strategies", "best-of-n:stop=0.3,best-of-n,beam"]
+    arguments = [*small_calibrate(models, out), *graded(tmp_path), "--bins", "one"]
+    arguments += ["--strategies", "best-of-n:stop=0.3,best-of-n,beam"]
     outcome = ttc(*arguments)
     assert outcome.status == 0, outcome.err
     found, text = read_calibration(out), out.read_text()
@@ -453,7 +453,7 @@ def test_searches_that_stop_are_measured_by_the_chances_of_those_that_do_not(ttc
 def test_a_chance_that_is_reached_at_once_ends_searches_after_their_pilot(ttc, models, tmp_path):
     out = tmp_path / "c.json"
     strategies = ["--strategies", "best-of-n,best-of-n:stop=0.000001"]
-    assert ttc(*small_calibrate(models, out), "--bins", "one", *strategies).status == 0
+    assert ttc(*small_calibrate(models, out), *graded(tmp_path), "--bins", "one", *strategies).status == 0
     spent = {cell.strategy.stop: cell.generations for cell in read_calibration(out).cells if cell.budget == 9}
     assert spent[None] == 9
     assert spent[0.000001] < 9

@@ -55,16 +55,16 @@ def test_labels_are_pooled_or_per_step():
 
 
 def test_the_problems_of_a_policy_have_knobs():
-    recipe = parsed(PolicyRecipe, ["--data", "max_depth=6", "--data", "multiplier_digits=1,2"])
+    recipe = parsed(PolicyRecipe, ["--data", "max_walks=4", "--data", "lengths=1,2"])
     default = PolicyRecipe().data
-    assert recipe.data == dataclasses.replace(default, max_depth=6, multiplier_digits=(1.0, 2.0))
+    assert recipe.data == dataclasses.replace(default, max_walks=4, lengths=(1.0, 2.0))
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         (["train", "policy", "--num-layers", "many"], ["--num-layers", "'many'"]),
-        (["train", "policy", "--data", "depth"], ["--data needs name=value", "'depth'"]),
+        (["train", "policy", "--data", "depth"], ["is written name=value", "'depth'"]),
         (["train", "policy", "--data", "colour=3"], ["no option 'colour'"]),
         (["train", "policy", "--device", "abacus"], ["device", "'abacus'"]),
         (["train", "policy", "--base", "nowhere"], ["no checkpoint folder", "'nowhere'"]),
