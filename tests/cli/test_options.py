@@ -13,6 +13,8 @@ from engine.results.rows import FIELDS
 from engine.search.registry import STRATEGIES
 from tests.cli.conftest import assert_refused, comparable, graded, small_search
 
+ALIKE = ["--strategy", "beam", "--top-k", "2", "--step-delimiter", "e", "--budget", "32"]  # steps that say the same
+
 # Option and value, what the row shows of it, and the options beside it.
 CHANGES = [
     (["--split", "validation"], "problem", []),
@@ -25,7 +27,11 @@ CHANGES = [
     (["--confidence", "0.51"], "completions", ["--strategy", "adaptive", "--budget", "32"]),
     (["--stop", "0.1"], "completions", ["--strategy", "best-of-n", "--budget", "32"]),
     (["--stop", "0.1"], "completions", ["--strategy", "beam", "--budget", "32"]),
-    (["--max-duplicates", "0"], "completions", ["--strategy", "beam", "--top-k", "2", "--step-delimiter", "e", "--budget", "32"]),
+    (
+        ["--max-duplicates", "0"],
+        "completions",
+        ALIKE,
+    ),
     (["--beam-width", "2"], "completions", ["--strategy", "beam"]),
     (["--num-iterations", "1"], "completions", ["--strategy", "beam"]),
     (["--agg-strategy", "min"], "agg_scores", ["--strategy", "best-of-n"]),

