@@ -64,7 +64,7 @@ def test_a_search(parts, verifier):
         assert [each.address[0] for each in result.candidates] == [0, 1] * 4
         assert [len(each.address) for each in result.candidates] == [1, 1, 2, 2, 3, 3, 4, 4]
         assert result.ledger.flops["generated"] > 0
-        assert (result.ledger.tokens["verified"] > 0) == (verifier != "oracle")
+    assert any(result.ledger.tokens["verified"] for result in results) == (verifier != "oracle")
     whole = [each for result in results for each in result.candidates if each.finish == "eos" and each.text.strip()]
     assert whole
     assert all(each.scores for each in whole)
