@@ -67,7 +67,7 @@ def test_a_verifier_that_always_fails(folders):
     engine = load_engine(folders)
     engine.prm.runner.parts.score_head.weight.fill_(NAN)
     for strategy in (BestOfN(), BeamSearch(width=2)):
-        (result,) = engine.search(PROBLEMS[:1], strategy, 4, **OPTIONS)
+        (result,) = engine.search(PROBLEMS[:1], strategy, 8, **OPTIONS)
         ended = [c for c in result.candidates if c.finish != "length" or c.scores]
         assert result.answer is None
         assert result.num_errors == len(ended) > 0
