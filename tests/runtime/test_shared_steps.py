@@ -3,8 +3,8 @@
 import pytest
 
 from engine import Adaptive, BestOfN, ComputeOptimal, Engine
-from engine.model import HOME
 from engine.runtime import Batcher
+from engine.scheduler import Bins, Calibration, Cell, PilotSamples, Predictor
 from engine.tasks import take_problems
 from engine.verifiers.prm import read_steps
 
@@ -187,7 +187,10 @@ def test_rounds_of_a_batch_read_nothing_twice(num_blocks):
     for shares_steps in (True, False):
         engine = Engine.load("home", num_blocks=num_blocks, shares_steps=shares_steps)
         problems = take_problems(engine.task, "validation", 12)
-        strategy = ComputeOptimal(HOME / "calibration.json")
+        predictor = Predictor("score", 2)
+        conditions = engine.conditions(PilotSamples(predictor, True))
+        cells = [Cell(0, BestOfN(), budget, right, 9, budget, 1.0, 1.0) for budget, right in ((2, 3), (8, 6), (16, 8))]
+        strategy = ComputeOptimal(Calibration(conditions, "some", predictor, Bins(), (9,), (2, 8, 16), tuple(cells)))
         results = engine.search_batch(problems, strategy, 12 * 8, seed=1)
         for llm in (engine.policy, engine.prm):
             assert_idle(llm.runner)
