@@ -63,9 +63,9 @@ def test_the_trunk_head_is_read_without_a_stop(folders):
 def test_as_many_stand_by_as_are_decoded(folders):
     """Of twelve branches five are decoded and five stand by, which are missed only once all of these have places."""
     llm = load_llm(folders.policy, max_batch=5)
-    root = llm.open(PROMPTS[0])
+    root = llm.open(PROMPTS[1])
     branches = root.fork(12)
-    llm.queue_generate(branches, range(12), max_tokens=[2] * 4 + [30] * 8)
+    llm.queue_generate(branches, range(100, 112), max_tokens=[2] * 4 + [30] * 8)
     llm.runner.tick()
     runner, table = llm.runner, llm.runner.table
     assert (table.num_decoding, table.num_used, table.active().num_placed, len(runner.queue)) == (10, 10, 5, 2)
@@ -113,7 +113,7 @@ def test_who_gives_way_gives_blocks_back(folders, monkeypatch):
 def test_what_decoding_waits_for(folders):
     """A request without others in line is missed as a whole, but for branches that may go on after all."""
     llm = load_llm(folders.policy)
-    root = llm.open(PROMPTS[0])
+    root = llm.open(PROMPTS[1])
     branches = root.fork(5)
     goes_on = StopCondition(llm.stop_rule([]), lambda branch, tokens: None)
     requests = [
