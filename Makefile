@@ -60,7 +60,7 @@ lint: setup
 demo: setup
 	$(BIN)/python -m benchmarks.demo --seeds $(SEEDS)
 
-# The shipped models, from nothing, in some 80 minutes of one core; each step goes on where it was stopped. The verifiers
+# The shipped models, from nothing, in some 75 minutes of one core; each step goes on where it was stopped. The verifiers
 # begin with questions of one walk, whose answers say at once what was wrong; then come few walks, and the task's own
 # problems, and for the PRM a round on what searches against it kept and rejected.
 LINE := walks:min_walks=1:max_walks=1:max_told=0:lengths=1,1,2,2,2

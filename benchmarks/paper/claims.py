@@ -33,7 +33,7 @@ def verifiers_compared(number: str, budget: int, figures: str) -> list[Claim]:
     """What the paper finds of majority, ORM and PRM at one budget."""
     sides = (
         ("a", "the PRM is over the majority", BEST, "majority"),
-        ("b", "the PRM is over the ORM, which learned from the same answers", BEST, ORM),
+        ("b", "the PRM is over the ORM, which saw more answers to whole problems and no step's label", BEST, ORM),
         ("c", "the ORM is over the majority", ORM, "majority"),
     )
     return [

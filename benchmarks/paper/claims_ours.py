@@ -10,8 +10,9 @@ from benchmarks.paper.cells import EXACT_BEAM, SHIPPED
 from benchmarks.paper.claims_revisions import rise
 from benchmarks.paper.difficulty import NUM_BINS
 from benchmarks.paper.evidence import CHOICES, Evidence
-from benchmarks.paper.measured import difference, estimate
+from benchmarks.paper.measured import difference
 from benchmarks.paper.rules import ABOVE, NOT_BELOW, Claim, Figures, Rule, Unmeasured, at, at_least, at_most, versus
+from engine.results.statistics import bootstrap_interval
 
 BEST, ORM, BEAM = "best-of-n", "best-of-n, ORM", "beam M=4"
 NAIVE = "best-of-n, naive"
@@ -35,7 +36,8 @@ def share_of_flops(one: tuple[str, int], other: tuple[str, int]) -> Callable[[Ev
 
     def measure(evidence: Evidence) -> Figures:
         first, second = (at(evidence, *each).flops for each in (one, other))
-        return Figures(estimate(np.minimum(first / second.mean(), 1.0)))
+        shares = first / second.mean()
+        return Figures([float(shares.mean()), *bootstrap_interval(shares.tolist(), range(len(shares)))])
 
     return measure
 

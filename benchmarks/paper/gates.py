@@ -26,8 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.equal_flops.larger_policy import LARGE
-from benchmarks.options import make_parser
-from benchmarks.paper.home import policy_figures, reviser_figures
+from benchmarks.paper.home import home_parser, policy_figures, reviser_figures
 from benchmarks.paper.settings import CONTEXT, WIDTH
 from engine import BeamSearch, BestOfN, Engine, Majority, Revisions, SearchResult
 from engine.commands import run_command
@@ -169,13 +168,7 @@ def gates(engine: Engine, larger: Engine | None, options: argparse.Namespace) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = make_parser("paper.gates", __doc__)
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--num-problems", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy", default="home")
-    parser.add_argument("--prm")
-    parser.add_argument("--reviser")
+    parser = home_parser("paper.gates", __doc__, num_problems=300)
     parser.add_argument("--large", default=str(LARGE), help="folder of a larger policy; empty for none")
     return run_command(partial(run, parser.parse_args(arguments)))
 

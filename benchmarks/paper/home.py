@@ -125,16 +125,21 @@ def figures_of(engine: Engine, options: argparse.Namespace) -> dict:
     return figures
 
 
+def home_parser(name: str, doc: str, num_problems: int) -> argparse.ArgumentParser:
+    """The options of what measures the home models, or others in their place, on a split of the task."""
+    parser = make_parser(name, doc)
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--num-problems", type=int, default=num_problems)
+    parser.add_argument("--seed", type=int, default=0)
+    for part, default in {"policy": "home", "prm": None, "reviser": None}.items():
+        parser.add_argument(f"--{part}", default=default)
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = make_parser("paper.home", __doc__)
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--num-problems", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy", default="home")
-    parser.add_argument("--prm")
+    parser = home_parser("paper.home", __doc__, num_problems=500)
     parser.add_argument("--trunk-head")
-    parser.add_argument("--reviser")
     return run_command(partial(run, parser.parse_args(arguments)))
 
 

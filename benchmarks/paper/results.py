@@ -24,9 +24,9 @@ TUNED = (
     "splits, as their cards in engine/home say. Widths, lookahead depths, votes and ratios are the paper's; rebase and "
     "adaptive have their default options. Strategies by difficulty bin are chosen on one half of a bin's test problems "
     "and measured on the other, as in the paper. Which numbers of chains run at 256 is taken from the paper's figure, "
-    f"and the margin of 'reaches' and the pilot of {PILOT} samples were set before anything was run. That {CONTEXT} "
-    "attempts stand before a revision (the paper: 4), and that the ORM judges each alone (the paper: with those before "
-    "it), was chosen on the validation split."
+    f"and the margin of 'reaches' and the pilot of {PILOT} samples were set before anything was run. {CONTEXT} "
+    "attempts stand before a revision (the paper: 4), as the reviser was trained on few, and the ORM judges each alone "
+    "(the paper: with those before it), as it was trained."
 )
 
 

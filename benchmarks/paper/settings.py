@@ -9,7 +9,7 @@ from engine.errors import UserError
 
 PILOT = 4  # samples of the cheap difficulty predictor, re-used in the vote
 WIDTH = 4  # M of the beams, as in the paper
-CONTEXT = 2  # attempts before a revision: the paper has 4; chosen on validation, see engine/home/reviser
+CONTEXT = 2  # attempts before a revision: the paper has 4; the shipped reviser was trained on one, mostly
 BINS_STREAM = "bins"  # the pool that sets the difficulty bins; the other one is "answers"
 
 

@@ -20,7 +20,7 @@ from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, bui
 
 @dataclass(frozen=True)
 class ORMRecipe(VerifierRecipe):
-    """Options of `ttc train orm`; with the data of `make models`, the defaults give the shipped ORM.
+    """Options of `ttc train orm`; the Makefile has those of the shipped ORM.
 
     Many samples of a question are similar, so `max_answers` of them teach nearly as much as all.
     """

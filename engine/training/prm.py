@@ -23,7 +23,7 @@ from engine.training.verifier import UNLABELLED, RowEncoder, VerifierRecipe, bui
 
 @dataclass(frozen=True)
 class PRMRecipe(VerifierRecipe):
-    """Options of `ttc train prm`; with the base that `make models` trains, the defaults give the shipped PRM."""
+    """Options of `ttc train prm`; the Makefile has those of the shipped PRM."""
 
     labels: str = "soft"  # shares of right rollouts; or "hard", good or bad
     hard_threshold: float = 0.0  # with hard labels, steps with a share above it are good

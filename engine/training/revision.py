@@ -46,7 +46,7 @@ _NUM_EVALUATIONS = 8
 
 @dataclass(frozen=True)
 class RevisionRecipe(UpdatesRecipe):
-    """Options of `ttc train revision`; with the data of `make models`, the defaults give the shipped reviser."""
+    """Options of `ttc train revision`; the Makefile has those of the shipped reviser."""
 
     num_updates: int = 1500
     tokens_per_step: int = 3072

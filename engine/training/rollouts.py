@@ -39,7 +39,7 @@ TRIES_EACH = 20  # questions without an end that are tried, by default, for each
 
 @dataclass(frozen=True)
 class RolloutRecipe:
-    """Options of `ttc rollouts`; the defaults gave the shipped PRM's data."""
+    """Options of `ttc rollouts`; the Makefile has those of the shipped verifiers' data."""
 
     num_questions: int = 3000
     """Of the training split, at most."""

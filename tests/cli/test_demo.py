@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from benchmarks.demo import app
+from benchmarks.demo import app, strategies
+from engine import Engine
 from engine.commands import run_app
 from engine.results import read_rows
 from engine.results.pools import sample_accuracy
@@ -48,6 +49,13 @@ def test_all_strategies_on_the_same_problems(demo, capsys, tmp_path):
     assert len(set(map(tuple, prefilled.values()))) == 1  # no strategy finds its prompts in the cache of another
     assert all("tree" in row for row in groups["beam", 0])
     assert not any("tree" in row for row in groups["beam", 1])
+
+
+def test_the_shipped_models_are_compared_in_every_way():
+    engine = Engine.load("home", num_blocks=256)
+    names = [each.name for each in strategies(engine, is_home=True)]
+    assert names == [*STRATEGIES[1:], "revisions", "compute-optimal"]
+    assert [each.name for each in strategies(engine, is_home=False)] == names[:-1]
 
 
 @pytest.mark.parametrize(

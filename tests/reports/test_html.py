@@ -134,6 +134,22 @@ def test_examples_start_with_what_search_rescues():
     assert choose_examples([make_row()]) == []
 
 
+def test_a_rescued_problem_has_its_story():
+    first, *others = choose_examples(sample_rows())
+    num_pruned = sum(node["status"] == "pruned" for node in first.row["tree"])
+    assert "25 % of single samples are right" in first.story
+    assert f"dropped {num_pruned} of {len(first.row['tree']) - 1}" in first.story
+    assert others[-1].reason == "the search fails"
+    assert others[-1].story == ""
+    assert first.story in checked(report_html(sample_rows()))
+
+
+def test_a_page_may_open_on_an_example():
+    usual, opened = (checked(report_html(sample_rows(), opens_on_example=each)) for each in (False, True))
+    assert usual.index("Accuracy and cost") < usual.index("Inside a search")
+    assert opened.index("Inside a search") < opened.index("Accuracy and cost")
+
+
 def test_examples_show_one_problem_under_every_strategy():
     rows = [
         beam_row(seed=n) | {"id": f"b{n}", "strategy": name} for n in range(3) for name in ("beam", "dvts", "lookahead")

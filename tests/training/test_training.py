@@ -39,6 +39,21 @@ def policy_loss(folder: Path) -> float:
         return sum(model(**batches[i]).loss.item() for i in range(4)) / 4
 
 
+def test_late_updates_draw_other_lengths():
+    """Of a corpus of one walk a problem, always short: one door at first, then two."""
+    tokenizer = build_tokenizer()
+    one = WalksConfig(min_walks=1, max_walks=1, short_rate=1.0, short_lengths=(1.0,), max_told=0.0)
+    batches = WalksBatches(tokenizer, recipe(8, data=one, late_from=0.5, late_lengths="0,1"))
+
+    def num_doors(update: int) -> set[int]:
+        prompts = [tokenizer.decode(row).split("\n")[0] for row in batches[update]["input_ids"]]
+        return {sum(letter.isdigit() for letter in prompt) for prompt in prompts}
+
+    assert [num_doors(update) for update in (0, 3, 4, 7)] == [{1}, {1}, {2}, {2}]
+    again = WalksBatches(tokenizer, recipe(8, data=one, late_from=0.5, late_lengths="0,1"))
+    assert again[7]["input_ids"].tolist() == batches[7]["input_ids"].tolist()  # whatever came before
+
+
 def test_a_policy_learns_and_goes_on_from_a_base(tmp_path):
     fast = recipe(20, learning_rate=2e-2)  # of which the warm-up lets a fifth through
     train_policy(fast, tmp_path / "first", tmp_path / "work")
