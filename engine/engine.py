@@ -11,14 +11,17 @@ from typing import Any
 
 from engine.accounting import Ledger
 from engine.config import DEFAULT_SAMPLING, EngineConfig, SearchConfig, takes_fields_of
+from engine.counts import check_real
 from engine.errors import UserError
+from engine.handle import SearchHandle
 from engine.loading import AnyVerifier, Verifiers, load_models
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat
-from engine.runtime import LLM, Batcher, ModelPolicy
-from engine.runtime.one_thread import OneStep
+from engine.runtime import LLM, ModelPolicy
+from engine.runtime.batcher import Search
+from engine.runtime.driver import Driver
 from engine.scheduler import ComputeOptimal, Planner, search_batch
-from engine.search import Answers, Models, Strategy, Verifier, check_arguments, run_search
+from engine.search import UNWATCHED, Answers, Models, Strategy, Verifier, Watch, check_arguments, run_search
 from engine.tasks import Task, get_task
 from engine.types import Problem, Sampling, SearchResult
 from engine.verifiers import as_verifier
@@ -28,8 +31,8 @@ from engine.verifiers.spec import VerifierSpec, load_spec
 class Engine:
     """A policy, what verifies it, and the KV pool of each.
 
-    One thread may search with it at a time, and a verifier that it calls may not search with it: a UserError says so.
-    An iteration counts as a search only while it works on its next result, so several of them may take turns.
+    Threads may search with it at the same time: their searches share every forward. A verifier that it calls may not
+    search with it: a UserError says so.
 
     A spec of None is the format of the shipped PRM; a prompt of None puts the task's prompt as it is.
     """
@@ -60,7 +63,7 @@ class Engine:
         self._verifiers = Verifiers(policy, models, self.specs, self.task, shares_steps)
         self.trunk_head_folder: Path | None = None  # where `load` found one
         self._digests: dict[Path, str] = {}
-        self._one_step = OneStep("the engine")
+        self._driver = Driver()
 
     @classmethod
     @takes_fields_of(EngineConfig)
@@ -153,6 +156,36 @@ class Engine:
         )
         yield from self._search(self.as_problems(problems), strategy, options.unless(config))
 
+    def submit(
+        self,
+        problem: str | dict | Problem,
+        strategy: Strategy | Planner,
+        config: SearchConfig | None = None,
+        *,
+        deadline: float | None = None,
+        **fields: Any,
+    ) -> SearchHandle:
+        """Starts one search beside all that run, in a thread of the engine's own, and returns at once.
+
+        Options are those of a `config`, or its `fields` one by one, as for `search_iter`; the result is the same. After
+        `deadline` seconds the search ends with what it has: nothing more is drawn, and the result, whose `stopped_by`
+        is "deadline", has the best answer so far (None where there is none). Raises UserError for a bad argument; what
+        happens later, a prompt over the context among it, is raised by `await handle` and `handle.result()`.
+        """
+        if deadline is not None and check_real("deadline", deadline) < 0:
+            raise UserError(f"deadline must be at least 0 seconds, got {deadline}")
+        (asked,) = self.as_problems([problem])
+        models, search, rows = self._prepared(strategy, SearchConfig(**fields).unless(config))
+        handle = SearchHandle(asked, deadline)
+        job = self._driver.job(models, [search(asked, handle.ledger, handle.watch)], rows)
+        handle.attach(job)
+        self._driver.start(job, handle.deliver)
+        return handle
+
+    def close(self) -> None:
+        """Cancels every search that `submit` has started and that still runs."""
+        self._driver.cancel_all()
+
     def search_batch(
         self,
         problems: Sequence[str | dict | Problem],
@@ -197,6 +230,18 @@ class Engine:
         self, problems: Sequence[Problem], strategy: Strategy | Planner, config: SearchConfig
     ) -> Iterator[tuple[int, SearchResult]]:
         """Checks what is asked for, then runs one search per problem side by side, as `search_iter` yields them."""
+        models, search, rows = self._prepared(strategy, config)
+        searches = (search(problem, Ledger(), UNWATCHED) for problem in problems)
+        with closing(self._driver.results(models, searches, rows)) as results:
+            for index, result in results:
+                if isinstance(result, Exception):
+                    raise result
+                yield index, result
+
+    def _prepared(
+        self, strategy: Strategy | Planner, config: SearchConfig
+    ) -> tuple[list[LLM], Callable[[Problem, Ledger, Watch], Search], int]:
+        """Checks what is asked for. Returns the models that run, what searches a problem, and its most branches."""
         if config.max_tokens is None:
             config = replace(config, max_tokens=self.task.max_tokens)
         if isinstance(strategy, type) or not hasattr(strategy, "groups"):
@@ -208,16 +253,14 @@ class Engine:
         self._check_reviser(strategy, judge)
         models = Models(self._policy, judge, self._reviser)
         answers = Answers(self.task.extract, self.task.grade, self.task.classify)
-        if isinstance(strategy, Planner):
-            searches = (strategy.search(problem, models, config, answers, ledger=Ledger()) for problem in problems)
-        else:
-            searches = (run_search(each, strategy, models, config, answers, ledger=Ledger()) for each in problems)
-        batcher = Batcher(self._models(strategy, judge), self._one_step)
-        with closing(batcher.run(searches, rows_each=strategy.rows(config.budget))) as results:
-            for index, result in results:
-                if isinstance(result, Exception):
-                    raise result
-                yield index, result
+
+        def search(problem: Problem, ledger: Ledger, watch: Watch) -> Search:
+            more = {"ledger": ledger, "watch": watch}
+            if isinstance(strategy, Planner):
+                return strategy.search(problem, models, config, answers, **more)
+            return run_search(problem, strategy, models, config, answers, **more)
+
+        return self._models(strategy, judge), search, strategy.rows(config.budget)
 
     def _check_reviser(self, strategy: Strategy | Planner, judge: Verifier | None) -> None:
         Models(self._policy, judge, self._reviser).sampler(strategy)

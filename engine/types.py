@@ -146,4 +146,5 @@ class SearchResult:
     num_errors: int = 0  # candidates left out because a model or verifier returned NaN or Inf
     num_generations: int = 0  # spent; below the budget if the search stopped early
     plan: str | None = None  # the scheduler's decision for this problem, in words
+    stopped_by: str | None = None  # "deadline": the search ended with what it had
     prompt_state: tuple[float, ...] = ()  # the policy's hidden state at the end of the prompt, where a probe reads it

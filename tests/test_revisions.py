@@ -169,7 +169,7 @@ def step(text: str, engine: Engine) -> Step:
 
 
 def run(engine: Engine, coroutine):
-    ((_, value),) = Batcher([engine.policy, engine.orm]).run([coroutine], 1)
+    ((_, value),) = Batcher().run([engine.policy, engine.orm], [coroutine], 1)
     if isinstance(value, Exception):
         raise value
     return value

@@ -12,7 +12,19 @@ from benchmarks.paper.settings import CONTEXT, PILOT, WIDTH, Settings
 from engine.accounting import Ledger
 from engine.config import SearchConfig
 from engine.scheduler import ComputeOptimal, Planner, Predictor, calibration_file, strategy_label
-from engine.search import DVTS, Answers, BeamSearch, Lookahead, Models, Rebase, Revisions, Strategy, run_search
+from engine.search import (
+    DVTS,
+    UNWATCHED,
+    Answers,
+    BeamSearch,
+    Lookahead,
+    Models,
+    Rebase,
+    Revisions,
+    Strategy,
+    Watch,
+    run_search,
+)
 from engine.types import Problem, SearchResult
 
 REVISIONS, BASELINE = "revisions", "policy shown its attempts"
@@ -76,9 +88,12 @@ class Piloted(Planner):
         answers: Answers,
         *,
         ledger: Ledger | None = None,
+        watch: Watch = UNWATCHED,
     ) -> SearchResult:
-        start = await self.predictor.sample(problem, models, config, answers)
-        return await run_search(problem, self.strategy, models, config, answers, ledger=ledger, start=start)
+        start = await self.predictor.sample(problem, models, config, answers, watch)
+        return await run_search(
+            problem, self.strategy, models, config, answers, ledger=ledger, start=start, watch=watch
+        )
 
 
 def lookahead(num_steps: int) -> Callable[[int], Strategy]:

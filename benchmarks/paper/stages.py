@@ -102,7 +102,7 @@ def score_pool(study: Study, seed: int) -> None:
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         there = [index for index in todo if index in pools]
         judges = (_judge(engine, study.problems[index], Pool.from_row(pools[index])) for index in there)
-        for position, scores in Batcher([engine.orm]).run(judges, study.settings.pool_size):
+        for position, scores in Batcher().run([engine.orm], judges, study.settings.pool_size):
             if isinstance(scores, Exception):
                 raise scores
             problem = study.problems[there[position]]

@@ -167,7 +167,7 @@ def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list
     models = [engine.policy, *([] if judge.llm is None else [judge.llm])]
     runs = (_score(engine, judge, problem, row) for problem, row in zip(problems, rows, strict=True))
     scores: list[list[float]] = [[] for _ in rows]
-    for index, result in Batcher(models).run(runs, rows_each=1):
+    for index, result in Batcher().run(models, runs, rows_each=1):
         if isinstance(result, Exception):
             raise result
         scores[index] = result

@@ -1,135 +1,253 @@
-"""Drives searches: coroutines that wait for models, without a barrier between problems."""
+"""Drives searches: coroutines that wait for models, without a barrier between problems or requests."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.interrupts import Uninterrupted
 from engine.runtime.garbage import fewer_collections
 from engine.runtime.llm import LLM
-from engine.runtime.one_thread import OneThread
-from engine.runtime.requests import Request
-from engine.runtime.runner import MAX_FORWARDS
+from engine.runtime.requests import GenerateRequest, Request
+from engine.runtime.runner import MAX_FORWARDS, Runner
 
 _MIN_PREFILL_TOKENS = 512  # a verifier runs once this many tokens wait for it ...
 _MAX_WAIT_TICKS = 4  # ... or once it has waited for this many forwards of the policy
+_MAX_READY = 4096  # results that nobody has taken yet: a job with more starts no further search
+
+Search = Coroutine[Request, None, Any]
 
 
 @dataclass(eq=False)
 class _Task:
     index: int
-    search: Coroutine[Request, None, Any]
+    search: Search
     waits_for: Request | None = None
 
 
-class Batcher:
-    """Runs many searches over the same models.
+@dataclass(eq=False)
+class Job:
+    """Searches that were asked for together. Its results, by index, are in `ready`; an error is one too."""
 
-    The first model generates. The others may be verifiers, or generate too. Further models that a search waits for are
-    added as they are met. A search is started as soon as the first model's batch has room, and woken when the request
-    that it awaits is done.
+    searches: Iterator[tuple[int, Search]]
+    rows_each: int  # branches that each may generate at once
+    runners: list[Runner]  # the first generates; a further one that a search waits for is added
+    deadline: float = math.inf  # of time.monotonic(); after it ...
+    when_overdue: Callable[[], None] | None = None  # ... this is called once, ...
+    is_overdue: bool = False  # ... and what runs ends with what it has: no further token is generated
+    is_cancelled: bool = False  # from any thread: the next step closes it
+    tasks: list[_Task] = field(default_factory=list)  # started, not ended
+    ready: deque[tuple[int, Any]] = field(default_factory=deque)
+    is_exhausted: bool = False  # every search has been started
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is left to run."""
+        return self.is_exhausted and not self.tasks
+
+    @property
+    def may_start(self) -> bool:
+        return not self.is_exhausted and len(self.ready) < _MAX_READY
+
+    def start(self) -> None:
+        """Starts its next search, if there is one."""
+        started = next(self.searches, None)
+        if started is None:
+            self.is_exhausted = True
+        else:
+            self.tasks.append(_Task(*started))
+
+    def close(self) -> None:
+        """Gives up what runs, and starts nothing more. All are closed, even where one of them raises."""
+        self.is_exhausted = True
+        with ExitStack() as stack:
+            for task in self.tasks:
+                stack.callback(task.search.close)
+            self.tasks = []
+
+
+class Batcher:
+    """Runs the searches of all jobs side by side, forward by forward.
+
+    A search is started as soon as the batch of its job's first model has room: one of the job that has the fewest
+    branches there, of equals the oldest, so that a long job does not hold up a short one. It is woken when the request
+    that it awaits is done. A step is not to be interrupted, and one thread at a time may take one.
     """
 
-    def __init__(self, models: Sequence[LLM], guard: OneThread | None = None):
-        """`guard` is entered for each step of the iteration, and so are the models' own."""
-        self.guard = guard
-        self.runners = [llm.runner for llm in models]
-        self._waited = [0] * len(self.runners)  # ticks of the policy since each last ran with work pending
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []  # in the order in which they came
+        self._waited: dict[Runner, int] = {}  # ticks of the others since each last ran with work pending
+        self._num_forwards = MAX_FORWARDS  # of a tick in which one model alone has work
 
-    def run(self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int) -> Iterator[tuple[int, Any]]:
-        """Yields (index, result) as searches end; `rows_each` is how many branches each may generate at once.
+    @staticmethod
+    def job(models: Sequence[LLM], searches: Iterable[Search], rows_each: int) -> Job:
+        """A job for `jobs`, whose searches the next steps start; the first of its models generates, others may too."""
+        return Job(enumerate(searches), rows_each, [llm.runner for llm in models])
+
+    def remove(self, job: Job) -> None:
+        """Closes the searches of a job that still run."""
+        if job in self.jobs:
+            self.jobs.remove(job)
+        job.close()
+
+    def run(self, models: Sequence[LLM], searches: Iterable[Search], rows_each: int) -> Iterator[tuple[int, Any]]:
+        """Yields (index, result) as searches end, for a caller that has this batcher to itself.
 
         An error ends its search alone and is yielded in the place of the result. Searches that still run when the
         iterator is closed are closed with it. Ctrl-C does the same, between two forwards, so the models can be used
         again afterwards. Python's garbage collector runs less often during the iteration.
         """
-        with fewer_collections():
-            yield from self._run(searches, rows_each)
-
-    def _run(self, searches: Iterable[Coroutine[Request, None, Any]], rows_each: int) -> Iterator[tuple[int, Any]]:
-        table = self.runners[0].table
-        # Enough problems that most rows are taken, and no more, because the KV of fewer stays in a CPU's cache.
-        num_wanted = table.batch_size + table.batch_size // (2 if table.num_rows > table.batch_size else 1)
-        max_active = max(1, -(-num_wanted // rows_each))
-        waiting: list[_Task] = []
-        pending = enumerate(searches)
-        is_exhausted = False
-        uninterrupted = Uninterrupted()
+        job = self.job(models, searches, rows_each)
+        self.jobs.append(job)
         try:
-            while True:
-                while not is_exhausted and len(waiting) < max_active and self._has_blocks(rows_each, bool(waiting)):
-                    started = next(pending, None)
-                    if started is None:
-                        is_exhausted = True
-                    else:
-                        task = _Task(*started)
-                        waiting.append(task)
-                ended: list[tuple[int, Any]] = []
-                with uninterrupted, self._guards():
-                    ready = [task for task in waiting if task.waits_for is None or task.waits_for.is_done]
-                    for task in ready:
-                        if self._wake(task, ended):
-                            waiting.remove(task)
-                    if waiting and not ended:
-                        self.tick()
-                yield from ended
-                if not waiting and not ready:
-                    return
+            with fewer_collections():
+                while job in self.jobs:
+                    self.step()
+                    while job.ready:
+                        yield job.ready.popleft()
         finally:
-            with ExitStack() as stack:  # closes all, even where one of them raises
-                for task in waiting:
-                    stack.callback(task.search.close)
-                waiting.clear()
+            self.remove(job)
+
+    def step(self, max_seconds: float | None = None) -> None:
+        """Starts and wakes what can be, then runs a forward of each model that has enough to do.
+
+        Of a model that runs alone several forwards, as many as take about `max_seconds`. Jobs that are over leave
+        `jobs`. Ctrl-C waits for the end of the step.
+        """
+        if max_seconds is None:
+            self._num_forwards = MAX_FORWARDS
+        self._start()
+        with Uninterrupted(), self._guards():
+            num_ended = sum([self._advance(job) for job in list(self.jobs)])
+            if not num_ended and any(job.tasks for job in self.jobs):
+                self._tick(max_seconds)
+        self.jobs = [job for job in self.jobs if not job.is_over]
+        if not self.jobs:
+            self._waited.clear()
 
     def _guards(self) -> ExitStack:
-        """Holds the guard and the models for a step, and raises UserError where another thread is in one."""
+        """Holds the models for a step, after the steps of other threads that are in one."""
         with ExitStack() as stack:
-            for each in (self.guard, *(runner.in_use for runner in self.runners)):
-                if each is not None:
-                    stack.enter_context(each)
+            for runner in self._runners():
+                stack.enter_context(runner.in_use.after_others())
             return stack.pop_all()
 
-    def _wake(self, task: _Task, ended: list[tuple[int, Any]]) -> bool:
-        """Lets a search go on. If it ends, adds its index and result to `ended` and returns True."""
+    def _runners(self) -> list[Runner]:
+        """Those of all jobs."""
+        return list(dict.fromkeys(itertools.chain.from_iterable(job.runners for job in self.jobs)))
+
+    # -- searches ---------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Starts searches while there is room; what is overdue needs none.
+
+        Where the one whose turn it is finds no room, none after it is let past.
+        """
+        for job in self.jobs:
+            if not job.is_overdue and job.deadline < math.inf and time.monotonic() > job.deadline:
+                job.is_overdue = True
+                if job.when_overdue is not None:
+                    job.when_overdue()
+            while job.is_overdue and job.may_start:
+                job.start()
+        num_rows: dict[Runner, int] = {}
+        for job in self.jobs:
+            num_rows[job.runners[0]] = num_rows.get(job.runners[0], 0) + len(job.tasks) * job.rows_each
+        starting = [job for job in self.jobs if job.may_start and not job.is_cancelled]
+        while starting:
+            job = min(starting, key=lambda each: len(each.tasks) * each.rows_each)
+            sampler = job.runners[0]
+            if self._has_room(job, num_rows[sampler]):
+                job.start()
+                num_rows[sampler] += job.rows_each
+                starting = [each for each in starting if each is not job or each.may_start]
+            else:
+                starting = [each for each in starting if each.runners[0] is not sampler]
+
+    @staticmethod
+    def _has_room(job: Job, num_rows: int) -> bool:
+        """Whether one more search of a job finds places beside `num_rows` others, and some blocks in every pool.
+
+        There are to be enough searches that most rows are taken, and no more: the KV of fewer stays in a CPU's cache.
+        """
+        table = job.runners[0].table
+        num_wanted = table.batch_size + table.batch_size // (2 if table.num_rows > table.batch_size else 1)
+        trees = [runner.tree for runner in job.runners]
+        has_blocks = all(tree.num_free_blocks + tree.num_cached_blocks >= 4 * job.rows_each for tree in trees)
+        return num_rows == 0 or (num_rows < num_wanted and has_blocks)
+
+    def _advance(self, job: Job) -> int:
+        """Lets the searches of a job go on that can; returns how many have ended."""
+        if job.is_cancelled:
+            job.close()
+            return 0
+        num_ended = 0
+        for task in list(job.tasks):
+            request = task.waits_for
+            if job.is_overdue and isinstance(request, GenerateRequest) and not request.is_done:
+                request.runner.cut(request)
+            if request is None or request.is_done:
+                num_ended += self._wake(job, task)
+        return num_ended
+
+    def _wake(self, job: Job, task: _Task) -> bool:
+        """Lets a search go on. If it ends, its result is ready, and True is returned."""
         try:
             task.waits_for = task.search.send(None)
         except StopIteration as stop:
-            ended.append((task.index, stop.value))
-            return True
+            job.ready.append((task.index, stop.value))
         except Exception as error:
-            ended.append((task.index, error))
-            return True
-        if task.waits_for.runner not in self.runners:  # a user's own verifier may use a model of its own
-            self.runners.append(task.waits_for.runner)
-            self._waited.append(0)
-        return False
+            job.ready.append((task.index, error))
+        else:
+            if task.waits_for.runner not in job.runners:  # a user's own verifier may use a model of its own
+                job.runners.append(task.waits_for.runner)
+            return False
+        job.tasks.remove(task)
+        return True
 
-    def _has_blocks(self, rows_each: int, has_others: bool) -> bool:
-        """Whether every model has some blocks for each branch of one more problem."""
-        return not has_others or all(
-            runner.tree.num_free_blocks + runner.tree.num_cached_blocks >= 4 * rows_each for runner in self.runners
-        )
+    # -- models -----------------------------------------------------------------------------
 
-    def tick(self) -> None:
+    def _tick(self, max_seconds: float | None) -> None:
         """One forward of each model that generates, and of each verifier that has enough to do.
 
-        A model that generates runs several forwards if no other model has work.
+        A model that generates runs several forwards if no other model has work. What a forward raises ends the
+        searches that wait for it, and no others.
         """
-        working = [i for i, runner in enumerate(self.runners) if runner.has_work]
-        samplers = [i for i in working if i == 0 or self.runners[i].parts.lm_head is not None]
-        for i in samplers:
-            self.runners[i].tick(1 if len(working) > 1 else MAX_FORWARDS)
-        for i in working:
-            if i in samplers:
-                continue
-            runner = self.runners[i]
-            if runner.is_waiting and samplers:
+        working = [runner for runner in self._runners() if runner.has_work]
+        firsts = {job.runners[0] for job in self.jobs}
+        samplers = [runner for runner in working if runner in firsts or runner.parts.lm_head is not None]
+        for runner in samplers:
+            if len(working) > 1 or max_seconds is None:
+                self._forward(runner, 1 if len(working) > 1 else MAX_FORWARDS)
+            else:
+                self._forward_for(runner, max_seconds)
+        for runner in working:
+            if runner in samplers or (runner.is_waiting and samplers):
                 continue  # on a GPU its last forward runs beside the others'
-            self._waited[i] += 1
-            is_due = self._waited[i] >= _MAX_WAIT_TICKS or runner.prefill.num_tokens >= _MIN_PREFILL_TOKENS
+            self._waited[runner] = self._waited.get(runner, 0) + 1
+            is_due = self._waited[runner] >= _MAX_WAIT_TICKS or runner.prefill.num_tokens >= _MIN_PREFILL_TOKENS
             if is_due or runner.is_in_flight or not samplers:
-                runner.tick()
-                self._waited[i] = 0
+                self._forward(runner, 1)
+                self._waited[runner] = 0
+
+    def _forward_for(self, runner: Runner, max_seconds: float) -> None:
+        """Forwards of a model that runs alone, about as many as fit the time, by what the last ones took."""
+        before, begun = runner.num_ticks, time.perf_counter()
+        self._forward(runner, self._num_forwards)
+        seconds_each = (time.perf_counter() - begun) / max(1, runner.num_ticks - before)
+        self._num_forwards = max(1, min(MAX_FORWARDS, int(max_seconds / max(seconds_each, 1e-9))))
+
+    def _forward(self, runner: Runner, max_forwards: int) -> None:
+        """Raises what the forward raised, unless a search that awaits it is given the error."""
+        try:
+            runner.tick(max_forwards)
+        except Exception as error:
+            waiting = (task.waits_for for job in self.jobs for task in job.tasks)
+            if not any(request is not None and request.error is error for request in waiting):
+                raise

@@ -199,6 +199,10 @@ class Decoding:
             request.num_left -= 1
         self.num_ended += len(jobs)
 
+    def cut(self, job: GenerateJob) -> None:
+        """Finishes an extension with the tokens that it has."""
+        self._finish({job.row: "length"})
+
     def suspend(self, job: GenerateJob) -> None:
         """Gives up a decoding row's KV; its job is to be queued again, and its KV computed again."""
         segment = job.partial

@@ -31,24 +31,3 @@ class OneThread:
 
     def _taken(self) -> UserError:
         return UserError(f"{self.what} is in use by another thread: load one for each thread, or take turns")
-
-
-class OneStep(OneThread):
-    """As `OneThread`, but the thread inside may not enter again either."""
-
-    def __init__(self, what: str):
-        super().__init__(what)
-        self._is_inside = False
-
-    def __enter__(self) -> OneStep:
-        """Raises UserError where anyone is inside."""
-        super().__enter__()
-        if self._is_inside:
-            super().__exit__()
-            raise UserError(f"{self.what} is at work, and what it called (a verifier, perhaps) may not call it again")
-        self._is_inside = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_inside = False
-        super().__exit__()

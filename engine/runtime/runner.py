@@ -19,7 +19,7 @@ from engine.runtime.flights import Flights
 from engine.runtime.one_thread import OneThread
 from engine.runtime.preemption import PoolTooSmall, choose_victim
 from engine.runtime.prefill import Prefill
-from engine.runtime.requests import GenerateJob, PrefillJob, Request
+from engine.runtime.requests import GeneratedTokens, GenerateJob, GenerateRequest, PrefillJob, Request
 from engine.runtime.segments import Segment, SegmentStore
 from ttc_kernels._native import OutOfBlocks
 
@@ -110,6 +110,19 @@ class Runner:
         self.prefill.forget(job.segment, job)
         job.branch.job = None
         self._forget_flights()
+
+    def cut(self, request: GenerateRequest) -> None:
+        """Ends what a request still generates: each branch keeps the tokens that it has, and finishes by "length"."""
+        with self.in_use:
+            while self.flights:
+                self.flights.land()
+            for job in [each for each in self._jobs() if each.request is request]:
+                if job.row >= 0 and self.table.is_decoding[job.row]:
+                    self.decoding.cut(job)
+                else:
+                    job.cancel()
+                    request.results[job.index] = GeneratedTokens((), (), "length", {})
+                    request.num_left -= 1
 
     def _forget_flights(self) -> None:
         """Leaves unread what no job waits for any more."""

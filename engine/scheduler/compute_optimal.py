@@ -13,7 +13,7 @@ from engine.config import SearchConfig
 from engine.errors import UserError
 from engine.scheduler.calibration import Calibration, read_calibration
 from engine.scheduler.planner import Planner
-from engine.search import Answers, Majority, Models, Strategy, run_search
+from engine.search import UNWATCHED, Answers, Majority, Models, Strategy, Watch, run_search
 from engine.search.registry import strategy_label
 from engine.types import Problem, SearchResult
 
@@ -82,13 +82,16 @@ class ComputeOptimal(Planner):
         answers: Answers,
         *,
         ledger: Ledger | None = None,
+        watch: Watch = UNWATCHED,
     ) -> SearchResult:
         """Draws the pilot's samples, and searches as is best for the difficulty that they show."""
         calibration, predictor = self.calibration, self.calibration.predictor
         choices = [calibration.choose(index, config.budget).strategy for index in range(calibration.bins.count)]
         needs_scores = predictor.reads_scores or any(choice.is_scored for choice in choices)
         judged = models if needs_scores else replace(models, verifier=None)  # nobody would use the pilot's scores
-        samples = await predictor.sample(problem, judged, config, answers)
+        samples = await predictor.sample(problem, judged, config, answers, watch)
+        if watch.is_over:
+            return replace(samples, strategy=self.name, budget=config.budget)
         ease = predictor.value(samples, answers.grade)
         index = calibration.bins.index(ease)
         ledger = Ledger() if ledger is None else ledger
@@ -96,7 +99,8 @@ class ComputeOptimal(Planner):
         if start is None:
             ledger.include(samples.ledger)
         chosen = calibration.stopping(choices[index])
-        result = await run_search(problem, chosen, models, config, answers, ledger=ledger, start=start)
+        more = {"ledger": ledger, "start": start, "watch": watch}
+        result = await run_search(problem, chosen, models, config, answers, **more)
         label = strategy_label(choices[index])
         plan = f"ease {ease:.3g}, {calibration.bins.describe(index)}: {label}, budget {config.budget}"
         return replace(result, strategy=self.name, plan=plan)

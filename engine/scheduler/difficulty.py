@@ -17,7 +17,7 @@ from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
 from engine.counts import check_count, settle_count
 from engine.errors import UserError
-from engine.search import MAX_BUDGET, Answers, BestOfN, Majority, Models, is_correct, run_search
+from engine.search import MAX_BUDGET, UNWATCHED, Answers, BestOfN, Majority, Models, Watch, is_correct, run_search
 from engine.search.answers import Grade
 from engine.types import Problem, SearchResult, SearchTree, TreeNode
 
@@ -66,7 +66,9 @@ class Predictor:
         """Generations of a problem's budget that the prediction takes."""
         return self.num_samples if self.is_reused else 0
 
-    async def sample(self, problem: Problem, models: Models, config: SearchConfig, answers: Answers) -> SearchResult:
+    async def sample(
+        self, problem: Problem, models: Models, config: SearchConfig, answers: Answers, watch: Watch = UNWATCHED
+    ) -> SearchResult:
         """The samples, scored where there is a verifier and a search is to go on from them.
 
         All that they cost is `estimation` in the result's own ledger: a search that goes on from them includes it.
@@ -82,7 +84,7 @@ class Predictor:
         drawn = problem if self.is_reused else replace(problem, id=f"{problem.id}/difficulty")  # another stream
         if self.num_samples:
             strategy, config = BestOfN() if is_scored else Majority(), replace(config, budget=self.num_samples)
-            result = await run_search(drawn, strategy, models, config, answers, ledger=ledger)
+            result = await run_search(drawn, strategy, models, config, answers, ledger=ledger, watch=watch)
         else:
             tree = SearchTree([TreeNode((), None, status="root")])
             result = SearchResult(problem, None, (), tree, ledger, "probe", 0, config.seed)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
 from engine.scheduler.difficulty import Predictor
-from engine.search import Answers, Models, Strategy, run_search
+from engine.search import UNWATCHED, Answers, Models, Strategy, Watch, run_search
 from engine.types import Problem, SearchResult
 
 
@@ -39,6 +39,7 @@ class Planner(ABC):
         answers: Answers,
         *,
         ledger: Ledger | None = None,
+        watch: Watch = UNWATCHED,
     ) -> SearchResult:
         """Searches one problem; arguments as for `run_search`, whose strategy and start are the planner's choice."""
 
@@ -90,10 +91,12 @@ class Assigned(Planner):
         answers: Answers,
         *,
         ledger: Ledger | None = None,
+        watch: Watch = UNWATCHED,
     ) -> SearchResult:
         given = self.assignments[problem.id]
         config = replace(config, budget=given.budget)
-        return await run_search(problem, given.strategy, models, config, answers, ledger=ledger, start=given.start)
+        more = {"ledger": ledger, "start": given.start, "watch": watch}
+        return await run_search(problem, given.strategy, models, config, answers, **more)
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,9 @@ class PilotSamples(Planner):
         answers: Answers,
         *,
         ledger: Ledger | None = None,
+        watch: Watch = UNWATCHED,
     ) -> SearchResult:
         """The samples; all that they cost is in the result's own ledger, and nothing is charged to `ledger`."""
         if not self.is_scored:
             models = replace(models, verifier=None)
-        return await self.predictor.sample(problem, models, config, answers)
+        return await self.predictor.sample(problem, models, config, answers, watch)

@@ -15,6 +15,7 @@ from engine.search.protocols import Models, Policy, PolicyBranch, Strategy
 from engine.search.rebase import Rebase
 from engine.search.revisions import Revisions
 from engine.search.vote import REVISION_VOTES, VOTES, merge_equal, vote
+from engine.search.watch import UNWATCHED, SearchEvent, Watch
 from engine.types import Attempt
 from engine.verifiers.base import Verifier, VerifierBranch
 
@@ -23,6 +24,7 @@ __all__ = [
     "DVTS",
     "MAX_BUDGET",
     "REVISION_VOTES",
+    "UNWATCHED",
     "VOTES",
     "Adaptive",
     "Answers",
@@ -36,9 +38,11 @@ __all__ = [
     "PolicyBranch",
     "Rebase",
     "Revisions",
+    "SearchEvent",
     "Strategy",
     "Verifier",
     "VerifierBranch",
+    "Watch",
     "aggregate",
     "branch_key",
     "check_agg_strategy",

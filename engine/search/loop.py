@@ -16,8 +16,9 @@ from engine.search.frontier import Allotment, Frontier, TreeFrontier
 from engine.search.greedy_rollouts import rescore
 from engine.search.protocols import Models, Strategy
 from engine.search.revision_chains import RevisionChains
-from engine.search.tree import Extension, SearchRecord
+from engine.search.tree import Extension, SearchRecord, Trajectory
 from engine.search.vote import vote
+from engine.search.watch import UNWATCHED, Watch
 from engine.types import FINISHED, Problem, SearchResult
 
 
@@ -30,6 +31,7 @@ async def run_search(
     *,
     ledger: Ledger | None = None,
     start: SearchResult | None = None,
+    watch: Watch = UNWATCHED,
 ) -> SearchResult:
     """Searches for the answer of one problem with `config.budget` generations.
 
@@ -45,6 +47,7 @@ async def run_search(
         start: an earlier search of the same problem to go on from. What it spent counts, its candidates vote, and
             the branches that follow are those that a larger budget would have given it; but a strategy that
             revises starts chains of its own.
+        watch: hears what happens, and may end the search with what it has.
 
     Raises:
         UserError: a budget, limit or option is out of range, or a model is missing. Nothing has been opened then.
@@ -60,9 +63,9 @@ async def run_search(
         ledger.include(start.ledger)
     with OpenBranches(problem, policy, models.verifier, ledger) as branches:
         if num_spent < config.budget:
-            search = _Search(strategy, config, answers, branches, record)
+            search = _Search(strategy, config, answers, branches, record, watch)
             for part in strategy.parts(config.budget - num_spent):
-                num_spent += await search.run(part)
+                num_spent += await search.run(part, num_spent)
     candidates = answers.alike(record.candidates)
     answer, best = vote(candidates, strategy.vote)
     record.tree.best = None if best is None else record.final_nodes[best]
@@ -90,22 +93,26 @@ class _Search:
     answers: Answers
     branches: OpenBranches
     record: SearchRecord
+    watch: Watch
 
-    async def run(self, budget: int) -> int:
+    async def run(self, budget: int, num_before: int) -> int:
         """Draws answers until the strategy has enough or no slot is left; returns the generations spent.
 
-        A slot is one answer of a group; what an ended answer took of its group's slots stays taken.
+        `num_before` were spent before. A slot is one answer of a group; what an ended answer took of its group's slots
+        stays taken.
         """
         num_groups, num_slots = self.strategy.groups(budget)
         num_all = num_left = num_groups * num_slots  # slots that have not been drawn yet
         slots = [num_slots] * num_groups  # of each group, without an ended answer
         frontier = self.make_frontier(num_groups, num_slots)
-        while num_left and not self.is_sure() and (num_drawn := self.strategy.draw(self.record.candidates, num_left)):
+        while num_left and not self.is_over() and (num_drawn := self.strategy.draw(self.record.candidates, num_left)):
             assert 0 < num_drawn <= num_left, "budget overshot"
             num_left -= num_drawn
             allotment = await frontier.draw(num_drawn, is_last=num_left == 0)
             assert sum(num_children for _, num_children in allotment) == num_drawn, "budget overshot"
             await self.descend(frontier, allotment, slots)
+            num_spent = (num_all - num_left) * (self.strategy.lookahead + 1)
+            self.watch.spent(self.record, num_before + num_spent)
         return (num_all - num_left) * (self.strategy.lookahead + 1)
 
     def make_frontier(self, num_groups: int, num_slots: int) -> Frontier:
@@ -129,6 +136,7 @@ class _Search:
             extensions = await self.expand(frontier, allotment, is_last=num_rounds == self.strategy.max_rounds)
             if self.strategy.is_scored:
                 await self.score(frontier, extensions)
+            self.watch.steps(self.record, extensions)
             live: list[list[Extension]] = [[] for _ in slots]
             for extension in extensions:
                 group = frontier.group(extension.trajectory)
@@ -137,18 +145,18 @@ class _Search:
                 else:
                     slots[group] -= 1
                     self.end(frontier, extension)
-            if self.is_sure():
+            if self.is_over():
                 for extension in itertools.chain.from_iterable(live):
-                    self.branches.release(extension.trajectory)
+                    self.prune(extension.trajectory)
                 return
             allotment = []
             for members, num_slots in zip(live, slots, strict=True):
                 allotment += self.select(members, num_slots)
 
-    def is_sure(self) -> bool:
-        """Whether the answer that leads the vote has the score at which the strategy stops."""
-        if self.strategy.stop is None:
-            return False
+    def is_over(self) -> bool:
+        """Whether it was told to end, or the answer that leads the vote has the score at which the strategy stops."""
+        if self.watch.is_over or self.strategy.stop is None:
+            return self.watch.is_over
         _, best = vote(self.answers.alike(self.record.candidates), self.strategy.vote)
         return best is not None and self.record.candidates[best].agg_score >= self.strategy.stop
 
@@ -207,9 +215,15 @@ class _Search:
         for index, extension in enumerate(live):
             if index in kept:
                 self.record.tree.nodes[extension.trajectory.node].status = "kept"
+                self.watch.chosen(extension.trajectory, is_kept=True)
             else:
-                self.branches.release(extension.trajectory)
+                self.prune(extension.trajectory)
         return survivors
+
+    def prune(self, trajectory: Trajectory) -> None:
+        """Gives up a trajectory."""
+        self.branches.release(trajectory)
+        self.watch.chosen(trajectory, is_kept=False)
 
     def end(self, frontier: Frontier, extension: Extension) -> None:
         """Turns a trajectory that does not go on into a candidate; one that was cut off states no answer."""
@@ -217,3 +231,4 @@ class _Search:
         frontier.end(extension)
         answer = self.answers.extract(trajectory.text) if trajectory.finish in FINISHED else None
         self.record.add_candidate(trajectory, answer)
+        self.watch.ended(self.record.candidates[-1])

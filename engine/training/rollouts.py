@@ -216,7 +216,7 @@ def generate(
         rows_each = recipe.max_paths * max(1, recipe.num_rollouts)
     elif recipe.pass_rate is not None:  # most questions cost no more
         rows_each = max(recipe.num_samples, recipe.pass_samples)
-    for position, labelled in Batcher([llm]).run(labellers(), rows_each):
+    for position, labelled in Batcher().run([llm], labellers(), rows_each):
         if isinstance(labelled, Exception):
             raise labelled
         yield taken[position], labelled

@@ -107,7 +107,7 @@ def test_an_extension_that_is_not_split_is_one_step(folder):
             branch.close()
         return steps
 
-    (_, split), (_, whole) = sorted(Batcher([llm]).run([extend(True), extend(False)], 4))
+    (_, split), (_, whole) = sorted(Batcher().run([llm], [extend(True), extend(False)], 4))
     assert max(map(len, split)) > 1
     for steps, (one,) in zip(split, whole, strict=True):
         joined = join_steps(steps)

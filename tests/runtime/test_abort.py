@@ -184,7 +184,7 @@ def test_an_error_ends_its_own_search_alone(folders):
     want = [fingerprint(result) for result in engine.search(PROBLEMS, strategy, 4, **OPTIONS)]
     long = PROBLEMS[0].__class__("long", "1" * 2000, None)
     coroutines = searches(engine, [*PROBLEMS[:2], long, *PROBLEMS[2:]], strategy, 4, **OPTIONS)
-    results = dict(Batcher(models(engine)).run(coroutines, rows_each=4))
+    results = dict(Batcher().run(models(engine), coroutines, rows_each=4))
     assert isinstance(results[2], ValueError)
     assert "2000 tokens" in str(results[2])
     assert [fingerprint(results[index]) for index in (0, 1, 3, 4, 5)] == want

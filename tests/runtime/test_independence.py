@@ -175,7 +175,7 @@ def test_searches_of_different_kinds_side_by_side(folders):
     engine = load_engine(folders)
     kinds = [(strategy, problem) for strategy in STRATEGIES for problem in PROBLEMS]
     mixed = [next(searches(engine, [problem], strategy, 4, **OPTIONS)) for strategy, problem in kinds]
-    got = dict(Batcher(models(engine)).run(mixed, rows_each=4))
+    got = dict(Batcher().run(models(engine), mixed, rows_each=4))
     for strategy in STRATEGIES:
         want = alone(folders, strategy, PROBLEMS)
         for index, (kind, problem) in enumerate(kinds):

@@ -265,7 +265,7 @@ def test_what_was_queued_and_never_placed_is_taken_back(folders):
         coroutine.close()
     assert not any(request.is_done for request in requests)
     assert_idle(*runners(engine))
-    results = Batcher(models(engine)).run(searches(engine, PROBLEMS, BestOfN(), 6, **OPTIONS), rows_each=6)
+    results = Batcher().run(models(engine), searches(engine, PROBLEMS, BestOfN(), 6, **OPTIONS), rows_each=6)
     assert len(list(results)) == len(PROBLEMS)
 
 

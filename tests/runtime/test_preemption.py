@@ -24,7 +24,7 @@ LEAST = 15  # blocks that hold one prompt and one answer, cut into many steps
 def run_all(engine, strategy, rows_each=1, **options):
     """All problems at once, whatever room there is; results by problem id."""
     coroutines = list(searches(engine, PROBLEMS, strategy, BUDGET, **{**OPTIONS, **options}))
-    results = dict(Batcher(models(engine)).run(coroutines, rows_each))
+    results = dict(Batcher().run(models(engine), coroutines, rows_each))
     for result in results.values():
         if isinstance(result, Exception):
             raise result
@@ -168,7 +168,7 @@ def test_the_oldest_problem_is_not_suspended(folders):
     """The search that was opened first runs as if alone: it never re-computes a sampled token."""
     engine = load_engine(folders, num_blocks=18)
     coroutines = list(searches(engine, PROBLEMS, BestOfN(), 3, **OPTIONS))
-    results = dict(Batcher(models(engine)).run(coroutines, rows_each=1))
+    results = dict(Batcher().run(models(engine), coroutines, rows_each=1))
     assert engine.policy.runner.num_suspensions > 0
     assert results[0].ledger.tokens["recomputed"] == 0
 

@@ -120,7 +120,7 @@ def test_a_step_without_tokens_has_the_score_before_it(prm):
     async def read():
         return await read_steps(prm, branches, [[STEPS[0], [], STEPS[1]], [STEPS[0]]], is_shared=True)
 
-    ((_, scores),) = Batcher([prm]).run([read()], 2)
+    ((_, scores),) = Batcher().run([prm], [read()], 2)
     assert scores[0][1] == scores[0][0] == scores[1][0]
     assert scores[0][2] != scores[0][0]
     for branch in (*branches, root):

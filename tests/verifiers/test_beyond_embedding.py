@@ -68,8 +68,8 @@ def test_an_answer_is_flagged_and_the_others_are_scored(folders, name):
             branch.close()
         return [a + b for a, b in zip(first, again, strict=True)]
 
-    ((_, found),) = Batcher([judge.llm]).run([score(["1+1=2", "1+1=€", "1+1=3"])], 3)
-    ((_, alone),) = Batcher([judge.llm]).run([score(["1+1=2", "1+1=3"])], 2)
+    ((_, found),) = Batcher().run([judge.llm], [score(["1+1=2", "1+1=€", "1+1=3"])], 3)
+    ((_, alone),) = Batcher().run([judge.llm], [score(["1+1=2", "1+1=3"])], 2)
     assert math.isnan(found[1][0])
     assert not math.isnan(found[1][1])
     assert [found[0], found[2]] == alone
@@ -88,7 +88,7 @@ def test_attempts_that_cannot_be_read_are_left_out_of_a_history(folders):
         return branch.held
 
     histories = [[attempt("1+1=€"), attempt("1+1=3")], [attempt("1+1=3")]]
-    (_, one), (_, other) = sorted(Batcher([judge.llm]).run([held(each) for each in histories], 1))
+    (_, one), (_, other) = sorted(Batcher().run([judge.llm], [held(each) for each in histories], 1))
     assert one == other
     assert len(one) == 1
 
@@ -106,7 +106,7 @@ def test_a_verifier_with_a_text_format_flags_too(folders, tmp_path, name):
             branch.close()
         return scores
 
-    ((_, found),) = Batcher([judge.llm]).run([score(["1+1=2", "€"])], 2)
+    ((_, found),) = Batcher().run([judge.llm], [score(["1+1=2", "€"])], 2)
     assert [math.isnan(scores[0]) for scores in found] == [False, True]
 
 
