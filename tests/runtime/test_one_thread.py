@@ -1,4 +1,4 @@
-"""Two threads in one model or engine, and a verifier that calls the engine that called it."""
+"""Two threads in one model, and a verifier that calls the engine that called it."""
 
 import threading
 
@@ -44,7 +44,7 @@ def prints(engine: Engine, **options) -> list[str]:
 
 
 def calls_into(engine: Engine) -> dict:
-    """All that a second thread might do to a model of the engine."""
+    """All that a second thread might do to a model of the engine. (Searches of several threads go beside one another.)"""
     llm: LLM = engine.policy
     branch = llm.open("1+2\n")
     return {
@@ -56,8 +56,6 @@ def calls_into(engine: Engine) -> dict:
         "fork": lambda: branch.fork(2),
         "rewind": lambda: branch.rewind(1),
         "clear_cache": llm.clear_cache,
-        "search": lambda: engine.search(PROBLEMS, STRATEGY, 4, **OPTIONS),
-        "search_iter": lambda: next(engine.search_iter(PROBLEMS, STRATEGY, 4, **OPTIONS)),
     }, branch
 
 
