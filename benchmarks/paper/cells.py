@@ -114,7 +114,7 @@ SEARCHES: dict[str, Callable[[int], Strategy]] = {
 EXACT_BEAM = "beam M=4, exact verifier"  # what a verifier without a fault would give
 SHIPPED = "compute-optimal, shipped calibration"  # `--strategy compute-optimal` as a user has it
 SHIPPED_BUDGETS = {16: (16,), 64: (32, 64)}  # where it runs, by the budget of the other searches beside it
-LEADING = ("beam M=4", EXACT_BEAM, "lookahead k=1")  # at the largest budget before further seeds of smaller ones
+LEADING = ("beam M=4", EXACT_BEAM, SHIPPED)  # what most findings are about
 PILOTED: dict[str, Strategy] = {
     "pilot, then beam M=4": BeamSearch(WIDTH),
     "pilot, then rebase": Rebase(),
@@ -177,13 +177,15 @@ def seeds_at(settings: Settings, budget: int) -> tuple[int, ...]:
 
 
 def tier(cell: Cell, settings: Settings) -> tuple[int, int]:
-    """Small budgets with all seeds; the next with the first; the leading series at the largest; the rest."""
+    """The leading series: small budgets with all seeds, the next with the first, the largest; revisions; the rest."""
     seed = settings.seeds.index(cell.seed)
-    if cell.budget <= 16:
-        return 0, 0
-    if cell.budget <= 64:
-        return (1, 0) if seed == 0 else (3, seed)
-    return (2, seed) if cell.series in LEADING else (4, seed)
+    size = 0 if cell.budget <= 16 else 1 if cell.budget <= 64 else 2
+    is_first = size == 0 or seed == 0
+    if cell.series in LEADING:
+        return (size, 0) if is_first else (4, seed)
+    if cell.is_revision and size < 2 and is_first:
+        return 3, size
+    return (5, size) if is_first and size < 2 else (6, seed)
 
 
 def distinct(cells: list[Cell]) -> Iterator[Cell]:
