@@ -102,20 +102,21 @@ class WalksBatches(Dataset):
 
 
 def _draw_pool(rng: random.Random, config: walks.WalksConfig, tokens_per_step: int) -> list[list[Row]]:
-    """Batches of about equally many tokens, each of rows of similar length, in random order."""
+    """Batches of about equally many tokens, each of rows of similar length, in random order. None is empty."""
     rows: list[Row] = []
     total = 0
-    while total < _POOL * tokens_per_step * _FILL:
+    while total < _POOL * tokens_per_step * _FILL or len(rows) < _POOL:
         problem = walks.draw_problem(rng, config)
         if problem.split == "train":
             rows.append((problem.text, walks.worked_answer(problem, rng, config)))
             total += _num_tokens(rows[-1])
     batches: list[list[Row]] = [[]]
     num_seen = 0
-    for row in sorted(rows, key=_num_tokens):
+    for num_left, row in zip(reversed(range(len(rows))), sorted(rows, key=_num_tokens), strict=True):
         num_seen += _num_tokens(row)
         batches[-1].append(row)
-        if num_seen >= total / _POOL * len(batches) and len(batches) < _POOL:
+        num_wanted = _POOL - len(batches)
+        if num_wanted and (num_seen >= total / _POOL * len(batches) or num_left == num_wanted):
             batches.append([])
     rng.shuffle(batches)
     return batches

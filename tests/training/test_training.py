@@ -54,6 +54,12 @@ def test_late_updates_draw_other_lengths():
     assert again[7]["input_ids"].tolist() == batches[7]["input_ids"].tolist()  # whatever came before
 
 
+@pytest.mark.parametrize("tokens_per_step", [1, 16, 100, 200])
+def test_no_batch_is_empty_where_an_answer_is_longer_than_it(tokens_per_step):
+    batches = WalksBatches(build_tokenizer(), PolicyRecipe(tokens_per_step=tokens_per_step, num_updates=48))
+    assert all(len(batches[index]["input_ids"]) >= 1 for index in range(48))
+
+
 def test_a_policy_learns_and_goes_on_from_a_base(tmp_path):
     fast = recipe(20, learning_rate=2e-2)  # of which the warm-up lets a fifth through
     train_policy(fast, tmp_path / "first", tmp_path / "work")
