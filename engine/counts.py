@@ -5,7 +5,9 @@ A whole number is any integer, numpy's too. A bool and a float are none, even 4.
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence
 from numbers import Real
 
 from engine.errors import UserError
@@ -42,6 +44,11 @@ def check_real(name: str, value: object) -> float:
         return float(value)
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
+
+
+def are_weights(values: Sequence[float]) -> bool:
+    """Whether something can be drawn by them: finite ones of at least 0, whose sum is over 0 and finite too."""
+    return all(value >= 0 for value in values) and 0 < sum(values) < math.inf
 
 
 def shown(value: object) -> str:

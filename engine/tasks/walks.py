@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
+from engine.counts import are_weights
 from engine.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -71,9 +71,8 @@ class WalksConfig:
         if not 0 <= self.min_told <= self.max_told <= 1:
             raise UserError(f"told must satisfy 0 <= min <= max <= 1, got {self.min_told}..{self.max_told}")
         for name in ("lengths", "short_lengths"):
-            weights = getattr(self, name)
-            if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-                raise UserError(f"{name} needs finite weights of at least 0, some over it, got {weights}")
+            if not are_weights(getattr(self, name)):
+                raise UserError(f"{name} needs finite weights of at least 0, some over it, got {getattr(self, name)}")
         for name in ("short_rate", "wrong_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be within 0..1, got {getattr(self, name)}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+from engine.counts import are_weights
 from engine.errors import UserError
 from engine.training.arguments import UpdatesRecipe
 from engine.training.batches import DrawnBatches
@@ -38,12 +39,15 @@ def read_heaps(
 ) -> list[Heap]:
     """One heap, or one per file where they have weights.
 
-    Raises UserError for a weight that is not over 0, and where nothing is left to train on.
+    Raises UserError for a weight that is not over 0, weights without a finite sum, and where nothing is left to train
+    on.
     """
     parts = [((path,), weight) for path, weight in rollouts.items()] if is_mix(rollouts) else [(rollouts, 1.0)]
     for paths, weight in parts:
         if not 0 < weight < math.inf:
             raise UserError(f"the weight of {paths[0]} must be a number over 0, got {weight}")
+    if not are_weights([weight for _, weight in parts]):
+        raise UserError(f"the weights of a mix need a finite sum, got {', '.join(str(weight) for _, weight in parts)}")
     rows = [list(read(paths)) for paths, _ in parts]
     kept = held_out_questions({question_of(row) for part in rows for row in part}, recipe.held_out, recipe.seed)
     heaps = []

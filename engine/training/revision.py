@@ -13,7 +13,6 @@ choose the attempts:
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from engine.counts import are_weights
 from engine.errors import UserError
 from engine.prompts.histories import after_attempts
 from engine.runtime.vocabulary import Vocabulary
@@ -79,7 +79,7 @@ class RevisionRecipe(UpdatesRecipe):
             odds = tuple(map(float, self.attempt_weights.split(",")))
         except ValueError:
             odds = ()
-        if not all(0 <= weight < math.inf for weight in odds) or not sum(odds) > 0:
+        if not are_weights(odds):
             raise UserError(f"attempt_weights must be numbers like 0.1,0.5,0.4, got {self.attempt_weights!r}")
         return odds
 

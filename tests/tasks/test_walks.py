@@ -244,6 +244,7 @@ def test_options_as_text():
         ("short_rate=nan", r"short_rate must be within 0\.\.1, got nan"),
         ("lengths=1;2", "option lengths needs numbers with commas between, got '1;2'"),
         ("lengths=0,0", r"lengths needs finite weights of at least 0, some over it, got \(0\.0, 0\.0\)"),
+        ("lengths=1e308,1e308", r"lengths needs finite weights of at least 0, some over it, got \(1e\+308, 1e\+308\)"),
         ("lengths=nan", r"lengths needs finite weights of at least 0, some over it, got \(nan,\)"),
         ("short_lengths=inf", r"short_lengths needs finite weights of at least 0, some over it, got \(inf,\)"),
         ("num_rooms=1", r"num_rooms must be 2\.\.10, got 1"),

@@ -53,6 +53,7 @@ def test_files_and_weights_as_they_are_typed(tmp_path, monkeypatch):
         ("a.jsonl=1,a.jsonl=2", "a file of a mix is named once, got 'a.jsonl' twice"),
         ("a.jsonl=0", "the weight of a.jsonl must be a number over 0, got 0.0"),
         ("a.jsonl=nan", "the weight of a.jsonl must be a number over 0, got nan"),
+        ("a.jsonl=1e308,b.jsonl=1e308", "the weights of a mix need a finite sum, got 1e+308, 1e+308"),
     ],
 )
 @pytest.mark.parametrize("command", ["prm", "trunk-head", "orm", "revision"])

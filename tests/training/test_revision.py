@@ -166,6 +166,7 @@ def test_the_checkpoint_after_the_lowest_loss_is_kept():
         ({"held_out": 1.0}, "held_out must be within .0, 1., got 1.0"),
         ({"num_updates": 0}, "num_updates must be at least 1, got 0"),
         ({"attempt_weights": "0.1,some"}, "attempt_weights must be numbers like .*, got '0.1,some'"),
+        ({"attempt_weights": "1e308,1e308"}, "attempt_weights must be numbers like .*, got '1e308,1e308'"),
         ({"attempt_weights": "0,0"}, "attempt_weights must be numbers like .*, got '0,0'"),
         ({"attempt_weights": "1,-1,2"}, "attempt_weights must be numbers like .*, got '1,-1,2'"),
         ({"attempt_weights": "1,1,1", "max_attempts": 1}, "max_attempts is 1, got attempt_weights '1,1,1' for more"),
