@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -40,7 +41,11 @@ def score_of(chances: Chances, chance: float) -> float | None:
 
 def stopping_at(strategy: Strategy, chances: Chances) -> Strategy:
     """The strategy with its `stop`, a chance, as the score that the search compares; without one as it is."""
-    return strategy if strategy.stop is None else replace(strategy, stop=score_of(chances, strategy.stop))
+    if strategy.stop is None:
+        return strategy
+    score = score_of(chances, strategy.stop)
+    # Where even the lowest scores are that often right the score may be 0, and any over it is enough.
+    return replace(strategy, stop=None if score is None else max(score, math.ulp(0.0)))
 
 
 def _joined(one: tuple[float, int, int], other: tuple[float, int, int]) -> tuple[float, int, int]:

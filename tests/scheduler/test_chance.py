@@ -43,6 +43,7 @@ def test_a_strategy_stops_at_the_score_of_its_chance():
     assert stopping_at(BeamSearch(stop=0.95), chances) == BeamSearch(stop=0.97)
     assert stopping_at(BeamSearch(stop=0.3), chances) == BeamSearch(stop=0.9)
     assert stopping_at(BeamSearch(stop=0.99), chances) == BeamSearch(), "it is never that sure"
+    assert 0 < stopping_at(BeamSearch(stop=0.05), ((0.0, 0.1), (0.9, 0.6))).stop < 1e-300, "any score is enough"
     assert stopping_at(BeamSearch(stop=0.95), ()) == BeamSearch(stop=0.95), "a score is taken for a chance"
     assert stopping_at(Majority(), chances) == Majority()
     assert calibration(majority_curve(0, {4: 40})).stopping(BeamSearch(stop=0.5)) == BeamSearch(stop=0.5)
