@@ -22,6 +22,7 @@ from engine.results.digests import problems_digest
 from engine.scheduler import (
     Assigned,
     Assignment,
+    Bins,
     Chances,
     Outcome,
     PilotSamples,
@@ -172,9 +173,12 @@ def measure_rows(
     predictor = grid.predictor
     pilot = replace(config, budget=max(1, predictor.num_samples))
     samples = engine.search(problems, PilotSamples(predictor, grid.is_scored), config=pilot)
-    if not predictor.is_probe:  # whose eases are known at the end alone
+    if predictor.is_probe:  # whose eases are known at the end alone; but there are problems for one bin, or for none
+        eases, bins = [0.0] * len(problems), Bins()
+    else:
         eases = [predictor.value(each) for each in samples]
-        members_of(make_bins(grid, eases), dict(enumerate(eases)), grid.min_per_bin)
+        bins = make_bins(grid, eases)
+    members_of(bins, dict(enumerate(eases)), grid.min_per_bin)
     for number, (strategy, budget) in enumerate(grid.cells):
         chosen = [index - number * len(problems) for index in todo if index // len(problems) == number]
         starts = samples if predictor.is_reused else [None] * len(problems)

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from engine.errors import UserError
+
 Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # from features and eases to weights
 _NUM_FOLDS = 5
+_LEAST = 3  # problems: without one of them, and of the others one more, something is left to fit to
 _PENALTIES = np.logspace(-2, 5, 22)  # of ridge regression, over features of variance 1
 
 
@@ -16,7 +19,10 @@ def fit_probe(features: np.ndarray, eases: np.ndarray, has_score: bool) -> tuple
 
     By `features`, (problems, H), or (problems, H + 1) where the last one is a score. The state alone is fitted by ridge
     regression; a score is set beside the prediction of that, not beside H features of which each could drown it.
+    Raises UserError for too few problems.
     """
+    if len(eases) < _LEAST:
+        raise UserError(f"a probe needs at least {_LEAST} problems that it is fitted to, got {len(eases)}")
     held = _cross_fitted(lambda *seen: _fit(*seen, has_score), features, eases)
     return tuple(map(float, _fit(features, eases, has_score))), held
 

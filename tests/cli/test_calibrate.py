@@ -485,6 +485,10 @@ def test_a_probe_is_fitted_and_steers_searches(ttc, models, tmp_path, predictor)
     total = ["--total-budget", 40]
     outcome = ttc(*[e for e in steered(models, tmp_path / "t.jsonl", out) if e not in ("--budget", 8)], *total)
     assert (outcome.status, "warning" in outcome.err) == (0, False), outcome.err
+    other = tmp_path / "few.json"
+    few = ttc(*arguments, "--predictor", predictor, "--min-per-bin", 15, "--out", other)
+    assert_refused(few, "difficulty bin 1 of 1 holds 14 of 14 problems, at least 15 are needed")
+    assert not journal_path(other).exists(), "it is refused before anything is searched"
     refused = ttc(*arguments, "--predictor", "probe", "--pilot", 3, "--out", tmp_path / "other.json")
     assert_refused(refused, "--pilot has no effect with --predictor probe")
 

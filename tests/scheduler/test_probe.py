@@ -118,3 +118,14 @@ def test_what_a_probe_cannot_be():
         probed(wide, problem_of(50), 8)
     samples = plan(PilotSamples(Predictor("agreement", 2), is_judged=False), problem_of(50), 2)
     assert samples.prompt_state == ()
+
+
+@pytest.mark.parametrize("has_score", [False, True])
+@pytest.mark.parametrize("num_problems", [0, 2, 3])
+def test_a_probe_needs_a_few_problems(num_problems, has_score):
+    features, eases = np.random.default_rng(0).random((num_problems, 4)), np.linspace(0, 1, num_problems)
+    if num_problems == 3:
+        assert np.isfinite(fit_probe(features, eases, has_score)[1]).all()
+        return
+    with pytest.raises(ValueError, match=f"at least 3 problems that it is fitted to, got {num_problems}"):
+        fit_probe(features, eases, has_score)
