@@ -228,7 +228,8 @@ async def _label(sampler: Sampler, recipe: RolloutRecipe) -> LabelledAnswers:
         return LabelledAnswers(list(map(sampler.row, paths)), sum(path.num_rollouts for path in paths))
     sample = sample_by_steps if recipe.num_rollouts else sample_whole
     bounds, pass_rate, mean_tokens = recipe.pass_bounds, None, 0.0
-    num_first = recipe.num_samples if bounds is None else recipe.pass_samples
+    num_alone = recipe.num_samples if recipe.num_attempts == 1 else 0  # chains sample their first attempts themselves
+    num_first = num_alone if bounds is None else recipe.pass_samples
     answers = await sample(sampler, range(num_first))
     try:
         if bounds is not None:
@@ -237,8 +238,8 @@ async def _label(sampler: Sampler, recipe: RolloutRecipe) -> LabelledAnswers:
             mean_tokens = sum(len(answer.token_ids) for answer in answers) / num_first
             if pass_rate not in bounds:
                 return LabelledAnswers([], 0, pass_rate, mean_tokens)
-        answers += await sample(sampler, range(num_first, recipe.num_samples))
-        labelled = await _labelled(sampler, recipe, answers[: recipe.num_samples])
+        answers += await sample(sampler, range(num_first, num_alone))
+        labelled = await _labelled(sampler, recipe, answers[:num_alone])
     finally:
         close(answers)
     rows = [sampler.row(answer) for answer in labelled if answer.is_ended]
@@ -246,7 +247,7 @@ async def _label(sampler: Sampler, recipe: RolloutRecipe) -> LabelledAnswers:
 
 
 async def _labelled(sampler: Sampler, recipe: RolloutRecipe, answers: Sequence[SampledAnswer]) -> list[SampledAnswer]:
-    """The sampled answers with their labels, or the chains that begin with them."""
+    """The sampled answers with their labels, or the chains, whose first attempts such answers would be."""
     if recipe.num_attempts > 1:
         return await sample_chains(sampler, recipe.num_samples, recipe.num_attempts, recipe.context)
     if recipe.num_rollouts == 0:

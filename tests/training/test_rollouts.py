@@ -191,6 +191,15 @@ def test_an_attempt_is_sampled_after_its_history(llm):
         assert flat(row) in candidates
 
 
+def test_no_attempt_of_a_chain_is_sampled_twice(llm, monkeypatch):
+    queued, queue = [], llm.queue_generate
+    monkeypatch.setattr(
+        llm, "queue_generate", lambda branches, *a, **o: queued.extend(branches) or queue(branches, *a, **o)
+    )
+    rows_of(llm, CHAINS)
+    assert len(queued) == CHAINS.num_questions * CHAINS.num_attempts
+
+
 def test_chains_do_not_depend_on_what_runs_beside_them(llm):
     wide = RolloutRecipe(num_questions=4, num_samples=3, num_rollouts=0, num_attempts=6, context=2, max_tokens=40)
     rows, more = rows_of(llm, CHAINS), rows_of(llm, wide)
