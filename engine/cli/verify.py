@@ -121,7 +121,7 @@ def _labelled(rows: str, models: Models, verifier: str, limit: int | None, seed:
             ),
         )
         for row, each in zip(found, answers, strict=True)
-        if not row["completions"][-1].endswith(task.delimiter)  # a rejected step of a search is no answer
+        if each.is_ended
     )
     return figures, pools_by_question(pairs)
 
@@ -172,7 +172,9 @@ def score_answers(engine: Engine, judge: Verifier, rows: Sequence[dict]) -> list
             raise result
         scores[index] = result
     return [
-        ScoredAnswer(row["prompt"], tuple(run), tuple(row["labels"]), _first_wrong(engine, problem, row))
+        ScoredAnswer(
+            row["prompt"], tuple(run), tuple(row["labels"]), _first_wrong(engine, problem, row), _is_ended(engine, row)
+        )
         for problem, row, run in zip(problems, rows, scores, strict=True)
     ]
 
@@ -221,15 +223,20 @@ def _steps(engine: Engine, row: dict) -> list[Step]:
     """The steps of a row as a policy would have sampled them."""
     from engine.types import Step
 
-    ids = row.get("token_ids")
+    ids, is_ended = row.get("token_ids"), _is_ended(engine, row)
     if ids is None:
         ids = [engine.policy.encode(text, is_start=False) for text in row["completions"]]
-        ids[-1] = [*ids[-1], *engine.policy.config.eos_token_ids[:1]]
-    last = len(ids) - 1
+        ids[-1] += engine.policy.config.eos_token_ids[:1] if is_ended else ()
+    last = len(ids) - 1 if is_ended else None
     return [
         Step(tuple(run), text, "eos" if index == last else "step")
         for index, (run, text) in enumerate(zip(ids, row["completions"], strict=True))
     ]
+
+
+def _is_ended(engine: Engine, row: dict) -> bool:
+    """Whether a row is a whole answer: one that ends in the delimiter ends in a step that a search rejected."""
+    return not row["completions"][-1].endswith(engine.task.delimiter)
 
 
 def _first_wrong(engine: Engine, problem: Problem, row: dict) -> int:

@@ -35,6 +35,7 @@ class ScoredAnswer:
     scores: tuple[float, ...]  # one per step, or one for the whole answer
     labels: tuple[float, ...]  # one per step, within 0..1; the last says whether the answer is right
     first_wrong: int | None  # index of the first wrong step, -1 for none, None if unknown
+    is_ended: bool = True  # else the last step is one that a search rejected, and no answer is given
 
     @property
     def is_right(self) -> bool:
@@ -63,21 +64,22 @@ _FIGURES = {
 def verifier_figures(answers: Sequence[ScoredAnswer], *, judges: str, seed: int = 0) -> dict:
     """All figures of the report, as JSON values.
 
-    * `answers`: last scores against whether answers are right
+    * `answers`: last scores of those that have ended against whether they are right
     * `steps`, if the verifier `judges` "steps": all scores against all labels, and the `FirstWrongArea`
     * `first_wrong`: how often the first wrong step is found exactly, on one half of the questions (drawn by the
       seed) with the threshold that is best on the other; null if either half lacks wrong or right answers
 
     Raises UserError if all answers are right or all are wrong.
     """
-    rights = [answer.is_right for answer in answers]
+    ended = [answer for answer in answers if answer.is_ended]
+    rights = [answer.is_right for answer in ended]
     if all(rights) or not any(rights):
         raise UserError(f"figures need right and wrong answers, got {sum(rights)} right ones of {len(rights)}")
-    questions = [answer.question for answer in answers]
-    ends = [answer.scores[-1] for answer in answers]
+    questions = [answer.question for answer in ended]
+    ends = [answer.scores[-1] for answer in ended]
     figures: dict = {
-        "num_answers": len(answers),
-        "num_questions": len(set(questions)),
+        "num_answers": len(ended),
+        "num_questions": len({answer.question for answer in answers}),
         "share_right": sum(rights) / len(rights),
         "answers": _figures(ends, [float(right) for right in rights], questions) | {"roc": roc_points(ends, rights)},
         "steps": None,

@@ -82,6 +82,14 @@ def test_what_cannot_be_measured():
     assert whole["answers"]["auc_within_questions"] == 1.0
 
 
+def test_a_rejected_step_is_no_answer():
+    right, wrong = ScoredAnswer("q", (0.5, 0.5), (1.0, 1.0), -1), ScoredAnswer("q", (0.5, 0.4), (1.0, 0.0), 1)
+    rejected = ScoredAnswer("q", (0.9,), (0.0,), 0, is_ended=False)
+    plain, found = (verifier_figures(rows, judges="steps") for rows in ([right, wrong], [right, wrong, rejected]))
+    assert (found["answers"], found["num_answers"]) == (plain["answers"], 2)
+    assert found["steps"]["count"] == plain["steps"]["count"] + 1
+
+
 @pytest.fixture(scope="module")
 def engine(models) -> Engine:
     return Engine.load(models.policy, prm=models.prm, trunk_head=models.trunk_head, num_blocks=16384)
@@ -160,6 +168,15 @@ def test_first_wrong_steps_are_the_tasks_where_it_can_judge_them(engine, monkeyp
     ]
     answers = score_answers(engine, engine.resolve_verifier("prm"), rows)
     assert [answer.first_wrong for answer in answers] == places
+
+
+def test_a_path_to_a_rejected_step_is_scored_without_an_end(engine):
+    rows = [
+        {"prompt": "d1?\n", "completions": steps, "labels": [0.5] * len(steps)} for steps in (["3\n"], ["3\n", "4"])
+    ]
+    path, answer = score_answers(engine, engine.resolve_verifier("prm"), rows)
+    assert (path.is_ended, answer.is_ended) == (False, True)
+    assert path.scores == pytest.approx(answer.scores[:1], abs=1e-5)
 
 
 def test_more_samples(ttc, search, models, tmp_path):
