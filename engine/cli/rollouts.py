@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
@@ -150,7 +150,11 @@ def _depends_on(recipe: RolloutRecipe, model: EngineConfig, folder: Path, proble
     if recipe.results is not None:
         with open(recipe.results, "rb") as file:
             return named | {"from": hashlib.file_digest(file, "blake2b").hexdigest()[:24]}
-    return named if recipe.problems is None else named | {"problems": problems_digest(problems)}
+    if recipe.problems is None:
+        return named
+    if recipe.max_tries is not None:  # of all, so that a run that found too few goes on with more tries
+        problems = questions(replace(recipe, max_tries=None))
+    return named | {"problems": problems_digest(problems)}
 
 
 def _write(

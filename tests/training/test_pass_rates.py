@@ -130,6 +130,9 @@ def test_on_the_command_line(ttc, models, source, tmp_path):
     assert f"kept of {NUM} tried, {NUM} wanted" in short.last_line
     short = ttc(*arguments, *bounds, "--max-tries", 4, "--out", tmp_path / "y")
     assert " of 4 tried" in short.last_line
+    more = ttc(*arguments, *bounds, "--max-tries", NUM, "--out", tmp_path / "y")
+    assert "resumed 4" in more.last_line, more.err
+    assert (tmp_path / "y").read_bytes() == file.read_bytes()
     none = [*arguments, "--pass-rate", "0.9:0.91", "--out", tmp_path / "z"]
     assert_refused(ttc(*none), f"no question is kept of {NUM} tried, 3 wanted", "--max-tries")
     for wrong in ("0.5", "a:b", "0.6:0.1", "0:2"):
