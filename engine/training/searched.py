@@ -85,8 +85,10 @@ def tree_paths(row: Mapping) -> list[SearchedPath]:
     nodes, ids = row.get("tree"), row.get("tree_token_ids")
     if nodes is None or ids is None:
         raise UserError("the row has no search tree with token ids (ttc search --with-tree puts it there)")
-    if not isinstance(ids, list) or len(nodes) != len(ids) or not all(isinstance(run, list) for run in ids):
-        raise UserError(f"'tree_token_ids' needs a list for each of the {len(nodes)} nodes, got {str(ids)[:60]}")
+    if not isinstance(ids, list) or len(nodes) != len(ids) or not all(map(_are_ids, ids)):
+        raise UserError(
+            f"'tree_token_ids' needs a list of token ids for each of the {len(nodes)} nodes, got {str(ids)[:60]}"
+        )
     parents = {node["parent"] for node in nodes}
     if any(nodes[index].get("finish") != "step" for index in parents if index):
         raise UserError(f"answers of {row['strategy']} go on after whole answers: they are no steps to roll out from")
@@ -97,12 +99,16 @@ def tree_paths(row: Mapping) -> list[SearchedPath]:
     ]
 
 
+def _are_ids(run: object) -> bool:
+    return isinstance(run, list) and all(type(token) is int for token in run)
+
+
 def _path(nodes: Sequence[Mapping], ids: Sequence[list[int]], leaf: int) -> SearchedPath:
     places = [leaf]
     while parent := nodes[places[-1]]["parent"]:
         places.append(parent)
     places.reverse()
-    text = "".join(nodes[place]["text"] for place in places)
+    text = "".join(nodes[place].get("text", "") for place in places)
     score = nodes[leaf].get("agg_score")
     steps = tuple(tuple(ids[place]) for place in places)
     return SearchedPath(steps, text, -math.inf if score is None else score, nodes[leaf]["finish"] in FINISHED)

@@ -68,7 +68,8 @@ def row_of(**fields) -> dict:
     [
         ({"answer": None}, "labelled by the gold answer, got None"),
         ({"tree_token_ids": None}, "--with-tree"),
-        ({"tree_token_ids": [[1]]}, "a list for each of the 3 nodes"),
+        ({"tree_token_ids": [[1]]}, "a list of token ids for each of the 3 nodes"),
+        ({"tree_token_ids": [[], ["a"], [1]]}, r"a list of token ids for each of the 3 nodes, got \[\[\], \['a'\]"),
         ({"tree": None}, "--with-tree"),
     ],
 )
@@ -170,7 +171,8 @@ def test_options_that_have_no_effect(ttc, models, searched, tmp_path):
     assert_refused(ttc(*start[:-1], searched, "--from", searched), "would replace it")
     other = tmp_path / "r.jsonl"
     row = json.loads(searched.read_text().splitlines()[0])
-    row["tree_token_ids"] = [[3] for _ in row["tree"]]
-    other.write_text(json.dumps(row) + "\n")
-    assert_refused(ttc(*start, "--from", other), "it was searched with another one")
+    textless = [{name: value for name, value in node.items() if name != "text"} for node in row["tree"]]
+    for changed in ({"tree_token_ids": [[3] for _ in row["tree"]]}, {"tree": textless}):
+        other.write_text(json.dumps(row | changed) + "\n")
+        assert_refused(ttc(*start, "--from", other), "it was searched with another one")
     assert not (tmp_path / "rows.jsonl").exists()
