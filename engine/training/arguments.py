@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class UpdatesRecipe:
         for name in ("num_updates", "tokens_per_step"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_schedule(self.decay, self.warmup)
+        check_schedule(self.learning_rate, self.decay, self.warmup)
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out must be within (0, 1), got {self.held_out}")
 
@@ -43,8 +44,10 @@ class UpdatesRecipe:
         return {name: getattr(self, name) for name in ("seed", "learning_rate", "num_updates", "warmup", "decay")}
 
 
-def check_schedule(decay: float, warmup: int = 0) -> None:
+def check_schedule(learning_rate: float, decay: float, warmup: int = 0) -> None:
     """Raises UserError for what no learning rate can follow."""
+    if not 0 < learning_rate < math.inf:
+        raise UserError(f"learning_rate must be a number over 0, got {learning_rate}")
     if warmup < 0:
         raise UserError(f"warmup must be at least 0, got {warmup}")
     if not 0 <= decay <= 1:

@@ -54,7 +54,7 @@ class PolicyRecipe:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.late_from <= 1:
             raise UserError(f"late_from must be within 0..1, got {self.late_from}")
-        check_schedule(self.decay)
+        check_schedule(self.learning_rate, self.decay)
         self._late_data()  # raises for bad weights
 
     def stage(self, index: int) -> tuple[int, walks.WalksConfig]:
@@ -64,7 +64,10 @@ class PolicyRecipe:
         return 1, self._late_data()
 
     def _late_data(self) -> walks.WalksConfig:
-        return walks.config_from_options({"short_lengths": self.late_lengths}, self.data)
+        try:
+            return walks.config_from_options({"short_lengths": self.late_lengths}, self.data)
+        except UserError as error:
+            raise UserError(f"late_lengths are the short_lengths of late updates: {error}") from None
 
 
 class WalksBatches(Dataset):

@@ -19,9 +19,12 @@ from engine.training.revision import RevisionRecipe
         (lambda path: PolicyRecipe(late_from=1.5), r"late_from must be within 0\.\.1, got 1\.5"),
         (
             lambda path: PolicyRecipe(late_lengths="2,much"),
-            "short_lengths needs numbers with commas between, got '2,much'",
+            "late_lengths are the short_lengths of late updates: .*needs numbers with commas between, got '2,much'",
         ),
         (lambda path: PolicyRecipe(decay=1.5), "decay must be within 0..1, got 1.5"),
+        (lambda path: PolicyRecipe(learning_rate=float("nan")), "learning_rate must be a number over 0, got nan"),
+        (lambda path: PRMRecipe(learning_rate=0.0), "learning_rate must be a number over 0, got 0.0"),
+        (lambda path: RevisionRecipe(learning_rate=-1e-3), "learning_rate must be a number over 0, got -0.001"),
         (lambda path: PRMRecipe(num_updates=0), "num_updates must be at least 1, got 0"),
         (lambda path: PRMRecipe(tokens_per_step=0), "tokens_per_step must be at least 1, got 0"),
         (lambda path: PRMRecipe(warmup=-1), "warmup must be at least 0, got -1"),
