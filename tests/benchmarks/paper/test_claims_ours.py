@@ -49,6 +49,8 @@ def test_flops_are_a_share_of_the_other_sides_mean():
     mean, low, high = share_of_flops(("cheap", 64), ("dear", 64))(evidence).value
     assert mean == pytest.approx(2.0)
     assert low < mean < high
+    evidence.tables["dear"] = {64: costing(np.tile([2.0, 78.0], 50))}  # twice as much of every problem
+    assert share_of_flops(("cheap", 64), ("dear", 64))(evidence).value == pytest.approx([0.5, 0.5, 0.5])
 
 
 def test_ratios_are_chosen_and_measured_on_different_problems():
