@@ -59,7 +59,8 @@ def test_files_and_weights_as_they_are_typed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", ["prm", "trunk-head", "orm", "revision"])
 def test_bad_weights(ttc, models, tmp_path, monkeypatch, command, names, words):
     monkeypatch.chdir(tmp_path)
-    write(Path("a.jsonl"), range(4))
+    for name in ("a.jsonl", "b.jsonl"):
+        write(Path(name), range(4))
     start = "--policy" if command == "trunk-head" else "--base"
     assert_refused(ttc("train", command, start, models.policy, "--rollouts", names, "--out", "model"), words)
     assert not Path("model").exists()
