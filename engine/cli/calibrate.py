@@ -208,11 +208,19 @@ def _row(result: SearchResult, strategy: Strategy) -> Row:
         "strategy": strategy_label(strategy),
         "budget": result.budget,
         "correct": bool(result.correct),
-        "score": None if result.tree.best is None else result.tree.nodes[result.tree.best].agg_score,
+        "score": _leading_score(result) if strategy.is_scored else None,
         "generations": result.num_generations,
         "tokens": _num_tokens(result),
         "flops": result.ledger.total_flops,
     }
+
+
+def _leading_score(result: SearchResult) -> float | None:
+    """The score that `stop` is compared with: the candidate's, as the last node of an answer may be its end alone."""
+    if result.tree.best is None:
+        return None
+    address = result.tree.nodes[result.tree.best].address
+    return next(each.agg_score for each in result.candidates if each.address == address)
 
 
 def _chances(grid: Grid, rows: Mapping[int, Row], num_problems: int) -> Chances:

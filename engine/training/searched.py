@@ -25,7 +25,7 @@ class SearchedPath:
 
     steps: tuple[tuple[int, ...], ...]  # the token ids of each node
     text: str
-    score: float  # the aggregate of its steps' scores; -inf for none
+    score: float  # the aggregate of its steps' scores, of which an end of text alone has none; -inf for none at all
     is_ended: bool  # else the leaf is a step that the search rejected, or had no budget to go on from
 
     @property
@@ -109,9 +109,9 @@ def _path(nodes: Sequence[Mapping], ids: Sequence[list[int]], leaf: int) -> Sear
         places.append(parent)
     places.reverse()
     text = "".join(nodes[place].get("text", "") for place in places)
-    score = nodes[leaf].get("agg_score")
+    scores = [score for place in places if (score := nodes[place].get("agg_score")) is not None]
     steps = tuple(tuple(ids[place]) for place in places)
-    return SearchedPath(steps, text, -math.inf if score is None else score, nodes[leaf]["finish"] in FINISHED)
+    return SearchedPath(steps, text, scores[-1] if scores else -math.inf, nodes[leaf]["finish"] in FINISHED)
 
 
 def choose_paths(

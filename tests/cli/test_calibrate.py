@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from engine.cli.calibrate import _row
 from engine.results import journal_path, read_rows
 from engine.scheduler import Bins, Predictor, parse_strategy, read_calibration
 from engine.search import BeamSearch, BestOfN, Majority
 from tests.cli.conftest import assert_refused, comparable, graded, small_search
+from tests.search.fakes import with_lone_ends
 from tests.tiny import HIDDEN_SIZE
 
 
@@ -457,6 +459,14 @@ def test_a_chance_that_is_reached_at_once_ends_searches_after_their_pilot(ttc, m
     spent = {cell.strategy.stop: cell.generations for cell in read_calibration(out).cells if cell.budget == 9}
     assert spent[None] == 9
     assert spent[0.000001] < 9
+
+
+def test_the_score_of_a_search_is_that_of_the_answer_that_leads():
+    """An end of text alone, which may be the last node of its tree, has none."""
+    result = with_lone_ends()
+    leading = {each.agg_score for each in result.candidates if each.answer == result.answer}
+    assert _row(result, BeamSearch(width=2))["score"] == max(leading)
+    assert _row(result, Majority())["score"] is None, "nothing was asked of a verifier"
 
 
 @pytest.mark.parametrize("predictor", ["probe", "probe+score"])

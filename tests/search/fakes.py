@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Coroutine, Mapping
 
 from engine.config import SearchConfig
-from engine.search import Answers, Models, branch_key, run_search
+from engine.search import Answers, BeamSearch, Models, branch_key, run_search
 from engine.types import Problem, Sampling, SearchResult, Step
 from engine.verifiers import Verifier
 
@@ -236,3 +236,9 @@ def arguments(**options) -> tuple[SearchConfig, Answers]:
     answers = {name: options.pop(name) for name in ("extract", "grade", "classify") if name in options}
     defaults = {"seed": 0, "sampling": Sampling(), "max_tokens": 60}
     return SearchConfig(**{**defaults, **options}), Answers(**{"extract": extract, **answers})
+
+
+def with_lone_ends() -> SearchResult:
+    """Of a beam search whose answers close their last line first: a step more, of the end of text alone."""
+    judge = {f"={digit}\n": digit / 10 for digit in range(10)}
+    return search(BeamSearch(width=1), 4, lambda key, text, new: "" if text else f"={key % 10}\n", judge)

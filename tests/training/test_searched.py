@@ -10,13 +10,14 @@ import pytest
 
 from engine.errors import UserError
 from engine.keys import branch_key
-from engine.results import journal_path, read_rows
+from engine.results import journal_path, read_rows, result_row
 from engine.runtime import LLM
 from engine.tasks import get_task
 from engine.training.searched import SearchedPath, choose_paths, searched_questions, tree_paths
 from engine.training.stepwise import read_stepwise
 from tests.cli.conftest import assert_refused, models, ttc
 from tests.reports.builders import beam_row
+from tests.search.fakes import with_lone_ends
 
 __all__ = ["models", "ttc"]
 
@@ -39,6 +40,14 @@ def test_paths_are_the_leaves_of_a_tree():
     assert [each.score for each in ended] == row["agg_scores"]
     row["tree"][3]["finish"] = "length"
     assert len(tree_paths(row)) <= len(paths)
+
+
+def test_a_path_that_ends_in_an_end_of_text_alone_has_the_score_of_its_answer():
+    row = result_row(with_lone_ends(), with_tree=True)
+    paths = tree_paths(row)
+    assert [each.score for each in paths] == row["agg_scores"]
+    assert len(paths) == 4
+    assert min(row["agg_scores"]) < max(row["agg_scores"])
 
 
 def test_finished_and_rejected_paths_are_chosen_evenly():
