@@ -23,7 +23,7 @@ from engine.runtime.driver import Driver
 from engine.scheduler import ComputeOptimal, Planner, search_batch
 from engine.search import UNWATCHED, Answers, Models, Strategy, Verifier, Watch, check_arguments, run_search
 from engine.tasks import Task, get_task
-from engine.types import Problem, Sampling, SearchResult
+from engine.types import Candidate, Problem, Sampling, SearchResult
 from engine.verifiers import as_verifier
 from engine.verifiers.spec import VerifierSpec, load_spec
 
@@ -325,3 +325,22 @@ class Engine:
     def as_problem(self, problem: str | dict | Problem, index: int) -> Problem:
         """One Problem; `index` is its id where it has none of its own."""
         return self.task.as_problem(problem, index)
+
+
+def _shown_by(name: str) -> Callable[[Any], Any]:
+    """A method that has a function of engine.reports.notebook show an object, imported when a notebook asks for it."""
+
+    def show(shown: Any) -> Any:
+        from engine.reports import notebook
+
+        return getattr(notebook, name)(shown)
+
+    return show
+
+
+# What is shown stands on lower floors than what shows it.
+SearchResult._repr_html_ = _shown_by("result_html")
+Candidate._repr_html_ = _shown_by("candidate_html")
+Ledger._repr_html_ = _shown_by("ledger_html")
+SearchHandle._repr_html_ = _shown_by("handle_html")
+SearchHandle._ipython_display_ = _shown_by("show_live")

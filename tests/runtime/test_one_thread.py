@@ -44,7 +44,7 @@ def prints(engine: Engine, **options) -> list[str]:
 
 
 def calls_into(engine: Engine) -> dict:
-    """All that a second thread might do to a model of the engine. (Searches of several threads go beside one another.)"""
+    """All that a second thread might do to a model of the engine: searches alone may go beside one another."""
     llm: LLM = engine.policy
     branch = llm.open("1+2\n")
     return {

@@ -90,7 +90,9 @@ def test_cancelled_searches_end_and_the_others_are_as_they_were(engine):
     held = engine.submit(PROBLEMS[0], STRATEGY, budget=4, verifier=door, **OPTIONS)
     handles = submit_all(engine)
     assert door.is_reached.wait(MAX_SECONDS)
-    assert held.cancel() and handles[1].cancel() and held.is_done
+    assert held.cancel()
+    assert handles[1].cancel()
+    assert held.is_done
     door.is_open.set()
     for handle in (held, handles[1]):
         with pytest.raises(CancelledError):
@@ -157,7 +159,8 @@ def test_a_search_over_its_deadline_has_its_last_round_scored(home):
     result = slow.result(MAX_SECONDS)
     assert result.stopped_by == "deadline"
     judged = [node.score for node in result.tree.nodes[1:] if node.finish != "length"]
-    assert judged and set(judged) == {0.5}
+    assert judged
+    assert set(judged) == {0.5}
     assert_idle(*runners(home))
 
 

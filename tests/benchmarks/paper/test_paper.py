@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from benchmarks.paper.__main__ import app
 from benchmarks.paper.bills import Bills
-from benchmarks.paper.cells import LEADING, Cell, Piloted, chains_at, distinct, revision_cells, search_cells, tier
+from benchmarks.paper.cells import LEADING, Cell, Piloted, chains_at, distinct, revision_cells, search_cells
 from benchmarks.paper.measured import POOL_SERIES, adaptive_run, pool_series, windows
 from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row
