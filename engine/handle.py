@@ -59,6 +59,12 @@ class SearchHandle:
         """Whether it has ended, by whatever cause."""
         return self._future.done()
 
+    @property
+    def outcome(self) -> SearchResult | None:
+        """The result, where there is one already."""
+        has_result = self._future.done() and not self._future.cancelled() and self._future.exception() is None
+        return self._future.result() if has_result else None
+
     def cancel(self) -> bool:
         """Ends the search without a result; its KV is free after the forwards that run now. False if it had ended."""
         return self._future.cancel()

@@ -51,7 +51,9 @@ def ledger_html(ledger: Ledger) -> str:
 
 
 def handle_html(handle: SearchHandle) -> str:
-    """The tree of a search as far as it has come, its answers and its bill."""
+    """The tree of a search as far as it has come, its answers and its bill; the result, once there is one."""
+    if handle.outcome is not None:
+        return result_html(handle.outcome)
     events = list(handle.events)
     last = next((event for event in reversed(events) if event.kind in ("spent", "done")), SearchEvent("spent"))
     lead = {
