@@ -177,7 +177,8 @@ class Engine:
         (asked,) = self.as_problems([problem])
         models, search, rows = self._prepared(strategy, SearchConfig(**fields).unless(config))
         handle = SearchHandle(asked, deadline)
-        job = self._driver.job(models, [search(asked, handle.ledger, handle.watch)], rows)
+        once = (search(asked, handle.ledger, handle.watch) for _ in range(1))  # a coroutine is made when it is started
+        job = self._driver.job(models, once, rows)
         handle.attach(job)
         self._driver.start(job, handle.deliver)
         return handle

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Generator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 
 from engine.accounting import Ledger
@@ -101,7 +102,7 @@ class SearchHandle:
         with self._lock:
             self.events.append(event)
             for loop, flag in self._listeners:
-                if not loop.is_closed():
+                with suppress(RuntimeError):  # the loop has been closed, and with it who listened
                     loop.call_soon_threadsafe(flag.set)
 
     def _last_event(self, outcome: SearchResult | BaseException | None) -> SearchEvent:

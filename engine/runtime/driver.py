@@ -155,20 +155,20 @@ class Driver:
         torch.set_num_threads(num_threads)
         if device is not None:
             torch.cuda.set_device(device)
-        with fewer_collections():
-            while True:
+        while True:
+            with fewer_collections():
                 while self._live:
                     try:
                         self._wait(None)
                     except BaseException as error:  # a fault of this program: whoever waits is to hear of it
                         self._fail(error)
-                with suppress(Empty):
-                    self._inbox.get(timeout=_IDLE)
-                    continue
-                with self._lock:
-                    if not self._live:
-                        self._thread = None
-                        return
+            with suppress(Empty):
+                self._inbox.get(timeout=_IDLE)
+                continue
+            with self._lock:
+                if not self._live:
+                    self._thread = None
+                    return
 
     def _fail(self, error: BaseException) -> None:
         """Ends all started jobs with an error."""
