@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig, SearchConfig
     from engine.engine import Engine
     from engine.errors import UserError
+    from engine.handle import SearchHandle
     from engine.runtime import LLM, Branch, PoolTooSmall
     from engine.scheduler import ComputeOptimal
-    from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions
+    from engine.search import DVTS, Adaptive, BeamSearch, BestOfN, Lookahead, Majority, Rebase, Revisions, SearchEvent
     from engine.types import Candidate, Problem, Sampling, SearchResult, SearchTree, Step
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "Revisions",
     "Sampling",
     "SearchConfig",
+    "SearchEvent",
+    "SearchHandle",
     "SearchResult",
     "SearchTree",
     "Step",
@@ -46,9 +49,20 @@ _HOMES = {
     "engine.config": ("EngineConfig", "SearchConfig"),
     "engine.engine": ("Engine",),
     "engine.errors": ("UserError",),
+    "engine.handle": ("SearchHandle",),
     "engine.runtime": ("LLM", "Branch", "PoolTooSmall"),
     "engine.scheduler": ("ComputeOptimal",),
-    "engine.search": ("DVTS", "Adaptive", "BeamSearch", "BestOfN", "Lookahead", "Majority", "Rebase", "Revisions"),
+    "engine.search": (
+        "DVTS",
+        "Adaptive",
+        "BeamSearch",
+        "BestOfN",
+        "Lookahead",
+        "Majority",
+        "Rebase",
+        "Revisions",
+        "SearchEvent",
+    ),
     "engine.types": ("Candidate", "Problem", "Sampling", "SearchResult", "SearchTree", "Step"),
 }
 
