@@ -69,7 +69,8 @@ def rollouts(
     policy solves sometimes; those with short answers come first in the file, so that its first lines are the easy part.
     """
     _check(given, recipe, model, output, workers)
-    check_out(output.out, recipe.problems, recipe.results)
+    for path in (output.out, *([] if output.trl is None else [output.trl])):
+        check_out(path, recipe.problems, recipe.results)
     problems = questions(recipe) if recipe.results is None else _searched(recipe)
     folder = resolve_folder(model.policy)
     limits = {each: getattr(model, each) for each in ("device", "dtype", "max_batch", "num_blocks")}

@@ -115,7 +115,7 @@ def check_out(out: str, *sources: str | None) -> None:
         raise UserError(f"results go to a file, {out!r} is {'a folder' if out else 'no name'}")
     for source in sources:
         if source is not None and Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
-            raise UserError(f"--out {out} is the file {source} that is read: the results would replace it")
+            raise UserError(f"{out} is the file {source} that is read: the results would replace it")
 
 
 def _open(out: str, config: dict, overwrite: bool) -> Journal:

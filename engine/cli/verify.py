@@ -75,13 +75,14 @@ def verify(
     if rows is not None:
         figures, pools = _labelled(rows, models, verifier, limit, seed)
     searched = _of_pools(pools or [], seed) if results is None else _of_results(results, models.task, limit, seed)
-    facts = {"verifier": verifier, "rows": ", ".join(filter(None, (rows, results)))}
+    facts = {"rows": ", ".join(filter(None, (rows, results)))}
+    judge = {} if figures is None else {"verifier": verifier}  # what has scored results is not known
     if figures is not None:
-        facts |= {"answers": f"{figures['num_answers']:,}", "questions": f"{figures['num_questions']:,}"}
+        facts |= judge | {"answers": f"{figures['num_answers']:,}", "questions": f"{figures['num_questions']:,}"}
         facts["right"] = f"{100 * figures['share_right']:.1f} %"
     write_verifier_report(figures, searched, out, title="Verifier report", facts=facts)
     if json_file is not None:
-        found = {"verifier": verifier, **(figures or {}), "searched": searched}
+        found = {**judge, **(figures or {}), "searched": searched}
         write_atomically(json_file, (json.dumps(found, indent=2) + "\n").encode())
     console = Console(width=None)
     if searched is not None:

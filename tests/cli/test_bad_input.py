@@ -184,6 +184,6 @@ def test_results_do_not_replace_what_is_read(ttc, models, tmp_path, link):
     out = file if link is None else tmp_path / "link"
     if link is not None:
         link(file, out)
-    assert_refused(ttc(*small_search(models, out), file, "--overwrite"), f"--out {out} is the file {file}")
+    assert_refused(ttc(*small_search(models, out), file, "--overwrite"), f"{out} is the file {file}")
     assert file.read_text() == GOOD + "\n"
     assert_refused(ttc("search", "--out", ""), "results go to a file, '' is no name")

@@ -191,6 +191,7 @@ def test_more_samples(ttc, search, models, tmp_path):
     assert "beam at 8: right in" in outcome.out
     assert outcome.last_line == f"6 pools of 6 questions: {page}"
     assert json.loads(figures.read_text())["searched"]["sizes"] == [1, 4, 8]
+    assert "verifier" not in json.loads(figures.read_text()), "rows do not say what scored them"
     assert page.read_text().count("<svg") == 1
     assert ttc(*verify, "--results", pool, "--limit", 2).last_line.startswith("2 pools of 2")
     assert_refused(ttc(*verify, "--results", beam), "no graded rows of --strategy best-of-n", "got 6")

@@ -178,6 +178,7 @@ def test_options_that_have_no_effect(ttc, models, searched, tmp_path):
     assert_refused(ttc(*start, "--from", tmp_path / "none"), "cannot read results from", "none")
     assert_refused(ttc(*start, "--from", searched, "--max-paths", 0), "max_paths must be at least 1", "got 0")
     assert_refused(ttc(*start[:-1], searched, "--from", searched), "would replace it")
+    assert_refused(ttc(*start, "--from", searched, "--trl", searched), f"{searched} is the file", "would replace it")
     other = tmp_path / "r.jsonl"
     row = json.loads(searched.read_text().splitlines()[0])
     textless = [{name: value for name, value in node.items() if name != "text"} for node in row["tree"]]
