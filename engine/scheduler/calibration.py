@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.scheduler.allocation import Curve, concave_envelope
-from engine.scheduler.chance import Chances, stopping_at
+from engine.scheduler.chance import Chances, check_chances, stopping_at
 from engine.scheduler.choice import pick
 from engine.scheduler.difficulty import Bins, Predictor
 from engine.search import Strategy
@@ -80,12 +80,15 @@ class Calibration:
             raise UserError(f"{self.bins.count} bins need as many counts of problems, got {list(self.num_per_bin)}")
         if self.predictor.is_probe and not self.predictor.weights:
             raise UserError(f"predictor {self.predictor.name} needs the weights of its probe, got none")
+        check_chances(self.chances)
         for index in range(self.bins.count):
             if not any(cell.bin == index for cell in self.cells):
                 raise UserError(f"nothing was measured in {self.bins.describe(index)}")
         for cell in self.cells:
             if not 0 <= cell.num_right <= cell.num_problems or cell.num_problems < 1:
                 raise UserError(f"{cell.num_right} of {cell.num_problems} problems cannot be right")
+            if not 0 <= cell.expected <= 1:
+                raise UserError(f"an expected accuracy must be within 0..1, got {cell.expected}")
             if cell.budget not in self.budgets or not 0 <= cell.bin < self.bins.count:
                 raise UserError(f"a cell has bin {cell.bin} and budget {cell.budget}, which the calibration lacks")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 
+from engine.errors import UserError
 from engine.search import Strategy
 
 Chances = tuple[tuple[float, float], ...]  # (least score, chance from it on); both rise
@@ -32,6 +33,14 @@ def fit_chances(scores: Sequence[float], rights: Sequence[bool]) -> Chances:
         while len(rising) > 1 and _chance(rising[-2]) >= _chance(rising[-1]):
             rising[-2:] = [_joined(*rising[-2:])]
     return tuple((pool[0], _chance(pool)) for pool in rising)
+
+
+def check_chances(chances: Chances) -> None:
+    """Raises UserError for what `fit_chances` does not return."""
+    columns = [[pair[at] for pair in chances] for at in (0, 1)]
+    are_rising = all(one < other for column in columns for one, other in pairwise(column))
+    if not are_rising or not all(math.isfinite(score) and 0 <= chance <= 1 for score, chance in chances):
+        raise UserError(f"chances must be within 0..1 and rise with their scores, got {list(chances)}")
 
 
 def score_of(chances: Chances, chance: float) -> float | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
-from engine.counts import check_count, settle_count
+from engine.counts import check_count, settle_count, shown
 from engine.errors import UserError
 from engine.search import MAX_BUDGET, UNWATCHED, Answers, BestOfN, Majority, Models, Watch, is_correct, run_search
 from engine.search.answers import Grade
@@ -49,6 +49,8 @@ class Predictor:
         least = {"agreement": 2, "probe": 0}.get(self.name, 1)
         settle_count(self, "num_samples", least, 0 if self.name == "probe" else MAX_BUDGET, label=label)
         object.__setattr__(self, "weights", tuple(self.weights))
+        if not all(map(math.isfinite, self.weights)):
+            raise UserError(f"the weights of a probe must be finite, got {shown(self.weights)}")
         if self.is_reused and self.name == "oracle":
             raise UserError("the samples of the oracle predictor know the answer, so they must not be re-used to vote")
 

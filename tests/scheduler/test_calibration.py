@@ -1,6 +1,7 @@
 """From outcomes to a calibration, its file, and what it chooses."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -159,6 +160,26 @@ def test_bad_files_are_named(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(f"{path} is no calibration: ")):
         read_calibration(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chances": [[0.9, 0.5], [0.95, 0.4]]}, r"rise with their scores, got \[\(0.9, 0.5\), \(0.95, 0.4\)\]"),
+        ({"chances": [[0.9, 0.5], [0.8, 0.6]]}, "rise with their scores, got"),
+        ({"chances": [[0.9, 1.5]]}, r"within 0\.\.1 and rise"),
+        ({"chances": [["high", 0.5]]}, "of another kind .*must be real number, not str"),
+        ({"predictor": {"name": "probe", "num_samples": 0, "weights": ["a", 1.0]}}, "of another kind .*must be real"),
+        ({"predictor": {"name": "probe", "num_samples": 0, "weights": [math.inf]}}, r"must be finite, got \(inf,\)"),
+        ({"cells": [{"shrunk": 1.5}]}, r"expected accuracy must be within 0\.\.1, got 1\.5"),
+    ],
+)
+def test_values_that_a_search_would_stumble_over(changes, words):
+    data = json.loads(calibration(majority_curve(0, {4: 40})).to_json())
+    changes = changes | ({"cells": [data["cells"][0] | changes["cells"][0]]} if "cells" in changes else {})
+    parse_calibration(json.dumps(data))
+    with pytest.raises(ValueError, match=words):
+        parse_calibration(json.dumps(data | changes))
 
 
 def test_impossible_counts_and_missing_files(tmp_path):
