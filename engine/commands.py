@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import typer
 
-from engine.errors import UserError
+from engine.errors import UserError, sentence
 
 Number = TypeVar("Number", int, float)
 
@@ -40,7 +40,7 @@ def run_command(command: Callable[[], object], argv: Sequence[str] = ()) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (UserError, OSError) as error:
-        return _refuse(_sentence(error))
+        return _refuse(sentence(error))
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -54,12 +54,6 @@ def parse_numbers(name: str, text: str, kind: type[Number]) -> list[Number]:
     except ValueError:
         whole = "whole numbers" if kind is int else "numbers"
         raise UserError(f"{name} must be {whole} with commas between, got {text!r}") from None
-
-
-def _sentence(error: UserError | OSError) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def _usage(error: Exception, argv: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat
 from engine.runtime import LLM, ModelPolicy
 from engine.runtime.batcher import Search
+from engine.runtime.checks import check_on_error, raise_error
 from engine.runtime.driver import Driver
 from engine.scheduler import ComputeOptimal, Planner, search_batch
 from engine.search import UNWATCHED, Answers, Models, Strategy, Verifier, Watch, check_arguments, run_search
@@ -139,22 +140,25 @@ class Engine:
         agg_strategy: str = "last",
         verifier: AnyVerifier = "prm",
         config: SearchConfig | None = None,
-    ) -> Iterator[tuple[int, SearchResult]]:
+        on_error: str = "raise",
+    ) -> Iterator[tuple[int, SearchResult | Exception]]:
         """Yields (index, result) as problems are finished.
 
-        `budget` is a number of sampled answers per problem. `verifier` is "prm", "trunk" (a head on
-        the policy's trunk), "orm" (for strategies that score whole answers), "oracle", a function
-        `(prompt, steps) -> score of the last step`, or any object with the Verifier protocol. Of them, the
-        shipped ORM's format alone judges a revision knowing the attempts before it.
+        `budget` is a number of sampled answers per problem. `verifier` is "prm", "trunk" (a head on the policy's
+        trunk), "orm" (for strategies that score whole answers), "oracle", a function `(prompt, steps) -> score of the
+        last step`, or any object with the Verifier protocol. Of them, the shipped ORM's format alone judges a revision
+        knowing the attempts before it.
         `max_tokens` bounds a completion. A `config` holds all of these, and is given in the place of them.
 
-        Raises UserError for a bad argument or a prompt over the context, PoolTooSmall (a
-        ValueError) for a problem that cannot fit the KV pool; the engine can be used again after it.
+        Raises UserError for a bad argument or a prompt over the context, PoolTooSmall (a ValueError) for a problem that
+        cannot fit the KV pool; the engine can be used again after it. With `on_error` "yield" what a single problem
+        raises is yielded in the place of its result, and the others go on.
         """
+        check_on_error(on_error)
         options = SearchConfig(
             budget, seed=seed, sampling=sampling, max_tokens=max_tokens, agg_strategy=agg_strategy, verifier=verifier
         )
-        yield from self._search(self.as_problems(problems), strategy, options.unless(config))
+        yield from self._search(self.as_problems(problems), strategy, options.unless(config), on_error)
 
     def submit(
         self,
@@ -228,15 +232,14 @@ class Engine:
         return results
 
     def _search(
-        self, problems: Sequence[Problem], strategy: Strategy | Planner, config: SearchConfig
-    ) -> Iterator[tuple[int, SearchResult]]:
+        self, problems: Sequence[Problem], strategy: Strategy | Planner, config: SearchConfig, on_error: str = "raise"
+    ) -> Iterator[tuple[int, SearchResult | Exception]]:
         """Checks what is asked for, then runs one search per problem side by side, as `search_iter` yields them."""
         models, search, rows = self._prepared(strategy, config)
         searches = (search(problem, Ledger(), UNWATCHED) for problem in problems)
         with closing(self._driver.results(models, searches, rows)) as results:
             for index, result in results:
-                if isinstance(result, Exception):
-                    raise result
+                raise_error(result, on_error)
                 yield index, result
 
     def _prepared(

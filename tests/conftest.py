@@ -27,7 +27,10 @@ settings.load_profile("shared machine")
 # Folders and files that `make quick` leaves out: each takes over three seconds of a processor.
 SLOW = [
     *("benchmarks", "docs", "training", "test_home.py", "test_package.py", "test_revisions.py"),
-    *(f"cli/test_{name}.py" for name in ("calibrate", "demo", "formats", "options", "real_rows", "search", "train")),
+    *(
+        f"cli/test_{name}.py"
+        for name in ("calibrate", "demo", "formats", "merge", "on_error", "options", "real_rows", "search", "train")
+    ),
     *(
         f"model/test_{name}.py"
         for name in ("families", "fields", "hub", "launches", "memory", "mutations", "products", "ranks")

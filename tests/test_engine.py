@@ -24,7 +24,9 @@ from engine import (
     SearchConfig,
     UserError,
 )
+from engine.errors import sentence
 from engine.runtime import LLM
+from engine.runtime.checks import raise_error
 from engine.scheduler import Assigned, Assignment, Bins, Calibration, CalibrationWarning, Cell, PilotSamples, Predictor
 from engine.search import MAX_BUDGET
 from engine.tasks import get_task, take_problems
@@ -371,3 +373,47 @@ def test_a_problem_whose_prompt_is_no_text(engine):
 def test_a_strategy_that_is_none(engine, strategy):
     with pytest.raises(UserError, match="strategy must be a strategy such as BestOfN"):
         engine.search(["?5?2?=c"], strategy, 4)
+
+
+def test_a_search_that_fails_may_leave_the_others_alone(engine):
+    """What an overlong prompt or a verifier raises stands for the result; a grader that fails cannot tell."""
+
+    def judge(prompt, steps):
+        if prompt == PROBLEMS[1].prompt:
+            raise RuntimeError("a verifier\nbroke")
+        return 0.5
+
+    def compare(pairs, problems):
+        if pairs[0][0] == "broken":
+            raise KeyError("a grader")
+        return [False] * len(pairs)
+
+    engine.task = dataclasses.replace(engine.task, extract=lambda text: "7", compare=compare)
+    asked = [*PROBLEMS[:3], Problem("long", "?1" * 4000), dataclasses.replace(PROBLEMS[2], answer="broken")]
+    options = {"verifier": judge, **OPTIONS, "max_tokens": 300}  # so that an answer ends
+    found = dict(engine.search_iter(asked, BestOfN(), 2, **options, on_error="yield"))
+    assert {index: type(each).__name__ for index, each in found.items()} == {
+        **{0: "SearchResult", 1: "RuntimeError", 2: "SearchResult"},
+        **{3: "UserError", 4: "SearchResult"},
+    }
+    assert (found[2].correct, found[4].correct, found[4].answer) == (False, None, "7")
+    assert sentence(found[1]) == "RuntimeError: a verifier broke"
+    alone = engine.search([asked[0], asked[2]], BestOfN(), 2, **options)
+    assert [fingerprint(found[index]) for index in (0, 2)] == [fingerprint(each) for each in alone]
+    with pytest.raises(RuntimeError, match="a verifier"):
+        list(engine.search_iter(asked[:3], BestOfN(), 2, **options))
+    with pytest.raises(UserError, match="on_error must be raise or yield, got 'skip'"):
+        list(engine.search_iter(asked, BestOfN(), 2, **options, on_error="skip"))
+    assert_idle(*runners(engine))
+
+
+def test_the_error_of_a_gpu_ends_all():
+    """Every later call in its process fails too, and each problem would be said to be at fault."""
+    raise_error("a result", "raise")
+    raise_error(ValueError("x"), "yield")
+    for error, on_error in (
+        (torch.AcceleratorError("illegal access", 700), "yield"),
+        (ValueError(), "raise"),
+    ):
+        with pytest.raises(type(error)):
+            raise_error(error, on_error)

@@ -21,6 +21,7 @@ for _name, _text in {
     "exchange": "Says whether total FLOPs are better spent on a larger model or on searching with the small one.",
     "report": "Shows accuracy and cost per strategy, and writes a page with charts and search trees.",
     "verify": "Shows how well a verifier's scores fit the labels of held-out answers.",
+    "merge": "Puts the shards of a run together, as one run would have written them.",
     "grade": "Grades the answers of a result file again, ours or another tool's.",
     "env": "Prints versions, the CPU, the native module and the shipped models.",
     "rollouts": "Labels the steps of sampled answers by rollouts, to train verifiers on.",

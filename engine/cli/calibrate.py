@@ -93,6 +93,7 @@ def calibrate(
     Every problem is searched by every strategy at every budget. A killed run goes on where it
     stopped; another --bins or --min-per-bin uses what has been measured again.
     """
+    from engine.cli.outputs import RunOutput
     from engine.cli.runs import check_out, run_rows
 
     check_out(output.out, source.problems, models.few_shot)
@@ -130,12 +131,11 @@ def calibrate(
 
     depends_on = _depends_on(models, grid, problems, conditions, config.seed)
     closing_line = run_rows(
-        output.out,
+        RunOutput(output.out, output.overwrite),
         depends_on,
         make_rows,
         num_total=rows.num_wanted,
         label="searches",
-        overwrite=output.overwrite,
         write=write,
         selection=rows,
     )

@@ -34,12 +34,13 @@ def grade(
     """
     from rich.console import Console
 
+    from engine.cli.outputs import left_out
     from engine.files import write_atomically
     from engine.search.aggregate import check_agg_strategy
     from engine.tasks import get_task
 
     check_agg_strategy(agg_strategy)
-    pools, num_without_gold = read_pools(results, get_task(task), agg_strategy, answer_column)
+    pools, num_without_gold, num_errors = read_pools(results, get_task(task), agg_strategy, answer_column)
     figures = accuracies(pools)
     if json_file is not None:
         write_atomically(json_file, (json.dumps(figures, indent=2) + "\n").encode())
@@ -50,6 +51,7 @@ def grade(
     num_failed = sum(verdict is None for pool in pools for verdict in pool.verdicts.values())
     notes += [f"{num_failed} answers could not be graded"] if num_failed else []
     notes += [f"{num_without_gold} rows have no gold answer"] if num_without_gold else []
+    notes += [left_out(num_errors)] if num_errors else []
     typer.echo(", ".join(notes))
 
 
@@ -63,19 +65,23 @@ class Pool:
     verdicts: dict[str, bool | None]  # of each distinct answer; None where the grader cannot tell
 
 
-def read_pools(source: str, task: Task, agg_strategy: str, answer_column: str | None) -> tuple[list[Pool], int]:
-    """The rows that have a gold answer, graded, and how many have none.
+def read_pools(source: str, task: Task, agg_strategy: str, answer_column: str | None) -> tuple[list[Pool], int, int]:
+    """The rows that have a gold answer, graded; how many have none, and how many an error in the place of a result.
 
     Raises UserError that names the line and what is wrong with it, or for a source without a gold answer.
     """
+    from engine.results.rows import is_error_row
     from engine.tasks.data import gold_answer
     from engine.tasks.sources import read_rows
 
     columns = (answer_column,) if answer_column else task.answer_columns
     golds: list[str] = []
     pools: list[Pool] = []
-    num_without_gold = 0
+    num_without_gold = num_errors = 0
     for origin, row in read_rows(source, what="results"):
+        if isinstance(row, dict) and is_error_row(row) and "completions" not in row:
+            num_errors += 1
+            continue
         try:
             pool = _pool(row, origin, task, agg_strategy)
             if not any(name in row for name in columns):
@@ -95,7 +101,7 @@ def read_pools(source: str, task: Task, agg_strategy: str, answer_column: str | 
     rights = task.are_right([(answer, golds[index]) for index, answer in distinct], problems)
     for (index, answer), is_right in zip(distinct, rights, strict=True):
         pools[index].verdicts[answer] = is_right
-    return pools, num_without_gold
+    return pools, num_without_gold, num_errors
 
 
 def _pool(row: object, origin: str, task: Task, agg_strategy: str) -> Pool:

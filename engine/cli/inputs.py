@@ -69,24 +69,37 @@ def _unescaped(delimiter: str | None) -> str | None:
 
 
 def check_prompts(
-    engine: Engine, problems: Sequence[Problem], origins: Sequence[str], judge: Verifier | None = None
-) -> None:
-    """Raises UserError for a prompt that a model cannot hold, before any problem is searched."""
-    for problem, origin in zip(problems, origins, strict=True):
+    engine: Engine,
+    problems: Sequence[Problem],
+    origins: Sequence[str],
+    judge: Verifier | None = None,
+    *,
+    keeps_errors: bool = False,
+) -> dict[int, UserError]:
+    """Raises UserError for a prompt that a model cannot hold, before any problem is searched.
+
+    With `keeps_errors` the errors are returned, by the positions of their problems.
+    """
+    refused: dict[int, UserError] = {}
+    for index, (problem, origin) in enumerate(zip(problems, origins, strict=True)):
         try:
-            ids = engine.prompt_ids(problem.prompt)
-        except UserError as error:  # too long to be tokenized, or for a chat template
-            raise UserError(f"{origin}: {error}") from None
-        held = [(llm, ids) for llm in (engine.policy, engine.reviser) if llm is not None]
-        if judge is not None and judge.llm is not None:
-            held.append((judge.llm, judge.opening(problem)))
-        for llm, ids in held:
-            try:
-                llm.vocabulary.check(ids)
-            except UserError as error:
-                raise UserError(f"{origin}: {error}: {llm.folder}") from None
-            if len(ids) >= llm.config.context:
-                raise UserError(
-                    f"{origin}: the prompt has {len(ids)} tokens, "
-                    f"the context of {llm.folder} holds {llm.config.context}"
-                )
+            _check_prompt(engine, problem, judge)
+        except UserError as error:
+            refused[index] = UserError(f"{origin}: {error}")
+            if not keeps_errors:
+                raise refused[index] from None
+    return refused
+
+
+def _check_prompt(engine: Engine, problem: Problem, judge: Verifier | None) -> None:
+    ids = engine.prompt_ids(problem.prompt)  # raises for one too long to be tokenized, or for a chat template
+    held = [(llm, ids) for llm in (engine.policy, engine.reviser) if llm is not None]
+    if judge is not None and judge.llm is not None:
+        held.append((judge.llm, judge.opening(problem)))
+    for llm, ids in held:
+        try:
+            llm.vocabulary.check(ids)
+        except UserError as error:
+            raise UserError(f"{error}: {llm.folder}") from None
+        if len(ids) >= llm.config.context:
+            raise UserError(f"the prompt has {len(ids)} tokens, the context of {llm.folder} holds {llm.config.context}")

@@ -17,13 +17,15 @@ def report(
     """Shows accuracy and cost per strategy, and writes a page with charts and search trees."""
     from rich.console import Console
 
+    from engine.cli.outputs import left_out
     from engine.reports import compare, summarize, terminal_table, write_report
-    from engine.results import read_rows, seconds_by_strategy
+    from engine.results import read_results, seconds_by_strategy
 
-    rows = read_rows(*results)
+    rows, errors = read_results(*results)
+    note = f", {left_out(len(errors))}" if errors else ""
     if not rows:
-        raise UserError(f"no result row in {', '.join(results)}")
+        raise UserError(f"no result row in {', '.join(results)}{note}")
     seconds = seconds_by_strategy(results)
     write_report(rows, out, title=title, seconds=seconds)
     Console(width=None).print(terminal_table(summarize(rows, seconds=seconds), compare(rows)))
-    typer.echo(f"{len(rows)} rows: {out}")
+    typer.echo(f"{len(rows)} rows{note}: {out}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.options import Given, command, option
+from engine.cli.outputs import RunOutput, left_out
 from engine.cli.runs import check_out, cut_answers, run_rows
 from engine.config import EngineConfig
 from engine.errors import UserError
@@ -20,7 +22,7 @@ from engine.model import resolve_folder
 from engine.model.digest import checkpoint_digest
 from engine.results import Journal
 from engine.results.digests import problems_digest
-from engine.results.rows import Row, check_row, row_line
+from engine.results.rows import Row, check_row, is_error_row, stored_lines
 from engine.runtime import LLM
 from engine.tasks import get_task
 from engine.tasks.sources import read_rows
@@ -35,7 +37,7 @@ ROLLOUTS = "out/rollouts.jsonl"
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(RunOutput):
     """Where the labelled answers go."""
 
     out: str = ROLLOUTS
@@ -46,9 +48,6 @@ class Output:
 
     trl_threshold: float | None = None
     """Labels of --trl are true from here on."""
-
-    overwrite: bool = field(default=False, metadata={"flags": "--overwrite"})
-    """Drop what --out holds."""
 
 
 _MODEL = "policy device dtype max_batch num_blocks"
@@ -68,11 +67,13 @@ def rollouts(
     With --from those of the paths of searches, rejected steps included. With --pass-rate only of questions that the
     policy solves sometimes; those with short answers come first in the file, so that its first lines are the easy part.
     """
+    output = output.placed(given)
     _check(given, recipe, model, output, workers)
     for path in (output.out, *([] if output.trl is None else [output.trl])):
         check_out(path, recipe.problems, recipe.results)
     problems = questions(recipe) if recipe.results is None else _searched(recipe)
     folder = resolve_folder(model.policy)
+    on_error = "yield" if output.keeps_errors else "raise"
     limits = {each: getattr(model, each) for each in ("device", "dtype", "max_batch", "num_blocks")}
     llm = LLM.load(folder, **limits) if workers == 1 else None
     bounds = recipe.pass_bounds
@@ -81,12 +82,13 @@ def rollouts(
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         needs = (lambda index: True) if selection is None else selection.needs
         if llm is not None:
-            labels = generate(llm, recipe, takewhile(needs, todo), problems)
+            labels = generate(llm, recipe, takewhile(needs, todo), problems, on_error)
         else:
-            labels = generate_in_workers(workers, {"folder": folder, **limits}, recipe, todo, problems, needs)
+            labels = generate_in_workers(workers, {"folder": folder, **limits}, recipe, todo, problems, needs, on_error)
         for index, labelled in labels:
             row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
             row |= {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
+            row |= {} if labelled.error is None else {"error": labelled.error}
             chosen_by = {"pass_rate": labelled.pass_rate, "mean_tokens": labelled.mean_tokens}
             yield index, row if selection is None else row | chosen_by
 
@@ -94,12 +96,11 @@ def rollouts(
         return _write(journal.done, recipe, output, selection, problems)
 
     closing_line = run_rows(
-        output.out,
+        output,
         _depends_on(recipe, model, folder, problems),
         make_rows,
         num_total=len(problems),
         label="questions",
-        overwrite=output.overwrite,
         write=write,
         selection=selection,
     )
@@ -113,6 +114,10 @@ def _check(given: Given, recipe: RolloutRecipe, model: EngineConfig, output: Out
         raise UserError(f"--trl-threshold has no effect without --trl, got {output.trl_threshold}")
     if workers < 1 or (workers > 1 and model.device != "cpu"):
         raise UserError(f"workers must be at least 1, and 1 but on a CPU, got {workers} with device {model.device!r}")
+    if recipe.pass_rate is not None:
+        output.refuse_shard("--pass-rate", "as which questions are kept depends on those before them")
+    if output.trl is not None:
+        output.refuse_shard("--trl", "and is written by the same command without --shard once they are merged")
     needed = {"pass_samples": "pass_rate", "max_tries": "pass_rate", "max_paths": "results"}
     for name in given:
         if getattr(recipe, needed.get(name, "task")) is None:
@@ -128,19 +133,27 @@ def _flag(name: str) -> str:
 def _searched(recipe: RolloutRecipe) -> list[SearchedQuestion]:
     """The questions of a file of results, read row by row: trees are large."""
 
+    num_errors = 0
+
     def rows() -> Iterator[tuple[str, Row]]:
+        nonlocal num_errors
         for origin, row in read_rows(recipe.results, what="results"):
             try:
                 check_row(row)
             except UserError as error:
                 raise UserError(f"{origin}: {error}") from None
-            yield origin, row
+            if is_error_row(row):
+                num_errors += 1
+            else:
+                yield origin, row
 
     found = searched_questions(
         rows(), recipe.num_questions, recipe.max_paths, recipe.seed, only_ended=not recipe.num_rollouts
     )
     if not any(question.paths for question in found):
         raise UserError(f"{recipe.results} holds no path that can be labelled, got {len(found)} questions")
+    if num_errors:
+        warnings.warn(left_out(num_errors), stacklevel=2)
     return found
 
 
@@ -168,15 +181,16 @@ def _write(
     """Writes the answers, those of every question in the questions' order or a selection's; what to say of them."""
     chosen = sorted(done) if selection is None else selection.chosen(done)
     answers = [answer for index in chosen for answer in done[index]["rows"]]
+    labelled = [index for index in chosen if not is_error_row(done[index])]
     if selection is not None and not chosen:
         raise UserError(f"no question is {selection.summary(done)}")
-    write_atomically(output.out, b"".join(map(row_line, answers)))
+    write_atomically(output.out, b"".join(stored_lines(done[index]) for index in chosen))
     if output.trl is not None:
         delimiter = get_task(recipe.task).delimiter
         write_stepwise(answers, Path(output.trl), delimiter, threshold=output.trl_threshold)
-    num_sampled = len(chosen) * recipe.num_samples * recipe.num_attempts
+    num_sampled = len(labelled) * recipe.num_samples * recipe.num_attempts
     if recipe.results is not None:
-        num_sampled = sum(len(problem.paths) for problem in problems)
+        num_sampled = sum(len(problems[index].paths) for index in labelled)
     parts = [
         "" if selection is None else selection.summary(done),
         "" if recipe.results is None else f"{len(answers):,} paths",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from engine.cli.outputs import RunOutput, failures
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
 from engine.reports.progress import RunProgress
@@ -36,32 +37,33 @@ class Selection(Protocol):
 
 
 def run_rows(
-    out: str,
+    output: RunOutput,
     config: dict,
     make_rows: MakeRows,
     *,
     num_total: int,
     label: str,
-    overwrite: bool,
     write: Callable[[Journal], str] | None = None,
     ranks: Ranks | None = None,
     selection: Selection | None = None,
 ) -> str:
-    """Makes the rows that no earlier run has made, and writes all of them to `out` in input order.
+    """Makes the rows of a run, or of its shard, that no earlier run has made, and writes all of them in input order.
 
     A `selection` is told of every row. Those that it keeps are counted in the place of all, and others may be missing.
-    `write` writes `out` in another form, and gives a part of the line that is returned, which says how it went. Of
+    `write` writes the file in another form, and gives a part of the line that is returned, which says how it went. Of
     several `ranks` the first one calls this and the others `follow_rows`.
-    Raises UserError where `out` holds another run.
+    Raises UserError where the file holds another run.
     """
+    out, positions = output.out, output.positions(num_total)
     check_out(out)
-    with _open(out, config, overwrite) as journal:
-        done = journal.done
+    with _open(output, config, num_total) as journal:
+        done = {index: row for index, row in journal.done.items() if output.is_done(row)}
+        num_resumed = len(done)
         kept = done if selection is None else {index: row for index, row in done.items() if selection.add(index, row)}
-        num_wanted = num_total if selection is None else selection.num_wanted
+        num_wanted = len(positions) if selection is None else selection.num_wanted
         try:
             with RunProgress(label, num_wanted, kept.values()) as progress:
-                todo = [index for index in range(num_total) if index not in done]
+                todo = [index for index in positions if index not in done]
                 todo = todo if ranks is None else ranks.of_first(todo)
                 for index, row in make_rows(todo) if todo else ():
                     with Uninterrupted():
@@ -69,7 +71,7 @@ def run_rows(
                         if selection is None or selection.add(index, row):
                             progress.add(row)
             if write is None:
-                journal.write_rows(out, num_expected=num_total)
+                journal.write_rows(out, expected=positions)
             note = "" if write is None else write(journal)
         except KeyboardInterrupt:
             num_done = len(journal.done) if selection is None else selection.num_kept
@@ -77,20 +79,21 @@ def run_rows(
             print(f"interrupted: {num_done} of {num_wanted} {label} are done{goes_on}", file=sys.stderr)
             raise
         finally:
-            if not journal.done:  # nothing to resume, and no configuration worth holding anyone to
+            if positions and not journal.done:  # nothing to resume, and no configuration worth holding anyone to
                 journal.path.unlink(missing_ok=True)
         finishes = [finish for row in journal.done.values() for finish in row.get("finishes", ())]
         num_errors = sum(row.get("num_errors", 0) for row in journal.done.values())
         parts = [
-            f"{num_total if selection is None else selection.num_kept} {label}",
+            f"{len(positions) if selection is None else selection.num_kept} {label}",
             progress.accuracy,
             note,
+            failures(journal.done),
             f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",
             cut_answers(finishes.count("length"), len(finishes)),
             f"{sum(journal.seconds_by_strategy().values()):.1f} s",
         ]
-        if journal.num_resumed:
-            parts.append(f"resumed {journal.num_resumed}")
+        if num_resumed:
+            parts.append(f"resumed {num_resumed}")
         return ", ".join(filter(None, parts)) + f": {out}"
 
 
@@ -118,9 +121,10 @@ def check_out(out: str, *sources: str | None) -> None:
             raise UserError(f"{out} is the file {source} that is read: the results would replace it")
 
 
-def _open(out: str, config: dict, overwrite: bool) -> Journal:
+def _open(output: RunOutput, config: dict, num_total: int) -> Journal:
+    part = None if output.part is None else output.part.part(num_total)
     try:
-        return open_run(out, config, overwrite=overwrite)
+        return open_run(output.out, config, overwrite=output.overwrite, part=part)
     except UserError as error:
         if "another configuration" not in str(error):
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,12 @@ import typer
 
 from engine.cli.inputs import MODELS, PLACES, PROMPTS, check_prompts, checked_config, load_engine
 from engine.cli.options import Given, command
+from engine.cli.outputs import RunOutput
 from engine.cli.problems import ProblemOptions, find_problems
 from engine.cli.strategies import StrategyOptions, build_strategy
 from engine.config import EngineConfig, SearchConfig
 from engine.errors import UserError
-from engine.results import result_row
+from engine.results import error_row, result_row
 from engine.results.digests import problems_digest, prompts_digest
 from engine.scheduler import ComputeOptimal, Planner, strategy_label
 from engine.search import Strategy
@@ -25,18 +26,12 @@ if TYPE_CHECKING:
 
     from engine.engine import Engine
     from engine.results.rows import Row
-    from engine.types import Problem
+    from engine.types import Problem, SearchResult
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(RunOutput):
     """Where the rows go, and what is in them."""
-
-    out: str = "results.jsonl"
-    """Results, one JSON row per problem."""
-
-    overwrite: bool = field(default=False, metadata={"flags": "--overwrite"})
-    """Drop what --out holds."""
 
     with_tree: bool = field(default=False, metadata={"flags": "--with-tree"})
     """Put the search trees into the rows."""
@@ -51,7 +46,7 @@ class Output:
         "verifier",
         "Sampling": "temperature top_p top_k min_p max_tokens seed",
         "Models": f"{MODELS} {PLACES}",
-        "Output": "out overwrite with_tree",
+        "Output": "out overwrite with_tree shard on_error retry_errors",
     }
 )
 def search(
@@ -67,49 +62,52 @@ def search(
     A killed run goes on where it stopped when the same command is given again.
     """
     from engine.cli.runs import check_out, follow_rows, run_rows
-    from engine.model.digest import checkpoint_digest
 
+    output = output.placed(given)
     check_out(output.out, source.problems, models.few_shot)
     strategy = build_strategy(chosen, config.verifier, given)
     problems, origins = find_problems(source, models.task, given)
     config = _with_total(config, chosen.total_budget, given, strategy, len(problems))
+    if chosen.total_budget is not None:
+        _check_alone(output)
     config = checked_config(config, models.task, strategy)
     engine, folders = load_engine(models, strategy, config.verifier, f"--strategy {chosen.strategy}")
     judge = engine.resolve_verifier(config.verifier) if strategy.is_scored else None
-    check_prompts(engine, problems, origins, judge)
+    refused = check_prompts(engine, problems, origins, judge, keeps_errors=output.keeps_errors)
     strategy = _checked(strategy, engine, config)
 
+    def as_row(problem: Problem, found: SearchResult | Exception) -> Row:
+        if isinstance(found, Exception):
+            return error_row(problem, found, strategy=strategy.name, budget=config.budget, seed=config.seed)
+        return result_row(found, with_tree=output.with_tree)
+
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
+        yield from ((index, as_row(problems[index], refused[index])) for index in todo if index in refused)
+        todo = [index for index in todo if index not in refused]
         if chosen.total_budget is not None and isinstance(strategy, ComputeOptimal):
             # All of them, whatever is done: what one problem is given depends on all others.
-            found = engine.search_batch(problems, strategy, chosen.total_budget, config)
-            results = [(position, found[index]) for position, index in enumerate(todo)]
+            all_found = engine.search_batch(problems, strategy, chosen.total_budget, config)
+            results = [(position, all_found[index]) for position, index in enumerate(todo)]
         else:
-            results = engine.search_iter([problems[index] for index in todo], strategy, config=config)
-        for position, result in results:
-            yield todo[position], result_row(result, with_tree=output.with_tree)
+            on_error = "yield" if output.keeps_errors else "raise"
+            results = engine.search_iter([problems[at] for at in todo], strategy, config=config, on_error=on_error)
+        for position, found in results:
+            yield todo[position], as_row(problems[todo[position]], found)
 
+    total = {} if chosen.total_budget is None else {"total_budget": chosen.total_budget}
     depends_on = {
-        **_inputs(engine, models.task, problems),
+        **_inputs(engine, models.task, problems, refused),
         **_strategy_fields(strategy),
-        "budget": config.budget,
-        **({} if chosen.total_budget is None else {"total_budget": chosen.total_budget}),
+        **({"budget": config.budget} | total),
         **_verifier_fields(engine, strategy, config, folders),
-        "sampling": asdict(config.sampling),
-        "max_tokens": config.max_tokens,
-        "seed": config.seed,
-        **{f"{part}_digest": checkpoint_digest(folder) for part, folder in folders.items()},
-        "device": models.device,
-        **({} if models.verifier_device is None else {"verifier_device": models.verifier_device}),
-        **({} if models.tensor_parallel == 1 else {"tensor_parallel": models.tensor_parallel}),
-        "dtype": models.dtype,
+        **_model_fields(models, config, folders),
         "with_tree": output.with_tree,
-    }  # what changes no row, such as the batch limit, is left out
+    }  # what changes no row, such as the batch limit or the shard, is left out
     if engine.policy.ranks.rank:
         follow_rows(make_rows, engine.policy.ranks)
         return
-    limits = {"num_total": len(problems), "label": "problems", "overwrite": output.overwrite}
-    typer.echo(run_rows(output.out, depends_on, make_rows, ranks=engine.policy.ranks, **limits))
+    shown = {"num_total": len(problems), "label": "problems"}
+    typer.echo(run_rows(output, depends_on, make_rows, ranks=engine.policy.ranks, **shown))
 
 
 def _with_total(
@@ -126,17 +124,29 @@ def _with_total(
     return replace(config, budget=total // num_problems)
 
 
+def _check_alone(output: Output) -> None:
+    """Raises UserError for what is asked of single problems where what each is given depends on all others."""
+    output.refuse_shard("--total-budget", "as what a problem is given depends on all others")
+    if output.keeps_errors:
+        raise UserError(
+            "--on-error row is not for --total-budget, as what a problem is given depends on all others, got "
+            f"{output.on_error!r}"
+        )
+
+
 def _checked(strategy: Strategy | Planner, engine: Engine, config: SearchConfig) -> Strategy | Planner:
     """The strategy, or what runs in its place; a warning says why."""
     return strategy.checked(engine.conditions(strategy, config)) if isinstance(strategy, ComputeOptimal) else strategy
 
 
-def _inputs(engine: Engine, task: str, problems: Sequence[Problem]) -> dict[str, object]:
+def _inputs(engine: Engine, task: str, problems: Sequence[Problem], refused: Collection[int]) -> dict[str, object]:
+    """What is asked; the prompts without those that are refused, which may have no token ids."""
+    held = (problem for index, problem in enumerate(problems) if index not in refused)
     return {
         "task": task,
         "num_problems": len(problems),
         "problems": problems_digest(problems),
-        "prompts": prompts_digest(engine.prompt_ids(problem.prompt) for problem in problems),
+        "prompts": prompts_digest(engine.prompt_ids(problem.prompt) for problem in held),
         "step_delimiter": engine.step_delimiter,
         "stops_at_box": engine.stops_at_box,
     }
@@ -149,6 +159,21 @@ def _verifier_fields(
         "agg_strategy": config.agg_strategy if strategy.is_scored else None,
         "verifier": config.verifier if strategy.is_scored else None,
         "spec": asdict(engine.specs[config.verifier]) if config.verifier in folders else None,
+    }
+
+
+def _model_fields(models: EngineConfig, config: SearchConfig, folders: Mapping[str, Path]) -> dict[str, object]:
+    from engine.model.digest import checkpoint_digest
+
+    return {
+        "sampling": asdict(config.sampling),
+        "max_tokens": config.max_tokens,
+        "seed": config.seed,
+        **{f"{part}_digest": checkpoint_digest(folder) for part, folder in folders.items()},
+        "device": models.device,
+        **({} if models.verifier_device is None else {"verifier_device": models.verifier_device}),
+        **({} if models.tensor_parallel == 1 else {"tensor_parallel": models.tensor_parallel}),
+        "dtype": models.dtype,
     }
 
 

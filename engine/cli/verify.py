@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,11 +140,15 @@ def _of_results(results: str, task: str, limit: int | None, seed: int) -> dict:
 
     Raises UserError where no row has scored samples.
     """
-    from engine.results import read_rows
+    from engine.cli.outputs import left_out
+    from engine.results import read_results
     from engine.results.overoptimisation import row_pool, searched_points
     from engine.tasks import get_task
 
-    rows = [row for row in read_rows(*results.split(",")) if row["correct"] is not None]
+    found, errors = read_results(*results.split(","))
+    if errors:
+        warnings.warn(left_out(len(errors)), stacklevel=2)
+    rows = [row for row in found if row["correct"] is not None]
     scored = [row for row in rows if row["strategy"] == "best-of-n" and row.get("answers")]
     most = max((row["budget"] for row in scored), default=0)
     delimiter = get_task(task).delimiter

@@ -12,15 +12,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine.differences import difference
 from engine.errors import UserError
 from engine.files import naming, sync_folder, write_atomically
-from engine.results.rows import Row, read_rows, row_line
+from engine.results.rows import Row, is_error_row, read_rows, row_line, stored_lines
 
 _FORMAT = "ttc run ledger 1"
+_HEADER = ("format", "config_hash", "config")  # of a whole run; that of a shard says more
 _MARK = json.dumps({"format": _FORMAT})[:-1].encode()  # every journal starts with these bytes
 
 
@@ -32,7 +33,9 @@ def journal_path(out: str | os.PathLike[str]) -> Path:
     return Path(f"{os.path.realpath(out) if os.path.islink(out) else os.fspath(out)}.ledger")
 
 
-def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = False) -> Journal:
+def open_run(
+    out: str | os.PathLike[str], config: dict, *, overwrite: bool = False, part: Mapping[str, object] | None = None
+) -> Journal:
     """Opens the journal of a results file.
 
     Raises UserError as Journal does, and for existing results without a journal, which cannot be resumed.
@@ -43,7 +46,7 @@ def open_run(out: str | os.PathLike[str], config: dict, *, overwrite: bool = Fal
             f"{os.fspath(out)} exists and no run ledger {path.name} stands beside it: "
             "choose another file or overwrite it"
         )
-    return Journal(path, config, overwrite=overwrite)
+    return Journal(path, config, overwrite=overwrite, part=part)
 
 
 def read_journal(path: str | os.PathLike[str], config: dict, num_total: int) -> tuple[dict[int, Row], float]:
@@ -97,19 +100,27 @@ class Journal:
     `config` holds what the results depend on (strategy, budget, seed, checkpoints, problems ...) as
     JSON values; leave out what does not change a row. The file is created if needed and locked until
     `close`. With `is_read_only` it must exist, and is neither locked nor changed, so that the rows of a
-    running search can be read.
+    running search can be read. `part` is what a shard's journal says of itself, on which no row depends
+    (`Shard.part`).
 
     Raises UserError for a file with another configuration (naming what differs), that is no journal, or
     that is damaged before its last line; JournalInUse for one that another process has open.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], config: dict, *, overwrite: bool = False, is_read_only: bool = False
+        self,
+        path: str | os.PathLike[str],
+        config: dict,
+        *,
+        overwrite: bool = False,
+        is_read_only: bool = False,
+        part: Mapping[str, object] | None = None,
     ) -> None:
         assert not (overwrite and is_read_only)
         self.path = Path(path)
-        self._config = json.loads(json.dumps(config, allow_nan=False))  # in the form in which it is read back
-        self._hash = _digest(json.dumps(self._config, sort_keys=True))
+        self.config = json.loads(json.dumps(config, allow_nan=False))  # in the form in which it is read back
+        self.part = dict(part or {})
+        self._hash = _digest(json.dumps(self.config, sort_keys=True))
         self._done: dict[int, Row] = {}
         self._seconds: dict[int, float] = {}
         self._descriptor = -1
@@ -124,13 +135,31 @@ class Journal:
             self._size = self._load()  # bytes of complete lines; the rest is cut off
             os.ftruncate(self._descriptor, self._size)
             if self._size == 0:
-                self._write(row_line({"format": _FORMAT, "config_hash": self._hash, "config": self._config}))
+                header = {"format": _FORMAT, "config_hash": self._hash, "config": self.config}
+                self._write(row_line(header | self.part))
                 sync_folder(self.path.parent)
         except BaseException:
             self.close()
             raise
         self.num_resumed = len(self._done)
         self._last_time = time.monotonic()
+
+    @classmethod
+    def stored(cls, path: str | os.PathLike[str]) -> Journal:
+        """A journal as it is on disk, of whatever configuration, to be read only. Raises UserError and OSError."""
+        with open(path, "rb") as file:
+            line = file.readline()
+        try:
+            header = json.loads(line)
+            config = header["config"]
+        except (ValueError, KeyError, TypeError):  # `_load` says what is wrong
+            return cls(path, {}, is_read_only=True)
+        return cls(path, config, is_read_only=True, part=_part(header))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it has a configuration yet."""
+        return self._size > 0
 
     @property
     def done(self) -> dict[int, Row]:
@@ -146,20 +175,33 @@ class Journal:
         """Writes a finished row to disk. `index` is its position in the input, from 0.
 
         `seconds` is the time spent on it, by default the time since the previous row, so that a run's rows
-        add up to its wall-clock time. Raises ValueError for an index that is negative or already done, and
-        OSError if the disk is full; the file is then unchanged.
+        add up to its wall-clock time. A row takes the place of an error row. Raises ValueError for an index that is
+        negative or already done, and OSError if the disk is full; the file is then unchanged.
         """
-        assert self._descriptor >= 0, "the journal is open for writing"
-        if index < 0:
-            raise ValueError(f"a row's position counts from 0, got {index}")
-        if index in self._done:
-            raise ValueError(f"row {index} of {self.path} is already done")
         now = time.monotonic()
-        seconds = now - self._last_time if seconds is None else seconds
-        key = _row_key(self._hash, index, row)
-        self._write(row_line({"index": index, "key": key, "seconds": round(seconds, 6), "row": row}))
+        self.extend([(index, row, now - self._last_time if seconds is None else seconds)])
         self._last_time = now
-        self._done[index], self._seconds[index] = row, seconds
+
+    def extend(self, entries: Iterable[tuple[int, Row, float]]) -> None:
+        """Writes several finished rows at once, each with its position and its seconds; else as `append`."""
+        assert self._descriptor >= 0, "the journal is open for writing"
+        entries, lines = list(entries), []
+        for index, row, seconds in entries:
+            if index < 0:
+                raise ValueError(f"a row's position counts from 0, got {index}")
+            if self._has_result(index):
+                raise ValueError(f"row {index} of {self.path} is already done")
+            key = _row_key(self._hash, index, row)
+            lines.append(row_line({"index": index, "key": key, "seconds": round(seconds, 6), "row": row}))
+        self._write(b"".join(lines))
+        for entry in entries:
+            self._keep(*entry)
+
+    def _has_result(self, index: int) -> bool:
+        return index in self._done and not is_error_row(self._done[index])
+
+    def _keep(self, index: int, row: Row, seconds: float) -> None:
+        self._done[index], self._seconds[index] = row, self._seconds.get(index, 0.0) + seconds
 
     def seconds_by_strategy(self) -> dict[str, float]:
         """Wall-clock seconds of the finished rows per strategy, over all runs of this file."""
@@ -168,14 +210,14 @@ class Journal:
             totals[row["strategy"]] = totals.get(row["strategy"], 0.0) + self._seconds[index]
         return totals
 
-    def write_rows(self, out: str | os.PathLike[str], *, num_expected: int | None = None) -> int:
+    def write_rows(self, out: str | os.PathLike[str], *, expected: Sequence[int] = ()) -> int:
         """Writes the finished rows to `out` in input order, atomically; returns their number.
 
-        Raises ValueError, and does not write, if any of the first `num_expected` rows is missing.
+        Raises ValueError, and does not write, if any row at an expected position is missing.
         """
-        if num_expected is not None and (missing := sorted(set(range(num_expected)) - self._done.keys())):
-            raise ValueError(f"{len(missing)} of {num_expected} rows are not done, the first is {missing[0]}")
-        write_atomically(out, b"".join(row_line(self._done[index]) for index in sorted(self._done)))
+        if missing := sorted(set(expected) - self._done.keys()):
+            raise ValueError(f"{len(missing)} of {len(expected)} rows are not done, the first is {missing[0]}")
+        write_atomically(out, b"".join(stored_lines(self._done[index]) for index in sorted(self._done)))
         return len(self._done)
 
     def close(self) -> None:
@@ -227,17 +269,17 @@ class Journal:
         theirs = header["config"]
         if _digest(json.dumps(theirs, sort_keys=True)) != header["config_hash"]:
             raise UserError("its configuration does not match its hash")
-        if header["config_hash"] != self._hash:
-            changes = difference(theirs, self._config)
+        if header["config_hash"] != self._hash or _part(header) != self.part:
+            changes = difference(theirs | _part(header), self.config | self.part)
             raise _OtherConfiguration(f"{self.path} is of a run with another configuration: {changes}")
 
     def _take(self, entry: dict) -> None:
         index, row = entry["index"], entry["row"]
         if entry["key"] != _row_key(self._hash, index, row):
             raise UserError(f"the key of row {index} does not fit its configuration, id, seed and position")
-        if index in self._done:
+        if self._has_result(index):
             raise UserError(f"row {index} stands twice")
-        self._done[index], self._seconds[index] = row, float(entry["seconds"])
+        self._keep(index, row, float(entry["seconds"]))
 
     def _write(self, line: bytes) -> None:
         """Appends a line and syncs it; on any error the file is unchanged."""
@@ -255,6 +297,11 @@ class Journal:
 
 class _OtherConfiguration(UserError):
     pass
+
+
+def _part(header: Mapping[str, object]) -> dict[str, object]:
+    """What a shard's header has beside a whole run's."""
+    return {name: value for name, value in header.items() if name not in _HEADER}
 
 
 def _digest(text: str) -> str:

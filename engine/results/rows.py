@@ -7,8 +7,8 @@ import math
 import os
 
 from engine.accounting import PURPOSES
-from engine.errors import UserError
-from engine.types import SearchResult, SearchTree
+from engine.errors import UserError, sentence
+from engine.types import Problem, SearchResult, SearchTree
 
 FIELDS = (
     "id",
@@ -69,6 +69,17 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
     return row
 
 
+def error_row(problem: Problem, error: Exception, *, strategy: str, budget: int, seed: int) -> Row:
+    """What stands in the place of a result that there is none of: `error` says why."""
+    asked = {"id": problem.id, "problem": problem.prompt, "answer": problem.answer}
+    return {**asked, "strategy": strategy, "budget": budget, "seed": seed, "error": sentence(error)}
+
+
+def is_error_row(row: Row) -> bool:
+    """Whether a row says why there is no result."""
+    return row.get("error") is not None
+
+
 def tree_nodes(tree: SearchTree, answers: dict[tuple[int, ...], str | None]) -> list[Row]:
     """A search tree as a list of dictionaries, parents before children, the root first.
 
@@ -104,12 +115,25 @@ def row_line(row: Row) -> bytes:
         return (json.dumps(row, allow_nan=False) + "\n").encode()
 
 
-def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
-    """The rows of one or more files, in order; blank lines are skipped.
+def stored_lines(row: Row) -> bytes:
+    """What a finished row is in its run's file: itself, or the labelled answers that it holds (`ttc rollouts`)."""
+    return b"".join(map(row_line, row["rows"])) if "rows" in row else row_line(row)
 
-    Raises UserError that names the file, the line and what is wrong with it.
+
+def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
+    """The results of one or more files, in order; rows with an error in the place of a result are left out.
+
+    Raises UserError as `read_results` does.
     """
-    rows = []
+    return read_results(*paths)[0]
+
+
+def read_results(*paths: str | os.PathLike[str]) -> tuple[list[Row], list[Row]]:
+    """The rows of one or more files, in order: those with a result, and those with an error in its place.
+
+    Blank lines are skipped. Raises UserError that names the file, the line and what is wrong with it.
+    """
+    rows: tuple[list[Row], list[Row]] = ([], [])
     for path in paths:
         try:
             with open(path, "rb") as file:
@@ -119,7 +143,8 @@ def read_rows(*paths: str | os.PathLike[str]) -> list[Row]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    rows.append(parse_row(line))
+                    row = parse_row(line)
+                    rows[is_error_row(row)].append(row)
                 except ValueError as error:
                     raise UserError(f"{os.fspath(path)}, line {number}: {error}") from None
     return rows
@@ -144,10 +169,14 @@ def check_row(row: object) -> None:
     """Raises UserError that names the first field that is missing or wrong."""
     if not isinstance(row, dict):
         raise UserError(f"not a result row (a JSON object): {_shown(row)}")
-    if missing := [name for name in FIELDS if name not in row]:
+    fields = ("id", "problem", "strategy", "seed") if is_error_row(row) else FIELDS
+    if missing := [name for name in fields if name not in row]:
         raise UserError(f"not a result row: no field {', '.join(map(repr, missing))}")
     for name in ("id", "problem", "strategy"):
         _require(isinstance(row[name], str), row, name, "text")
+    if is_error_row(row):
+        _require(isinstance(row["error"], str), row, "error", "text")
+        return
     for name in ("answer", "pred"):
         _require(row[name] is None or isinstance(row[name], str), row, name, "text or null")
     is_verdict = row["correct"] is None or isinstance(row["correct"], bool)

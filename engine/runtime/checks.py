@@ -5,12 +5,29 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
+import torch
+
 from engine.accounting.ledger import PURPOSES
 from engine.counts import check_count, shown
 from engine.errors import UserError
 from engine.model import ModelConfig
 from engine.runtime.branch import Branch, BranchOwner
 from engine.runtime.runner import Runner
+
+
+def check_on_error(on_error: str) -> None:
+    """Raises UserError for what is no way to treat the error of one of several searches."""
+    if on_error not in ("raise", "yield"):
+        raise UserError(f"on_error must be raise or yield, got {on_error!r}")
+
+
+def raise_error(result: object, on_error: str) -> None:
+    """Raises an error that stands for a result, unless it is to be yielded.
+
+    That of a GPU is raised in any case: in a process whose GPU has failed, every later call fails too.
+    """
+    if isinstance(result, Exception) and (on_error == "raise" or isinstance(result, torch.AcceleratorError)):
+        raise result
 
 
 def check_prompt(prompt: str | Sequence[int], tokens: Sequence[int], config: ModelConfig) -> None:

@@ -46,7 +46,7 @@ class Selection:
 
     def add(self, position: int, row: Mapping) -> bool:
         """Takes the row of a question that has been tried; whether it is kept."""
-        is_kept = row["pass_rate"] in self.bounds
+        is_kept = row["pass_rate"] is not None and row["pass_rate"] in self.bounds  # None: it failed
         if is_kept:
             insort(self._kept, position)
         return is_kept
@@ -67,13 +67,11 @@ class Selection:
         """How many were tried for them, and where these are fewer than wanted why, and what helps."""
         if self.num_kept == self.num_wanted:
             return f"kept of {self._kept[self.num_wanted - 1] + 1} tried"
-        shares = [row["pass_rate"] for row in rows.values()]
-        num_below, num_above = (sum(each) for each in zip(*map(self._outside, shares), strict=True))
+        shares = [row["pass_rate"] for row in rows.values() if row["pass_rate"] is not None]
+        num_below = sum(share < self.bounds.low for share in shares)
+        num_above = sum(share > self.bounds.high for share in shares)
         return (
             f"kept of {len(shares)} tried, {self.num_wanted} wanted: {num_below} are solved less often than in "
             f"{self.bounds.low:g} of the samples, {num_above} more often than in {self.bounds.high:g} "
             "(widen --pass-rate, raise --max-tries or name more questions)"
         )
-
-    def _outside(self, share: float) -> tuple[bool, bool]:
-        return share < self.bounds.low, share > self.bounds.high

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from engine.errors import UserError
+from engine.errors import UserError, sentence
 from engine.runtime import LLM, Batcher, ModelPolicy
+from engine.runtime.checks import raise_error
 from engine.runtime.requests import Request
 from engine.tasks import get_task, read_task_problems, take_problems
 from engine.tasks.sources import has_splits
@@ -182,6 +183,7 @@ class LabelledAnswers:
     num_rollouts: int  # spent on the labels
     pass_rate: float | None = None  # the share of right samples, if the recipe chooses by it; then there are no rows
     mean_tokens: float = 0.0  # ... where it is outside the bounds; and the mean length of these samples
+    error: str | None = None  # why there are none
 
 
 def generate(
@@ -189,6 +191,7 @@ def generate(
     recipe: RolloutRecipe,
     todo: Iterable[int] | None = None,  # indices of questions, read when there is room for more; None: all
     problems: Sequence[Problem] | None = None,  # the recipe's questions, if they have been read; those of searches
+    on_error: str = "raise",  # or yield: what a question raises is yielded in the place of its answers
 ) -> Iterator[tuple[int, LabelledAnswers]]:
     """Yields (question index, labelled answers) as questions are finished.
 
@@ -217,8 +220,9 @@ def generate(
     elif recipe.pass_rate is not None:  # most questions cost no more
         rows_each = max(recipe.num_samples, recipe.pass_samples)
     for position, labelled in Batcher().run([llm], labellers(), rows_each):
+        raise_error(labelled, on_error)
         if isinstance(labelled, Exception):
-            raise labelled
+            labelled = LabelledAnswers([], 0, error=sentence(labelled))
         yield taken[position], labelled
 
 

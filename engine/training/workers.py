@@ -32,6 +32,7 @@ def generate_in_workers(
     todo: Sequence[int],  # indices into `problems`
     problems: Sequence[Problem],
     needs: Callable[[int], bool] = lambda index: True,  # whether an entry of `todo` is still to be done
+    on_error: str = "raise",  # as of `generate`
 ) -> Iterator[tuple[int, LabelledAnswers]]:
     """As `generate`, but in this process and others, each with the model `LLM.load(**model)`.
 
@@ -50,7 +51,7 @@ def generate_in_workers(
     try:
         for _ in range(num_workers - 1):
             receiver, sender = context.Pipe(duplex=False)
-            arguments = sender, position, num_threads, dict(model), recipe, list(todo), list(problems)
+            arguments = sender, position, num_threads, dict(model), recipe, list(todo), list(problems), on_error
             workers[receiver] = context.Process(target=_work, args=arguments, daemon=True)
             # A Ctrl-C reaches all processes of a terminal, but only this one handles it, and ends the others.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -62,7 +63,7 @@ def generate_in_workers(
         torch.set_num_threads(num_threads)
         running = list(workers)
         claimed = takewhile(needs, _claimed(todo, position))
-        for labelled in generate(LLM.load(**model), recipe, claimed, problems):
+        for labelled in generate(LLM.load(**model), recipe, claimed, problems, on_error):
             yield labelled
             yield from _needed(_received(workers, running, timeout=0), todo, position, needs)
         while running:
@@ -121,12 +122,13 @@ def _work(
     recipe: RolloutRecipe,
     todo: Sequence[int],
     problems: Sequence[Problem],
+    on_error: str,
 ) -> None:
     """Runs in a worker: sends (question index, labelled answers) until none is left, or the error that ended it."""
     torch.set_num_threads(num_threads)
     try:
         try:
-            for labelled in generate(LLM.load(**model), recipe, _claimed(todo, position), problems):
+            for labelled in generate(LLM.load(**model), recipe, _claimed(todo, position), problems, on_error):
                 sender.send(labelled)
         except Exception as error:
             sender.send(error)

@@ -30,7 +30,7 @@ def test_rows_come_out_in_input_order(tmp_path):
         assert journal.num_resumed == 0
         for index in (2, 0, 1):
             journal.append(index, make_row(f"p{index}"))
-        assert journal.write_rows(out, num_expected=3) == 3
+        assert journal.write_rows(out, expected=range(3)) == 3
     assert [row["id"] for row in read_rows(out)] == ["p0", "p1", "p2"]
     assert sorted(path.name for path in out.parent.iterdir()) == ["results.jsonl", "results.jsonl.ledger"]
 
@@ -57,7 +57,7 @@ def test_incomplete_rows_are_written_unless_all_are_expected(tmp_path):
     with Journal(journal_path(out), CONFIG) as journal:
         journal.append(1, make_row("p1"))
         with pytest.raises(ValueError, match="1 of 2 rows are not done, the first is 0"):
-            journal.write_rows(out, num_expected=2)
+            journal.write_rows(out, expected=range(2))
         assert out.read_text() == "old"
         assert journal.write_rows(out) == 1
     assert [row["id"] for row in read_rows(out)] == ["p1"]
@@ -279,3 +279,27 @@ def test_kill_9_loses_no_row_that_was_reported(tmp_path):
         with Journal(path, {"seed": 0}) as journal:
             # One row may be on the disk whose report did not get out.
             assert list(journal.done) in (list(range(reported + 1)), list(range(reported + 2)))
+
+
+def test_a_row_takes_the_place_of_an_error(tmp_path):
+    path = tmp_path / "ledger"
+    failed = {"id": "p1", "seed": 0, "strategy": "majority", "error": "it broke"}
+    with Journal(path, CONFIG) as journal:
+        journal.append(1, failed, seconds=1.0)
+    with Journal(path, CONFIG) as journal:
+        assert journal.done == {1: failed}
+        journal.append(1, make_row("p1"), seconds=2.0)
+        with pytest.raises(ValueError, match="already done"):
+            journal.append(1, failed)
+    with Journal(path, CONFIG) as journal:
+        assert (journal.done, journal.seconds) == ({1: make_row("p1")}, {1: 3.0})
+
+
+def test_a_shards_journal_is_no_others(tmp_path):
+    path = tmp_path / "ledger"
+    Journal(path, CONFIG, part={"shard": "1/2"}).close()
+    for part, words in (({"shard": "2/2"}, 'shard was "1/2", now "2/2"'), (None, 'shard was "1/2", now not set')):
+        with pytest.raises(ValueError, match=words):
+            Journal(path, CONFIG, part=part)
+    assert Journal.stored(path).part == {"shard": "1/2"}
+    Journal(path, CONFIG, part={"shard": "1/2"}).close()

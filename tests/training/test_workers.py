@@ -26,8 +26,8 @@ def model(tmp_path_factory) -> dict:
 def test_the_same_rows_as_of_one_process(model, monkeypatch):
     """The process that gathers the rows makes the first two; what it leaves, another one makes."""
 
-    def of_two(llm, recipe, claimed, problems):
-        return generate(llm, recipe, itertools.islice(claimed, 2), problems)
+    def of_two(llm, recipe, claimed, *more):
+        return generate(llm, recipe, itertools.islice(claimed, 2), *more)
 
     monkeypatch.setattr(workers, "generate", of_two)
     problems = questions(RECIPE)
