@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.reports.progress import RunProgress
 from tests.reports.builders import make_row
 
-COMMANDS = ("search", "calibrate", "exchange", "report", "env", "train", "rollouts")
+COMMANDS = ("search", "calibrate", "exchange", "report", "env", "train", "rollouts", "merge")
 
 
 def test_help(ttc):

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +21,15 @@ import pytest
 from engine.cli import main
 from tests.docs.builders import lay_out
 
-PAGES = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 _BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 _HUB = "needs the Hub"
 
 
 @dataclass(frozen=True)
 class Block:
-    kind: str  # console, python, text, or a file's
+    kind: str  # console, bash, python, text, or a file's
     text: str
     mark: str | None
     line: int
@@ -57,7 +61,7 @@ def here(models, tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page: Path, here: Path):
     names: dict[str, object] = {}
-    shown = ""  # by the last block of Python
+    shown = ""  # by the last block of Python or of a shell
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         if block.mark and block.mark.startswith("file: "):
@@ -67,6 +71,8 @@ def test_page(page: Path, here: Path):
         elif block.kind == "python":
             assert block.mark is None, where
             shown = run_python(block, names, where)
+        elif block.kind == "bash":
+            shown = run_bash(block, here, where)
         else:
             assert (block.kind, block.mark) == ("text", None), f"{where}: nothing checks this block"
             assert_shown(block.text.splitlines(), shown, where)
@@ -97,6 +103,20 @@ def run_python(block: Block, names: dict[str, object], where: str) -> str:
     with contextlib.redirect_stdout(out):
         exec(compile(block.text, where, "exec"), names)
     return out.getvalue()
+
+
+def run_bash(block: Block, here: Path, where: str) -> str:
+    """Runs a block in a shell whose `ttc` is this one; what it prints on stdout at its end."""
+    program = here / "bin" / "ttc"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m engine.cli "$@"\n')
+    program.chmod(0o755)
+    places = {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.text], env=os.environ | places, capture_output=True, text=True
+    )
+    assert run.returncode == 0, f"{where}: {run.stderr}"
+    return run.stdout
 
 
 def assert_shown(expected: list[str], printed: str, where: str) -> None:
