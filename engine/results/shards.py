@@ -73,11 +73,11 @@ class _Whole:
         if changes := difference(theirs, journal.config | {"shards": shard.count, "num_total": num_total}):
             raise UserError(f"{journal.path} is of another configuration than {self.first.path}: {changes}")
         self.found.add(shard.number)
-        positions = shard.positions(num_total)
+        positions, seconds = shard.positions(num_total), journal.seconds  # a copy
         for index, row in journal.done.items():
             if index not in positions:
                 raise UserError(f"{journal.path} is damaged: row {index} is not of shard {shard}")
-            self.take(index, row, journal.seconds[index], journal.path)
+            self.take(index, row, seconds[index], journal.path)
 
     def take(self, index: int, row: Row, seconds: float, origin: Path) -> None:
         """Takes a row unless it is there. A result takes the place of an error. Raises UserError for two results."""
@@ -125,9 +125,9 @@ def merge_shards(
         raise UserError(f"no row in {', '.join(paths)}")
     doubled = f"{whole.num_doubled} doubled rows left out" if whole.num_doubled else ""
     with open_run(out, whole.first.config, overwrite=overwrite) as journal:
-        there = journal.done
+        there, seconds = journal.done, journal.seconds
         for index, row in there.items():
-            whole.take(index, row, journal.seconds[index], journal.path)
+            whole.take(index, row, seconds[index], journal.path)
         rows = {index: row for index, row in sorted(whole.rows.items()) if _is_better(row, there.get(index))}
         journal.extend((index, row, whole.seconds[index]) for index, row in rows.items())
         journal.write_rows(out)

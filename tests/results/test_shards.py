@@ -189,3 +189,15 @@ def test_what_stands_there_of_another_run_is_kept(tmp_path):
     assert (out.read_bytes(), journal_path(out).read_bytes()) == before
     merge_shards(paths, str(out), overwrite=True)
     assert out.read_bytes() == whole(tmp_path)
+
+
+def test_a_merge_that_was_killed_is_made_again(tmp_path):
+    """Whatever part of its ledger had been written, and whether or not its file had."""
+    paths, out, expected = shards(tmp_path, 3), tmp_path / "merged.jsonl", whole(tmp_path)
+    merge_shards(paths, str(out))
+    written = journal_path(out).read_bytes()
+    for size in range(0, len(written), 211):
+        journal_path(out).write_bytes(written[:size])
+        out.unlink()
+        merge_shards(paths, str(out))
+        assert (out.read_bytes(), journal_path(out).read_bytes()) == (expected, written)
