@@ -52,7 +52,7 @@ def test_a_shard_is_named_after_itself(ttc, models, tmp_path, monkeypatch):
     assert_refused(ttc(*arguments, "--shard", "2/2", "--out", "results.1-of-2.jsonl"), 'shard was "1/2", now "2/2"')
     assert_refused(ttc(*arguments, "--out", "results.1-of-2.jsonl"), 'shard was "1/2", now not set')
     assert ttc("merge", "results.1-of-2.jsonl").out == "4 rows of 2 shards: results.jsonl\n", "the other one is found"
-    assert_refused(ttc("merge", "results.1-of-2.jsonl", "results.jsonl"), "results.jsonl is the file results.jsonl that is read")
+    assert_refused(ttc("merge", "results.1-of-2.jsonl", "results.jsonl"), "results.jsonl is the file results.jsonl")
     rollouts = [each for each in small_rollouts(models, "x") if each not in ("--out", "x")]
     assert ttc(*rollouts, "--shard", "2/2").last_line.endswith(": out/rollouts.2-of-2.jsonl")
 
