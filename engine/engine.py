@@ -13,7 +13,7 @@ from engine.accounting import Ledger
 from engine.config import DEFAULT_SAMPLING, EngineConfig, SearchConfig, takes_fields_of
 from engine.counts import check_real
 from engine.errors import UserError
-from engine.handle import SearchHandle
+from engine.handle import Handle, SearchHandle
 from engine.loading import AnyVerifier, Verifiers, load_models
 from engine.model.digest import checkpoint_digest
 from engine.prompts import PromptFormat
@@ -24,7 +24,7 @@ from engine.runtime.driver import Driver
 from engine.scheduler import ComputeOptimal, Planner, search_batch
 from engine.search import UNWATCHED, Answers, Models, Strategy, Verifier, Watch, check_arguments, run_search
 from engine.tasks import Task, get_task
-from engine.types import Candidate, Problem, Sampling, SearchResult
+from engine.types import Candidate, Problem, Rendered, Sampling, SearchResult
 from engine.verifiers import as_verifier
 from engine.verifiers.spec import VerifierSpec, load_spec
 
@@ -104,6 +104,8 @@ class Engine:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The token ids that the policy is given for a problem's prompt."""
+        if isinstance(prompt, Rendered):
+            return self.policy.encode(prompt, is_start=False)
         if self.prompt is None:
             return self.policy.encode(prompt)
         # A chat template writes the special tokens of a text itself.
@@ -181,11 +183,13 @@ class Engine:
         (asked,) = self.as_problems([problem])
         models, search, rows = self._prepared(strategy, SearchConfig(**fields).unless(config))
         handle = SearchHandle(asked, deadline)
-        once = (search(asked, handle.ledger, handle.watch) for _ in range(1))  # a coroutine is made when it is started
-        job = self._driver.job(models, once, rows)
-        handle.attach(job)
-        self._driver.start(job, handle.deliver)
+        self.start(handle, models, lambda: search(asked, handle.ledger, handle.watch), rows)
         return handle
+
+    def start(self, handle: Handle, models: Sequence[LLM], make: Callable[[], Search], rows: int) -> None:
+        """Runs in the engine's own thread what awaits requests to models; `rows` branches generate at once."""
+        handle.attach(job := self._driver.job(models, (make() for _ in range(1)), rows))
+        self._driver.start(job, handle.deliver)
 
     def close(self) -> None:
         """Cancels every search that `submit` has started and that still runs."""
@@ -226,10 +230,8 @@ class Engine:
         self, problems: Sequence[Problem], strategy: Strategy | Planner, config: SearchConfig
     ) -> list[SearchResult]:
         """Results in the order of the problems."""
-        results: list[SearchResult | None] = [None] * len(problems)
-        for index, result in self._search(problems, strategy, config):
-            results[index] = result
-        return results
+        found = dict(self._search(problems, strategy, config))
+        return [found[index] for index in range(len(problems))]
 
     def _search(
         self, problems: Sequence[Problem], strategy: Strategy | Planner, config: SearchConfig, on_error: str = "raise"
@@ -284,10 +286,7 @@ class Engine:
     def conditions(
         self, strategy: Strategy | Planner, config: SearchConfig | None = None, **fields: Any
     ) -> dict[str, object]:
-        """What accuracies measured with these models and options of a search hold for, as JSON values.
-
-        The options are those of a `config`, or its `fields` one by one.
-        """
+        """What accuracies measured with these models and options (a `config`, or its `fields`) hold for, in JSON."""
         config = SearchConfig(**fields).unless(config)
         verifier = config.verifier
         name = verifier if isinstance(verifier, str) else as_verifier(verifier).name

@@ -10,6 +10,12 @@ from engine.counts import check_real, settle_count, shown
 from engine.errors import UserError
 
 
+class Rendered(str):
+    """The text of a conversation, which the policy is given as it is: its chat template has been applied."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Problem:
     """A problem to search; `id` seeds its random numbers and names its result row, `answer` is the gold answer."""
@@ -18,6 +24,12 @@ class Problem:
     prompt: str
     answer: str | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
+    conversation: Rendered | None = None  # whose last message the prompt is; a verifier is told the prompt alone
+
+    @property
+    def asked(self) -> str:
+        """What the policy is asked."""
+        return self.prompt if self.conversation is None else self.conversation
 
 
 _LEAST, _MOST, _MOST_TOKENS = 1.2e-38, 3.4e38, 2**31 - 1  # what kernels hold in a float and an int of 32 bits

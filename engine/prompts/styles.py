@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from engine.errors import UserError
-from engine.prompts.template import ChatTemplate
+from engine.prompts.template import ChatTemplate, Message
 from engine.prompts.text import check_encodable, read_text
 
 # The usual prompt of the "## Step k:" format, which common PRMs were trained on.
@@ -79,12 +79,23 @@ class PromptFormat:
             parts = [f"{self.system}\n\n"] if self.system else []
             parts += [f"{example}{solution.strip()}\n\n" for example, solution in self.examples]
             return "".join([*parts, self.preface, prompt])
-        messages = [{"role": "system", "content": self.system}] if self.system else []
+        return self.render_chat([{"role": "user", "content": prompt}])
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """A conversation whose last message is the user's; a system message of its own takes the place of the style's.
+
+        Raises UserError as `render` does; there must be a template.
+        """
+        *earlier, last = messages
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        if earlier and earlier[0]["role"] == "system":
+            system, earlier = earlier[:1], earlier[1:]
+        shown = []
         for example, solution in self.examples:
-            messages.append({"role": "user", "content": example.strip()})
-            messages.append({"role": "assistant", "content": solution.strip()})
-        messages.append({"role": "user", "content": self.preface + prompt.strip()})
-        return self.template.render(messages, add_generation_prompt=True)
+            shown.append({"role": "user", "content": example.strip()})
+            shown.append({"role": "assistant", "content": solution.strip()})
+        last = {**last, "content": self.preface + last["content"].strip()}
+        return self.template.render([*system, *shown, *earlier, last], add_generation_prompt=True)
 
     def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
         """The token with which the chat template ends an assistant's message; None if there is no such token."""

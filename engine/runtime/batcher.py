@@ -42,6 +42,7 @@ class Job:
     when_overdue: Callable[[], None] | None = None  # ... this is called once, ...
     is_overdue: bool = False  # ... and what runs ends with what it has: no further token is generated
     is_cancelled: bool = False  # from any thread: the next step closes it
+    when_stepped: Callable[[], None] | None = None  # called after every step, while it runs
     tasks: list[_Task] = field(default_factory=list)  # started, not ended
     ready: deque[tuple[int, Any]] = field(default_factory=deque)
     is_exhausted: bool = False  # every search has been started
@@ -127,6 +128,9 @@ class Batcher:
             num_ended = sum([self._advance(job) for job in list(self.jobs)])
             if not num_ended and any(job.tasks for job in self.jobs):
                 self._tick(max_seconds)
+            for job in self.jobs:
+                if job.when_stepped is not None and job.tasks:
+                    job.when_stepped()
         self.jobs = [job for job in self.jobs if not job.is_over]
         if not self.jobs:
             self._waited.clear()

@@ -43,7 +43,8 @@ class ModelPolicy:
         stops_at_box: bool = False,
     ):
         self.llm = llm
-        self.encode = lru_cache(maxsize=_MAX_PROMPTS)(encode or llm.encode)  # chains ask for the same one again
+        # Chains ask for the same one again. A text may be a conversation, which is encoded otherwise.
+        self.encode = lru_cache(maxsize=_MAX_PROMPTS, typed=True)(encode or llm.encode)
         self.step_ends = StepEnds(llm, delimiter, stops_at_box)
         if llm.has_score_head:
             llm.read_trunk_head_at(self.step_ends.score_mask)

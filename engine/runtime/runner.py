@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
 from engine.accounting import ModelShape
 from engine.counts import check_count
-from engine.runtime.decode_table import ActiveRows, DecodeTable
+from engine.runtime.decode_table import UNKNOWN, ActiveRows, DecodeTable
 from engine.runtime.decoding import Decoding
 from engine.runtime.executors.base import Executor, ModelParts
 from engine.runtime.executors.cpu import CPUExecutor
@@ -123,6 +123,19 @@ class Runner:
                     job.cancel()
                     request.results[job.index] = GeneratedTokens((), (), "length", {})
                     request.num_left -= 1
+
+    def generated(self, request: GenerateRequest) -> list[tuple[Sequence[int], Sequence[float]]]:
+        """The tokens that each branch of a request has been extended by until now, and their log-probabilities."""
+        with self.in_use:
+            found = [((), ()) if each is None else (each.token_ids, each.logprobs) for each in request.results]
+            jobs = [branch.job for branch in request.branches if branch.job is not None]
+            jobs = [job for job in jobs if job.row >= 0 and self.table.is_decoding[job.row]]
+            drawn = self.table.generated([job.row for job in jobs]) if jobs else []
+            for job, (tokens, logprobs) in zip(jobs, drawn, strict=True):
+                num_unread = len(self.flights) if self.table.pending[job.row] == UNKNOWN else 0
+                num_read = len(tokens) - num_unread
+                found[job.index] = tokens[:num_read], logprobs[:num_read]
+            return found
 
     def _forget_flights(self) -> None:
         """Leaves unread what no job waits for any more."""

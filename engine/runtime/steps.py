@@ -11,6 +11,7 @@ from engine.prompts.boxed import has_closed_box
 from engine.runtime.branch import Branch
 from engine.runtime.llm import LLM
 from engine.runtime.requests import StopCondition
+from engine.runtime.vocabulary import completing
 
 _MAX_DELIMITER = 64  # characters
 
@@ -82,12 +83,10 @@ class StepEnds:
 
     def _completing(self) -> np.ndarray:
         """(vocabulary,) bool: tokens that contain the delimiter, or start with an end of it."""
-        tails = tuple(self.delimiter[i:] for i in range(1, len(self.delimiter)))
-        texts = map(self._lines, self.llm.vocabulary.token_texts)
-        found = [self.delimiter in text or text.startswith(tails) for text in texts]
-        if not any(found):
+        found = completing(map(self._lines, self.llm.vocabulary.token_texts), [self.delimiter])
+        if not found.any():
             raise UserError(f"no token of the vocabulary ends the step delimiter {self.delimiter!r}")
-        return np.array(found)
+        return found
 
     def _lines(self, text: str) -> str:
         """The text with a plain end to each line, in which the delimiter is looked for."""

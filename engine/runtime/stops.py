@@ -17,17 +17,27 @@ class StopRules:
         self.is_eos = np.zeros(vocab_size + 1, bool)
         self.is_scored: np.ndarray | None = None  # (vocabulary + 1) bool: tokens at which the trunk head is read
         self.table = np.zeros((0, vocab_size + 1), bool)  # (rules, vocabulary + 1): tokens that end a step
+        self._free: list[int] = []  # rules that have been removed
 
     def set_eos(self, token_ids: list[int]) -> None:
-        """Sets the end-of-text tokens, before any rule is added."""
-        assert not len(self.table), "rules are there already"
+        """Adds end-of-text tokens, before anything is generated."""
         self.is_eos[token_ids] = True
+        self.table[:, token_ids] = True
+        if self.is_scored is not None:
+            self.is_scored[token_ids] = True
 
     def add(self, mask: np.ndarray) -> int:
         """The number of a new rule; `mask` is (vocabulary,) bool."""
         rule = np.append(mask, True) | self.is_eos
+        if self._free:
+            self.table[self._free[-1]] = rule
+            return self._free.pop()
         self.table = np.concatenate([self.table, rule[None]])
         return len(self.table) - 1
+
+    def remove(self, rule: int) -> None:
+        """Gives a number back, of a rule under which nothing is drawn any more."""
+        self._free.append(rule)
 
     def score_at(self, mask: np.ndarray) -> None:
         """Has the trunk head read at these tokens, (vocabulary,) bool, and at the end of text."""

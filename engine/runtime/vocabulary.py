@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -101,3 +101,14 @@ class Vocabulary:
                 raise UserError(f"no token of the vocabulary contains the stop text {text!r}")
             mask[found] = True
         return mask
+
+
+def completing(token_texts: Iterable[str], texts: Sequence[str]) -> np.ndarray:
+    """(tokens,) bool: those that may complete one of `texts`, which may be spread over several tokens.
+
+    They contain it, or start with an end of it. One that is part of a character may be part of any that is not ASCII.
+    """
+    tails = tuple(text[i:] for text in texts for i in range(1, len(text)))
+    parts = () if all(text.isascii() for text in texts) else ("\ufffd",)
+    found = [token.startswith(tails) or any(text in token for text in (*texts, *parts)) for token in token_texts]
+    return np.array(found, bool)

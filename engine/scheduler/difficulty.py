@@ -80,7 +80,7 @@ class Predictor:
             raise UserError(f"the oracle predictor needs an answer, problem {problem.id!r} has none")
         ledger, state = Ledger(), ()
         if self.is_probe:
-            with closing(await models.policy.open(problem.prompt, ledger=ledger)) as branch:
+            with closing(await models.policy.open(problem.asked, ledger=ledger)) as branch:
                 state = tuple(await models.policy.prompt_state(branch))
         is_scored = self.reads_scores or (self.is_reused and models.verifier is not None)
         drawn = problem if self.is_reused else replace(problem, id=f"{problem.id}/difficulty")  # another stream

@@ -24,7 +24,7 @@ class OpenBranches:
 
     async def open_policy(self, history: Sequence[Attempt] = ()) -> PolicyBranch:
         """A branch of the policy at the prompt, with earlier attempts before it."""
-        return self._add(await self.policy.open(self.problem.prompt, ledger=self.ledger, history=history))
+        return self._add(await self.policy.open(self.problem.asked, ledger=self.ledger, history=history))
 
     async def open_verifier(self, history: Sequence[Attempt] = ()) -> VerifierBranch:
         """A branch of the verifier at the prompt; a `history` is only for one that reads it."""

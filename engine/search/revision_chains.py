@@ -87,7 +87,7 @@ class RevisionChains:
         is_whole = child.finish in FINISHED and child.text.strip() != ""
         if is_whole:
             chain.history = [*chain.history, tuple(extension.steps)][-self.context :]
-        policy, prompt = self.branches.policy, self.branches.problem.prompt
+        policy, prompt = self.branches.policy, self.branches.problem.asked
         num_wanted = policy.num_fitting(prompt, chain.history, self.max_tokens)
         if not self.is_judged_in_chain:
             self._close(child.verifier)

@@ -1,6 +1,7 @@
 """Searches that run while their caller goes on: results, events, cancellation, deadlines, threads."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -103,6 +104,23 @@ def test_cancelled_searches_end_and_the_others_are_as_they_were(engine):
     assert not handles[0].cancel(), "it has ended"
     assert_idle(*runners(engine))
     assert wanted(engine) == want
+
+
+def test_a_search_that_is_cancelled_before_it_starts_leaves_nothing(engine, recwarn):
+    door = Door()
+    held = engine.submit(PROBLEMS[0], STRATEGY, budget=4, verifier=door, **OPTIONS)
+    assert door.is_reached.wait(MAX_SECONDS)
+    waiting = [engine.submit(PROBLEMS[1], STRATEGY, budget=4, **OPTIONS)]
+    assert waiting[0].is_waiting
+    assert not held.is_waiting
+    waiting[0].cancel()
+    door.is_open.set()
+    held.result(MAX_SECONDS)
+    wait_until(lambda: waiting[0].events)
+    waiting.clear()
+    gc.collect()
+    assert not recwarn.list, "no coroutine that was never awaited"
+    assert_idle(*runners(engine))
 
 
 def test_an_awaiting_task_that_is_cancelled_cancels_the_search(engine):
