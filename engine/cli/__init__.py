@@ -23,6 +23,7 @@ for _name, _text in {
     "verify": "Shows how well a verifier's scores fit the labels of held-out answers.",
     "merge": "Puts the shards of a run together, as one run would have written them.",
     "grade": "Grades the answers of a result file again, ours or another tool's.",
+    "serve": "Serves searches to clients of OpenAI's API, and a page to try them.",
     "env": "Prints versions, the CPU, the native module and the shipped models.",
     "rollouts": "Labels the steps of sampled answers by rollouts, to train verifiers on.",
 }.items():

@@ -59,11 +59,11 @@ def load_engine(
             raise UserError(f"{who} with --policy {models.policy} needs --{part.replace('_', '-')}")
         folders[part] = resolve_folder(name, part)
     unused = dict.fromkeys(("prm", "orm", "trunk_head", "reviser"))
-    config = replace(models, **(unused | folders), step_delimiter=_unescaped(models.step_delimiter))
+    config = replace(models, **(unused | folders), step_delimiter=unescaped(models.step_delimiter))
     return Engine.from_config(config), folders
 
 
-def _unescaped(delimiter: str | None) -> str | None:
+def unescaped(delimiter: str | None) -> str | None:
     """A delimiter as typed: a shell hands on a backslash and an n where a line's end is meant."""
     return delimiter and delimiter.replace("\\n", "\n").replace("\\t", "\t")
 
