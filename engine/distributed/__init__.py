@@ -1,0 +1,6 @@
+"""Searches over many machines: one engine per replica, and a driver that outlives them."""
+
+from engine.distributed.ray_pool import Replicas
+from engine.distributed.search import search
+
+__all__ = ["Replicas", "search"]
