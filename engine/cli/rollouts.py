@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 
+from engine import distributed
 from engine.cli.options import Given, command, option
 from engine.cli.outputs import RunOutput, left_out
+from engine.cli.replicas import REPLICAS, ReplicaOptions
 from engine.cli.runs import check_out, cut_answers, run_rows
 from engine.config import EngineConfig
 from engine.errors import UserError
@@ -54,12 +56,13 @@ _MODEL = "policy device dtype max_batch num_blocks"
 _FIELDS, _OUTPUT = (" ".join(each.name for each in fields(cls)) for cls in (RolloutRecipe, Output))
 
 
-@command({"": f"{_FIELDS} {_MODEL} workers {_OUTPUT}"})
+@command({"": f"{_FIELDS} {_MODEL} workers {REPLICAS} {_OUTPUT}"})
 def rollouts(
     given: Given,
     recipe: RolloutRecipe,
     model: EngineConfig,
     output: Output,
+    cluster: ReplicaOptions,
     workers: Annotated[int, option("Processes that share a CPU's cores; changes no row.")] = 1,
 ) -> None:
     """Labels the steps of sampled answers by how often rollouts from there end right.
@@ -67,24 +70,28 @@ def rollouts(
     With --from those of the paths of searches, rejected steps included. With --pass-rate only of questions that the
     policy solves sometimes; those with short answers come first in the file, so that its first lines are the easy part.
     """
-    output = output.placed(given)
+    output, replicas = output.placed(given), cluster.asked(given, model)
     _check(given, recipe, model, output, workers)
+    _check_cluster(recipe, cluster, workers)
     for path in (output.out, *([] if output.trl is None else [output.trl])):
         check_out(path, recipe.problems, recipe.results)
     problems = questions(recipe) if recipe.results is None else _searched(recipe)
     folder = resolve_folder(model.policy)
     on_error = "yield" if output.keeps_errors else "raise"
     limits = {each: getattr(model, each) for each in ("device", "dtype", "max_batch", "num_blocks")}
-    llm = LLM.load(folder, **limits) if workers == 1 else None
+    loaded = {"folder": folder, **limits}
+    llm = LLM.load(**loaded) if workers == 1 and replicas is None else None
     bounds = recipe.pass_bounds
     selection = None if bounds is None else Selection(bounds, recipe.num_questions)
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
         needs = (lambda index: True) if selection is None else selection.needs
-        if llm is not None:
+        if replicas is not None:
+            labels = distributed.label(recipe, todo, problems, loaded, replicas, on_error)
+        elif llm is not None:
             labels = generate(llm, recipe, takewhile(needs, todo), problems, on_error)
         else:
-            labels = generate_in_workers(workers, {"folder": folder, **limits}, recipe, todo, problems, needs, on_error)
+            labels = generate_in_workers(workers, loaded, recipe, todo, problems, needs, on_error)
         for index, labelled in labels:
             row = {"id": str(index), "seed": recipe.seed, "strategy": "rollouts"}
             row |= {"rows": labelled.rows, "num_rollouts": labelled.num_rollouts}
@@ -124,6 +131,18 @@ def _check(given: Given, recipe: RolloutRecipe, model: EngineConfig, output: Out
             raise UserError(f"{_flag(name)} has no effect without {_flag(needed[name])}, got {getattr(recipe, name)}")
         if recipe.results is not None and name in UNSEARCHED:
             raise UserError(f"{_flag(name)} has no effect on the answers of --from, got {getattr(recipe, name)!r}")
+
+
+def _check_cluster(recipe: RolloutRecipe, cluster: ReplicaOptions, workers: int) -> None:
+    """Raises UserError for what --ray does not go with."""
+    if cluster.ray is None:
+        return
+    if recipe.pass_rate is not None:
+        raise UserError(
+            f"--pass-rate is not for --ray, as which questions are kept depends on others, got {cluster.ray!r}"
+        )
+    if workers > 1:
+        raise UserError(f"--ray has replicas in the place of --workers, got {workers}")
 
 
 def _flag(name: str) -> str:

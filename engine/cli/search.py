@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,6 +14,7 @@ from engine.cli.inputs import MODELS, PLACES, PROMPTS, check_prompts, checked_co
 from engine.cli.options import Given, command
 from engine.cli.outputs import RunOutput
 from engine.cli.problems import ProblemOptions, find_problems
+from engine.cli.replicas import REPLICAS, ReplicaOptions
 from engine.cli.strategies import StrategyOptions, build_strategy
 from engine.config import EngineConfig, SearchConfig
 from engine.errors import UserError
@@ -24,6 +26,7 @@ from engine.search import Strategy
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from engine.distributed import Replicas
     from engine.engine import Engine
     from engine.results.rows import Row
     from engine.types import Problem, SearchResult
@@ -46,6 +49,7 @@ class Output(RunOutput):
         "verifier",
         "Sampling": "temperature top_p top_k min_p max_tokens seed",
         "Models": f"{MODELS} {PLACES}",
+        "Cluster": REPLICAS,
         "Output": "out overwrite with_tree shard on_error retry_errors",
     }
 )
@@ -55,6 +59,7 @@ def search(
     models: EngineConfig,
     config: SearchConfig,
     chosen: StrategyOptions,
+    cluster: ReplicaOptions,
     output: Output,
 ) -> None:
     """Searches for the answers of problems, within a budget each.
@@ -63,51 +68,76 @@ def search(
     """
     from engine.cli.runs import check_out, follow_rows, run_rows
 
-    output = output.placed(given)
+    output, replicas = output.placed(given), cluster.asked(given, models)
     check_out(output.out, source.problems, models.few_shot)
     strategy = build_strategy(chosen, config.verifier, given)
     problems, origins = find_problems(source, models.task, given)
     config = _with_total(config, chosen.total_budget, given, strategy, len(problems))
     if chosen.total_budget is not None:
-        _check_alone(output)
+        _check_alone(output, cluster)
     config = checked_config(config, models.task, strategy)
     engine, folders = load_engine(models, strategy, config.verifier, f"--strategy {chosen.strategy}")
     judge = engine.resolve_verifier(config.verifier) if strategy.is_scored else None
     refused = check_prompts(engine, problems, origins, judge, keeps_errors=output.keeps_errors)
     strategy = _checked(strategy, engine, config)
 
-    def as_row(problem: Problem, found: SearchResult | Exception) -> Row:
-        if isinstance(found, Exception):
-            return error_row(problem, found, strategy=strategy.name, budget=config.budget, seed=config.seed)
-        return result_row(found, with_tree=output.with_tree)
-
-    def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
-        yield from ((index, as_row(problems[index], refused[index])) for index in todo if index in refused)
-        todo = [index for index in todo if index not in refused]
-        if chosen.total_budget is not None and isinstance(strategy, ComputeOptimal):
-            # All of them, whatever is done: what one problem is given depends on all others.
-            all_found = engine.search_batch(problems, strategy, chosen.total_budget, config)
-            results = [(position, all_found[index]) for position, index in enumerate(todo)]
-        else:
-            on_error = "yield" if output.keeps_errors else "raise"
-            results = engine.search_iter([problems[at] for at in todo], strategy, config=config, on_error=on_error)
-        for position, found in results:
-            yield todo[position], as_row(problems[todo[position]], found)
-
-    total = {} if chosen.total_budget is None else {"total_budget": chosen.total_budget}
+    searches = _Searches(engine, problems, strategy, config, chosen.total_budget, output, refused, models, replicas)
     depends_on = {
         **_inputs(engine, models.task, problems, refused),
         **_strategy_fields(strategy),
-        **({"budget": config.budget} | total),
+        "budget": config.budget,
+        **({} if chosen.total_budget is None else {"total_budget": chosen.total_budget}),
         **_verifier_fields(engine, strategy, config, folders),
         **_model_fields(models, config, folders),
         "with_tree": output.with_tree,
     }  # what changes no row, such as the batch limit or the shard, is left out
     if engine.policy.ranks.rank:
-        follow_rows(make_rows, engine.policy.ranks)
+        follow_rows(searches.rows, engine.policy.ranks)
         return
-    shown = {"num_total": len(problems), "label": "problems"}
-    typer.echo(run_rows(output, depends_on, make_rows, ranks=engine.policy.ranks, **shown))
+    shown = {"num_total": len(problems), "label": "problems", "ranks": engine.policy.ranks}
+    typer.echo(run_rows(output, depends_on, searches.rows, **shown))
+
+
+@dataclass(frozen=True)
+class _Searches:
+    """What is to be searched, and how."""
+
+    engine: Engine
+    problems: Sequence[Problem]
+    strategy: Strategy | Planner
+    config: SearchConfig
+    total_budget: int | None
+    output: Output
+    refused: Mapping[int, Exception]  # problems by position, whose prompts are too long
+    models: EngineConfig
+    replicas: Replicas | None
+
+    def rows(self, todo: list[int]) -> Iterator[tuple[int, Row]]:
+        """Yields the positions and rows of problems as they are finished."""
+        yield from ((index, self._row(index, self.refused[index])) for index in todo if index in self.refused)
+        todo = [index for index in todo if index not in self.refused]
+        for position, found in self._found(todo):
+            yield todo[position], self._row(todo[position], found)
+
+    def _found(self, todo: Sequence[int]) -> Iterable[tuple[int, SearchResult | Row | Exception]]:
+        if self.total_budget is not None and isinstance(self.strategy, ComputeOptimal):
+            # All of them, whatever is done: what one problem is given depends on all others.
+            found = self.engine.search_batch(self.problems, self.strategy, self.total_budget, self.config)
+            return [(position, found[index]) for position, index in enumerate(todo)]
+        asked = [self.problems[index] for index in todo], self.strategy
+        options = {"config": self.config, "on_error": "yield" if self.output.keeps_errors else "raise"}
+        if self.replicas is None:
+            return self.engine.search_iter(*asked, **options)
+        from engine import distributed
+
+        to_row = partial(result_row, with_tree=self.output.with_tree)
+        return distributed.search(*asked, self.models, replicas=self.replicas, convert=to_row, **options)
+
+    def _row(self, index: int, found: SearchResult | Row | Exception) -> Row:
+        if isinstance(found, Exception):
+            named = {"strategy": self.strategy.name, "budget": self.config.budget, "seed": self.config.seed}
+            return error_row(self.problems[index], found, **named)
+        return found if isinstance(found, dict) else result_row(found, with_tree=self.output.with_tree)
 
 
 def _with_total(
@@ -124,9 +154,13 @@ def _with_total(
     return replace(config, budget=total // num_problems)
 
 
-def _check_alone(output: Output) -> None:
+def _check_alone(output: Output, cluster: ReplicaOptions) -> None:
     """Raises UserError for what is asked of single problems where what each is given depends on all others."""
     output.refuse_shard("--total-budget", "as what a problem is given depends on all others")
+    if cluster.ray is not None:
+        raise UserError(
+            f"--total-budget is not for --ray, as what a problem is given depends on all others, got {cluster.ray!r}"
+        )
     if output.keeps_errors:
         raise UserError(
             "--on-error row is not for --total-budget, as what a problem is given depends on all others, got "

@@ -8,7 +8,9 @@ from typing import Any
 
 from engine.distributed.driver import Ended
 from engine.errors import UserError
+from engine.runtime import LLM
 
+_SPARE = 4  # items that wait in a replica for a place
 _MAX_READY = 256  # results that are taken at once
 _PATIENCE = 1.0  # seconds
 
@@ -23,6 +25,11 @@ class Worker:
     async def do(self, item: Any) -> Any:
         """Works on an item beside others; what it raises ends that item alone."""
         raise NotImplementedError
+
+    @staticmethod
+    def window_of(llm: LLM, rows_each: int) -> int:
+        """For items that sample `rows_each` branches each: those that a batch has room for, and a few that wait."""
+        return -(-3 * llm.runner.table.batch_size // (2 * rows_each)) + _SPARE
 
 
 @dataclass(frozen=True)

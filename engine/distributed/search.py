@@ -16,8 +16,6 @@ from engine.scheduler import Planner
 from engine.search import Strategy
 from engine.types import Problem, SearchResult
 
-_SPARE = 4  # searches that wait in a replica for a place
-
 
 def search(
     problems: Sequence[Problem],
@@ -65,8 +63,7 @@ class _Searcher(Worker):
         self._engine = Engine.from_config(given.models)
 
     def window(self) -> int:
-        table = self._engine.policy.runner.table
-        return -(-3 * table.batch_size // (2 * self._given.strategy.rows(self._given.config.budget))) + _SPARE
+        return self.window_of(self._engine.policy, self._given.strategy.rows(self._given.config.budget))
 
     async def do(self, item: Problem) -> Any:
         given = self._given

@@ -8,7 +8,7 @@ task's grader cannot judge counts as wrong.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from engine.errors import UserError, sentence
@@ -201,29 +201,42 @@ def generate(
     off are dropped. Rows depend on the recipe alone, not on `todo`. A question has the same rows with a pass rate as
     without, if it has any.
     """
-    task = get_task(recipe.task)
-    if recipe.max_tokens is not None:
-        task = replace(task, max_tokens=recipe.max_tokens)
     problems = questions(recipe) if problems is None else problems
-    policy = ModelPolicy(llm, task.delimiter)
-    sampling = Sampling(recipe.temperature)
+    label = labeller(llm, recipe)
     taken: list[int] = []
 
     def labellers() -> Iterator[Coroutine[Request, None, LabelledAnswers]]:
         for index in range(len(problems)) if todo is None else todo:
             taken.append(index)
-            yield _label(Sampler(policy, task, problems[index], sampling, recipe.seed), recipe)
+            yield label(problems[index])
 
-    rows_each = recipe.num_samples * (recipe.num_rollouts + 1)
+    for position, labelled in Batcher().run([llm], labellers(), rows_each(recipe)):
+        yield taken[position], settled(labelled, on_error)
+
+
+def labeller(llm: LLM, recipe: RolloutRecipe) -> Callable[[Problem], Coroutine[Request, None, LabelledAnswers]]:
+    """What labels a question, for a batcher to run."""
+    task = get_task(recipe.task)
+    if recipe.max_tokens is not None:
+        task = replace(task, max_tokens=recipe.max_tokens)
+    policy = ModelPolicy(llm, task.delimiter)
+    sampling = Sampling(recipe.temperature)
+    return lambda problem: _label(Sampler(policy, task, problem, sampling, recipe.seed), recipe)
+
+
+def rows_each(recipe: RolloutRecipe) -> int:
+    """The branches that a question has at once."""
     if recipe.results is not None:
-        rows_each = recipe.max_paths * max(1, recipe.num_rollouts)
-    elif recipe.pass_rate is not None:  # most questions cost no more
-        rows_each = max(recipe.num_samples, recipe.pass_samples)
-    for position, labelled in Batcher().run([llm], labellers(), rows_each):
-        raise_error(labelled, on_error)
-        if isinstance(labelled, Exception):
-            labelled = LabelledAnswers([], 0, error=sentence(labelled))
-        yield taken[position], labelled
+        return recipe.max_paths * max(1, recipe.num_rollouts)
+    if recipe.pass_rate is not None:  # most questions cost no more
+        return max(recipe.num_samples, recipe.pass_samples)
+    return recipe.num_samples * (recipe.num_rollouts + 1)
+
+
+def settled(labelled: LabelledAnswers | Exception, on_error: str) -> LabelledAnswers:
+    """The answers, or none and the error's sentence; raises the error unless `on_error` is "yield"."""
+    raise_error(labelled, on_error)
+    return LabelledAnswers([], 0, error=sentence(labelled)) if isinstance(labelled, Exception) else labelled
 
 
 async def _label(sampler: Sampler, recipe: RolloutRecipe) -> LabelledAnswers:

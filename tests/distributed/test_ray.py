@@ -8,6 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from engine import BeamSearch, BestOfN, Engine, EngineConfig, SearchConfig
+from engine.cli import main
 from engine.distributed import Replicas, search
 from engine.errors import UserError
 from engine.results import result_row
@@ -79,6 +80,16 @@ def test_a_problem_that_raises_or_kills_replicas_becomes_an_error_alone(cluster,
     assert "the context of the model holds" in str(found.pop(8))
     assert "2 replicas were lost" in str(found.pop(4))
     assert found == {index: row for index, row in enumerate(want) if index != 4}
+
+
+def test_commands_write_the_files_of_one_process(cluster, tmp_path):
+    search = ["search", "--limit", "6", "--strategy", "beam", "--budget", "4"]
+    rollouts = ["rollouts", "--num-questions", "3", "--num-samples", "2", "--num-rollouts", "2"]
+    for name, command in (("rows", search), ("labels", rollouts)):
+        alone, shared = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-shared.jsonl"
+        assert main([*command, "--out", str(alone)]) == 0
+        assert main([*command, "--out", str(shared), "--ray", "auto"]) == 0
+        assert shared.read_bytes() == alone.read_bytes()
 
 
 def test_replicas_that_cannot_be(cluster, engine):
