@@ -14,11 +14,12 @@ from engine.engine import Engine
 from engine.runtime.checks import check_on_error, raise_error
 from engine.scheduler import Planner
 from engine.search import Strategy
+from engine.tasks import get_task
 from engine.types import Problem, SearchResult
 
 
 def search(
-    problems: Sequence[Problem],
+    problems: Sequence[str | dict | Problem],
     strategy: Strategy | Planner,
     models: EngineConfig,
     config: SearchConfig,
@@ -36,6 +37,8 @@ def search(
     Raises UserError without Ray or room for a replica; closed before its end, it ends the replicas.
     """
     check_on_error(on_error)
+    task = get_task(models.task)
+    problems = [task.as_problem(problem, index) for index, problem in enumerate(problems)]
     order = sorted(range(len(problems)), key=lambda index: -len(problems[index].prompt))
     make = _Make(models, strategy, config, convert)
     with closing(RayPool(replicas, make, problems.__getitem__)) as pool:
