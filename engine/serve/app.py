@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +17,6 @@ from engine.serve.guard import Guard
 from engine.serve.schema import ChatBody, TextBody
 from engine.serve.service import Service
 
-_PAGE = Path(__file__).with_name("page") / "index.html"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _ERRORS = {
     400: {"description": "A field is wrong, or is not supported."},
@@ -73,7 +71,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/")
     async def page() -> HTMLResponse:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+        return HTMLResponse(service.page)
 
 
 async def _tell(_: Request, error: Exception) -> JSONResponse:

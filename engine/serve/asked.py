@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.scheduler import ComputeOptimal, Planner, calibration_file
 from engine.search import Strategy
 from engine.search.registry import STRATEGIES, VERIFIERS, option_fields, parse_strategy, strategy_from_dict
-from engine.serve.errors import refused
+from engine.serve.errors import APIError, refused
 from engine.types import Sampling
 
 RETURNS = ("candidates", "scores", "votes", "ledger", "tree")
@@ -45,6 +45,10 @@ class Models:
     def aliases(self) -> list[str]:
         """The common ones that the loaded models can run."""
         return [f"{self.name}@{label}" for label in LISTED if self._can_run(label)]
+
+    def strategies(self) -> list[str]:
+        """The names of those that the loaded models can run."""
+        return [name for name in (*STRATEGIES, ComputeOptimal.name) if self._can_run(f"{name}-16")]
 
     def options(self, model: str, ttc: Mapping[str, object] | None) -> dict[str, object] | None:
         """The search options that a request names, those of its alias first; None for a plain sample."""
@@ -123,10 +127,10 @@ class Models:
 
     def _can_run(self, label: str) -> bool:
         try:
-            self.search(self._of_alias(label, label), SearchConfig())
-        except Exception:
+            search = self.search(self._of_alias(label, label), SearchConfig())
+        except (APIError, UserError):
             return False
-        return True
+        return self.engine.reviser is not None or not search.strategy.revises
 
 
 def search_config(n: int, seed: int | None, sampling: Sampling, max_tokens: int | None) -> SearchConfig:

@@ -23,6 +23,7 @@ from engine.serve.config import ServeConfig
 from engine.serve.desk import Desk, outcome
 from engine.serve.errors import as_api_error, refused
 from engine.serve.forms import Form
+from engine.serve.page import make_page
 from engine.serve.prompts import Prompts
 from engine.serve.schema import ChatBody, TextBody
 from engine.serve.streams import DONE, Chunks, EventStream, data, watched_samples, watched_search
@@ -70,6 +71,7 @@ class Service:
         self.aliases = self.models.aliases()
         self.prompts = Prompts(engine)
         self.desk = Desk(engine, config.max_queue)
+        self.page = make_page(self.models, engine.task)
         self.created = int(time.time())
 
     async def complete(self, body: AnyBody, form_class: type[Form], make_problem: Callable[[], Problem]) -> Response:
