@@ -6,10 +6,13 @@ import asyncio
 import signal
 import socket
 import sys
+import threading
+import time
 
 import uvicorn
 
 from engine.engine import Engine
+from engine.errors import UserError
 from engine.serve.app import make_app
 from engine.serve.config import ServeConfig
 from engine.serve.service import Service
@@ -40,6 +43,27 @@ class Server(uvicorn.Server):
         bound: socket.socket = self.servers[0].sockets[0]
         return bound.getsockname()[:2]
 
+    @property
+    def url(self) -> str:
+        """Where it is, once it has started."""
+        host, port = self.address
+        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+    def start(self) -> str:
+        """Serves in a thread of this process until `stop` is called; returns the URL."""
+        self._thread = threading.Thread(target=self.run, name="ttc server", daemon=True)
+        self._thread.start()
+        while not self.started:
+            if not self._thread.is_alive():
+                raise UserError(f"the server could not start at {self.config.host}:{self.config.port}")
+            time.sleep(0.01)
+        return self.url
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """Lets what runs go on for so long, and ends; after `start`."""
+        self.service.desk.drain(seconds)
+        self._thread.join()
+
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serves until it is told to stop."""
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -49,8 +73,7 @@ class Server(uvicorn.Server):
         """Says where it listens."""
         await super().startup(sockets)
         if self.started:
-            host, port = self.address
-            print(f"{self.service.models.name} at http://{host}:{port}/", flush=True)
+            print(f"{self.service.models.name} at {self.url}", flush=True)
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """The first signal begins to drain, a second one stops."""

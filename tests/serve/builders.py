@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,15 +23,11 @@ LONG = {"model": "home@best-of-n-4096", "seed": 1}  # more seconds than a test w
 def serving(engine: Engine, **config) -> Iterator[Server]:
     """A server on a free port, in a thread of its own."""
     server = Server(engine, ServeConfig(port=0, **config), "home")
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
+    server.start()
     try:
         yield server
     finally:
-        server.service.desk.drain(0)
-        thread.join(MAX_SECONDS)
-        assert not thread.is_alive()
+        server.stop()
 
 
 def wait_until(is_so: Callable[[], object]) -> None:
@@ -43,8 +38,7 @@ def wait_until(is_so: Callable[[], object]) -> None:
 
 
 def client_of(server: Server, key: str = "none") -> openai.OpenAI:
-    host, port = server.address
-    return openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key=key, max_retries=0, timeout=MAX_SECONDS)
+    return openai.OpenAI(base_url=f"{server.url}v1", api_key=key, max_retries=0, timeout=MAX_SECONDS)
 
 
 def connect(server: Server) -> http.client.HTTPConnection:
