@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from engine.counts import check_seed, settle_count
+from engine.counts import check_seed, settle_count, shown
 from engine.errors import UserError
 from engine.types import Sampling, as_sampling
 
@@ -117,6 +117,8 @@ class SearchConfig:
 
     def unless(self, config: SearchConfig | None) -> SearchConfig:
         """The config that was given, or else this one, of options given one by one. Raises UserError for both."""
+        if config is not None and not isinstance(config, SearchConfig):
+            raise UserError(f"config must be a SearchConfig, got {shown(config)}")
         if config is not None and self != SearchConfig():
             raise UserError(f"options are given in a config or one by one, not both, got {config} and {self}")
         return self if config is None else config

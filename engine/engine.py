@@ -178,7 +178,7 @@ class Engine:
         is "deadline", has the best answer so far (None where there is none). Raises UserError for a bad argument; what
         happens later, a prompt over the context among it, is raised by `await handle` and `handle.result()`.
         """
-        if deadline is not None and check_real("deadline", deadline) < 0:
+        if deadline is not None and not check_real("deadline", deadline) >= 0:
             raise UserError(f"deadline must be at least 0 seconds, got {deadline}")
         (asked,) = self.as_problems([problem])
         models, search, rows = self._prepared(strategy, SearchConfig(**fields).unless(config))

@@ -42,6 +42,7 @@ class Job:
     when_overdue: Callable[[], None] | None = None  # ... this is called once, ...
     is_overdue: bool = False  # ... and what runs ends with what it has: no further token is generated
     is_cancelled: bool = False  # from any thread: the next step closes it
+    takes_all: bool = False  # what a search raises ends it alone, were it SystemExit
     when_stepped: Callable[[], None] | None = None  # called after every step, while it runs
     tasks: list[_Task] = field(default_factory=list)  # started, not ended
     ready: deque[tuple[int, Any]] = field(default_factory=deque)
@@ -206,7 +207,9 @@ class Batcher:
             task.waits_for = task.search.send(None)
         except StopIteration as stop:
             job.ready.append((task.index, stop.value))
-        except Exception as error:
+        except BaseException as error:
+            if not (isinstance(error, Exception) or job.takes_all):
+                raise
             job.ready.append((task.index, error))
         else:
             if task.waits_for.runner not in job.runners:  # a user's own verifier may use a model of its own

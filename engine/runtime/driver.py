@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -21,6 +24,14 @@ _PATIENCE = 0.5  # seconds until a thread that sleeps looks by itself whether it
 _IDLE = 5.0  # seconds after which a thread without a job ends
 
 Deliver = Callable[[Any], None]
+_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Python takes down what a thread within a forward still uses, which would abort the program."""
+    for driver in list(_drivers):
+        driver.end()
 
 
 class Driver:
@@ -42,6 +53,9 @@ class Driver:
         self._live: dict[Job, Deliver] = {}
         self._thread: threading.Thread | None = None
         self._inbox: SimpleQueue[None] = SimpleQueue()  # wakes the thread where it is idle
+        self._is_over = False  # the program is ending
+        self._process = os.getpid()
+        _drivers.add(self)
 
     def results(self, models: Sequence[LLM], searches: Iterable[Search], rows_each: int) -> Iterator[tuple[int, Any]]:
         """Yields (index, result) as searches end, an error in the place of a result.
@@ -49,6 +63,7 @@ class Driver:
         Closed before its end, it gives up what still runs; so does Ctrl-C, between two forwards. Raises UserError in
         what a search of this engine calls, a verifier perhaps: that may not wait for another one.
         """
+        self._check_process()
         job = self.job(models, searches, rows_each)
         with Uninterrupted(), self._lock:
             self._new.append(job)
@@ -73,6 +88,8 @@ class Driver:
 
         Where it is cancelled (`is_cancelled`), `deliver` is called with None.
         """
+        self._check_process()
+        job.takes_all = True
         with Uninterrupted(), self._lock:
             self._new.append(job)
             self._live[job] = deliver
@@ -87,6 +104,23 @@ class Driver:
         """Cancels all that `start` runs."""
         for job in list(self._live):
             job.is_cancelled = True
+
+    def end(self, seconds: float = 10.0) -> None:
+        """Cancels all and ends the thread, which may take `seconds`: a verifier that hangs is not waited for longer."""
+        self._is_over = True
+        self.cancel_all()
+        self._inbox.put(None)
+        thread = self._thread
+        if thread is not None and self._process == os.getpid():
+            thread.join(seconds)
+
+    def _check_process(self) -> None:
+        """Takes over in a forked child. Raises UserError where the fork came in the middle of a step."""
+        if self._process == os.getpid():
+            return
+        if self._driving is not None or self._live or self._batcher.jobs:
+            raise UserError("the engine was at work when this process was forked: load another one here")
+        self._process, self._lock, self._thread, self._sleeping = os.getpid(), threading.Lock(), None, []
 
     def _close(self, job: Job) -> None:
         """Gives up what still runs of a job, or has the thread that drives do it."""
@@ -162,6 +196,8 @@ class Driver:
                         self._wait(None)
                     except BaseException as error:  # a fault of this program: whoever waits is to hear of it
                         self._fail(error)
+            if self._is_over:
+                return
             with suppress(Empty):
                 self._inbox.get(timeout=_IDLE)
                 continue
