@@ -2,7 +2,10 @@
 
 import asyncio
 import gc
+import math
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -186,8 +189,12 @@ def test_errors_are_raised_where_the_handle_is_read(engine):
     want = wanted(engine)
     with pytest.raises(UserError, match="deadline must be at least 0 seconds, got -1"):
         engine.submit(PROBLEMS[0], STRATEGY, deadline=-1)
+    with pytest.raises(UserError, match="deadline must be at least 0 seconds, got nan"):
+        engine.submit(PROBLEMS[0], STRATEGY, deadline=math.nan)
     with pytest.raises(UserError, match="strategy must be a strategy"):
         engine.submit(PROBLEMS[0], "beam")
+    with pytest.raises(UserError, match="config must be a SearchConfig, got 3"):
+        engine.submit(PROBLEMS[0], STRATEGY, 3)
     long = engine.submit("1" * 2000, STRATEGY, budget=4, **OPTIONS)
     handles = submit_all(engine)
     with pytest.raises(UserError, match="2001 tokens"):
@@ -201,6 +208,34 @@ def test_errors_are_raised_where_the_handle_is_read(engine):
         engine.submit(PROBLEMS[0], STRATEGY, budget=4, verifier=judge, **OPTIONS).result(MAX_SECONDS)
     wait_until(lambda: not engine._driver._live)
     assert_idle(*runners(engine))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit, KeyboardInterrupt])
+def test_what_a_verifier_raises_ends_its_own_search_alone(engine, kind):
+    want, door = wanted(engine), Door()
+
+    def judge(prompt: str, steps: list[str]) -> float:
+        door(prompt, steps)
+        raise kind("no verdict")
+
+    failing = engine.submit(PROBLEMS[0], STRATEGY, budget=4, verifier=judge, **OPTIONS)
+    handles = submit_all(engine)
+    door.is_open.set()
+    with pytest.raises(kind, match="no verdict"):
+        failing.result(MAX_SECONDS)
+    assert [fingerprint(handle.result(MAX_SECONDS)) for handle in handles] == want
+    assert_idle(*runners(engine))
+
+
+def test_a_program_may_end_while_searches_run():
+    code = """
+from engine import BestOfN, Engine
+engine = Engine.load("home")
+handles = [engine.submit("?5?2?=c;d3?", BestOfN(), budget=256, seed=seed) for seed in range(40)]
+next(iter(handles)).result()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=MAX_SECONDS)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_close_cancels_all(engine):
@@ -267,3 +302,22 @@ def test_a_forked_child_submits_too(engine):
         finally:
             os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_child_that_is_forked_amid_a_step_says_so(engine):
+    """What the other thread was at is half done there."""
+    want, door = wanted(engine), Door()
+    held = engine.submit(PROBLEMS[0], STRATEGY, budget=4, verifier=door, **OPTIONS)
+    assert door.is_reached.wait(MAX_SECONDS)
+    child = os.fork()
+    if child == 0:
+        try:
+            engine.search(PROBLEMS, STRATEGY, 4, **OPTIONS)
+        except UserError as error:
+            os._exit(0 if "the engine was at work when this process was forked" in str(error) else 3)
+        finally:
+            os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    door.is_open.set()
+    held.result(MAX_SECONDS)
+    assert wanted(engine) == want
