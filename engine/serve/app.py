@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from engine.errors import UserError
 from engine.serve.errors import APIError, as_api_error, of_validation
@@ -65,11 +65,11 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def of_package() -> JSONResponse:
         return JSONResponse({"version": app.version})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.desk.metrics.page(), media_type=_METRICS)
 
-    @app.get("/")
+    @app.get("/", response_class=HTMLResponse)
     async def page() -> HTMLResponse:
         return HTMLResponse(service.page)
 
