@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import wraps
@@ -14,9 +15,20 @@ from engine.errors import UserError
 from engine.types import Sampling, as_sampling
 
 DEFAULT_SAMPLING = Sampling()
+ENDPOINT = "openai:"  # begins the name of a policy that is an OpenAI-compatible endpoint
 MAX_BUDGET = 65_536  # generations of one problem, checked before anything is allocated
 Fields = ParamSpec("Fields")
 Made = TypeVar("Made")
+
+
+def is_endpoint(policy: object) -> bool:
+    """Whether a policy's name is that of an endpoint."""
+    return str(policy).startswith(ENDPOINT)
+
+
+def without_password(policy: object) -> str:
+    """A policy's name as it may be shown: the URL of an endpoint may hold a user and a password."""
+    return re.sub(r"//[^/#]*@", "//", str(policy)) if is_endpoint(policy) else str(policy)
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class EngineConfig:
     """What `Engine.load` loads, and how. The command line's options for models and prompts are made from it."""
 
     policy: str | Path = "home"
-    """Hugging Face folder, or the shipped policy."""
+    """Hugging Face folder, the shipped policy, or an endpoint: openai:http://host:port/v1#model."""
 
     _: KW_ONLY
 
@@ -74,10 +86,13 @@ class EngineConfig:
     """float32, bfloat16; with cuda float16."""
 
     max_batch: int | None = None
-    """Branches of one forward; changes no result. Default: what is fastest."""
+    """Branches of one forward, or requests in flight; changes no result. Default: what is fastest."""
 
     num_blocks: int | None = None
     """KV pool of each model, in blocks of 16 tokens; 1 GiB if not given, of a GPU most."""
+
+    request_timeout: float = 600.0
+    """Seconds without a word from an endpoint after which a request is sent anew."""
 
     shares_steps: bool = True
     """Whether a verifier reads a step that several branches of a problem have at the same place once for all."""

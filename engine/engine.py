@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.accounting import Ledger
-from engine.config import DEFAULT_SAMPLING, EngineConfig, SearchConfig, takes_fields_of
+from engine.config import DEFAULT_SAMPLING, EngineConfig, SearchConfig, is_endpoint, takes_fields_of
 from engine.counts import check_real
 from engine.errors import UserError
 from engine.handle import Handle, SearchHandle
@@ -21,12 +21,25 @@ from engine.runtime import LLM, ModelPolicy
 from engine.runtime.batcher import Search
 from engine.runtime.checks import check_on_error, raise_error
 from engine.runtime.driver import Driver
-from engine.scheduler import ComputeOptimal, Planner, search_batch
-from engine.search import UNWATCHED, Answers, Models, Strategy, Verifier, Watch, check_arguments, run_search
+from engine.scheduler import ComputeOptimal, Planner, check_endpoint, search_batch
+from engine.search import (
+    UNWATCHED,
+    Answers,
+    Models,
+    Policy,
+    Strategy,
+    Verifier,
+    Watch,
+    check_arguments,
+    run_search,
+)
 from engine.tasks import Task, get_task
 from engine.types import Candidate, Problem, Rendered, Sampling, SearchResult
 from engine.verifiers import as_verifier
 from engine.verifiers.spec import VerifierSpec, load_spec
+
+if TYPE_CHECKING:
+    from engine.remote import RemoteModel
 
 
 class Engine:
@@ -40,11 +53,11 @@ class Engine:
 
     def __init__(
         self,
-        policy: LLM,
+        policy: LLM | RemoteModel,
         *,
         prm: LLM | None = None,
         orm: LLM | None = None,
-        reviser: LLM | None = None,
+        reviser: LLM | RemoteModel | None = None,
         task: str = "walks",
         prm_spec: VerifierSpec | None = None,
         orm_spec: VerifierSpec | None = None,
@@ -99,11 +112,19 @@ class Engine:
         engine.trunk_head_folder = loaded.trunk_head
         return engine
 
-    def _sampler(self, llm: LLM) -> ModelPolicy:
+    def _sampler(self, llm: LLM | RemoteModel) -> Policy:
+        if not isinstance(llm, LLM):
+            from engine.remote import RemotePolicy  # here, as nothing else needs its HTTP library
+
+            return RemotePolicy(llm, self.step_delimiter, self.prompt)
         return ModelPolicy(llm, self.step_delimiter, encode=self.prompt_ids, stops_at_box=self.stops_at_box)
 
+    def given(self, prompt: str) -> Sequence[int] | Sequence[str]:
+        """What the policy is given for a problem's prompt: token ids, or the text that an endpoint makes them of."""
+        return self._policy.encode(prompt)
+
     def prompt_ids(self, prompt: str) -> list[int]:
-        """The token ids that the policy is given for a problem's prompt."""
+        """The token ids that a policy which is loaded here is given for a problem's prompt."""
         if isinstance(prompt, Rendered):
             return self.policy.encode(prompt, is_start=False)
         if self.prompt is None:
@@ -252,6 +273,8 @@ class Engine:
             config = replace(config, max_tokens=self.task.max_tokens)
         if isinstance(strategy, type) or not hasattr(strategy, "groups"):
             raise UserError(f"strategy must be a strategy such as BestOfN(), got {repr(strategy)[:100]}")
+        if not isinstance(self.policy, LLM):
+            check_endpoint(strategy, is_chat=self.prompt is not None and self.prompt.is_served)
         if isinstance(strategy, ComputeOptimal):
             strategy = strategy.checked(self.conditions(strategy, config))
         judge = self.resolve_verifier(config.verifier) if strategy.is_scored else None
@@ -306,8 +329,10 @@ class Engine:
             **asdict(config.sampling),
         }
 
-    def _digest(self, folder: Path) -> str:
-        """The digest of a loaded checkpoint; computed once."""
+    def _digest(self, folder: Path | str) -> str:
+        """The digest of a loaded checkpoint, computed once; of an endpoint its name."""
+        if is_endpoint(folder):
+            return str(folder)
         if folder not in self._digests:
             self._digests[folder] = checkpoint_digest(folder)
         return self._digests[folder]

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class ServiceError(UserError):
+    """What serves all problems is out of order, so that no later one would fare better."""
+
+
 def sentence(error: Exception) -> str:
     """What an error says, in one line: a UserError's own words, the file of an OSError, the kind of any other."""
     if isinstance(error, OSError) and error.filename is not None:

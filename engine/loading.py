@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.config import EngineConfig
-from engine.counts import check_count
+from engine.config import EngineConfig, is_endpoint, without_password
+from engine.counts import check_count, check_real
 from engine.errors import UserError
 from engine.model import (
     HOME,
@@ -31,6 +33,9 @@ from engine.verifiers.detect import find_spec, trunk_architecture
 from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.spec import VerifierSpec
 
+if TYPE_CHECKING:
+    from engine.remote import RemoteModel
+
 AnyVerifier = str | Verifier | Callable[[str, list[str]], float]
 """By name; an object; or a function `(prompt, steps) -> score of the last step`."""
 
@@ -41,11 +46,11 @@ _JUDGED = {"prm": "steps", "orm": "answers"}  # what each verifier with a model 
 class Loaded:
     """The models of an engine, and how problems are put to them."""
 
-    policy: LLM
+    policy: LLM | RemoteModel
     prompt: PromptFormat | None
     verifiers: Mapping[str, LLM]  # "prm", "orm": those that the config names
     specs: Mapping[str, VerifierSpec]  # their formats, by the same names
-    reviser: LLM | None
+    reviser: LLM | RemoteModel | None
     trunk_head: Path | None  # the folder of the policy's score head
 
 
@@ -54,10 +59,11 @@ def load_models(config: EngineConfig) -> Loaded:
     config = with_shipped_parts(config)
     _check(config)
     folders = _folders(config)
-    prompt = _prompt(config, folders["policy"])
+    prompt = _prompt(config, folders.get("policy"))
     place, verifier_place = _places(config)
     head = _trunk_head(config, folders, place)
-    limits = {"dtype": config.dtype, "max_batch": config.max_batch}
+    # Of an endpoint `max_batch` bounds the requests in flight.
+    limits = {"dtype": config.dtype, "max_batch": None if is_endpoint(config.policy) else config.max_batch}
     limits["num_blocks"] = _num_blocks(config, folders)
     specs = {
         part: find_spec(folders[part], getattr(config, f"{part}_spec"), judges=judged)
@@ -67,6 +73,8 @@ def load_models(config: EngineConfig) -> Loaded:
     verifiers = {
         part: load_verifier_model(folders[part], spec, device=verifier_place, **limits) for part, spec in specs.items()
     }
+    if is_endpoint(config.policy):
+        return _with_endpoint(config, prompt, verifiers, specs)
     limits["device"] = place
     policy = LLM.load(folders["policy"], trunk_head=head, **limits)
     reviser = _load_reviser(folders["reviser"], policy, **limits) if "reviser" in folders else None
@@ -74,11 +82,29 @@ def load_models(config: EngineConfig) -> Loaded:
     return Loaded(policy, prompt, verifiers, specs, reviser, folders.get("trunk_head"))
 
 
+def _with_endpoint(
+    config: EngineConfig, prompt: PromptFormat | None, verifiers: Mapping[str, LLM], specs: Mapping[str, VerifierSpec]
+) -> Loaded:
+    """What is loaded where an endpoint samples; it revises its own answers, where they are a conversation."""
+    try:
+        from engine.remote import RemoteModel  # here, as nothing else needs its HTTP library
+    except ImportError as error:
+        raise UserError(f"an endpoint as policy needs the extra 'remote' ({error}), got {error.name}") from None
+
+    policy = RemoteModel.load(config.policy, max_in_flight=config.max_batch, seconds=config.request_timeout)
+    return Loaded(policy, prompt, verifiers, specs, policy if prompt.is_served else None, None)
+
+
 class Verifiers:
     """The verifiers of an engine by name, each made when it is first asked for."""
 
     def __init__(
-        self, policy: LLM, models: Mapping[str, LLM], specs: Mapping[str, VerifierSpec], task: Task, shares_steps: bool
+        self,
+        policy: LLM | RemoteModel,
+        models: Mapping[str, LLM],
+        specs: Mapping[str, VerifierSpec],
+        task: Task,
+        shares_steps: bool,
     ):
         self.policy, self.models, self.specs, self.task = policy, models, specs, task
         self.shares_steps = shares_steps
@@ -98,6 +124,8 @@ class Verifiers:
         if name == "oracle":
             return OracleVerifier.from_first_wrong_step(self.task.first_wrong_step)
         if name == "trunk":
+            if self.policy.tokenizer is None:
+                raise UserError(f"verifier 'trunk' is a head on the policy's trunk, which {self.policy.folder} hides")
             if not self.policy.has_score_head:
                 raise UserError("verifier 'trunk' was asked for, but no trunk head is loaded")
             return TrunkVerifier()
@@ -126,6 +154,8 @@ def home_part(part: str) -> str | None:
 
 def _check(config: EngineConfig) -> None:
     """Raises UserError for what can be refused before any file is read."""
+    if is_endpoint(config.policy):
+        _check_endpoint(config)
     for place in _places(config):
         resolve_dtype(config.dtype, place.device.type)
     for name, most in (("max_batch", MAX_BATCH), ("num_blocks", None)):
@@ -135,6 +165,21 @@ def _check(config: EngineConfig) -> None:
         spec = getattr(config, f"{part}_spec")
         if spec is not None and getattr(config, part) is None:
             raise UserError(f"{part}_spec {str(spec)!r} has no effect without {part}")
+
+
+def _check_endpoint(config: EngineConfig) -> None:
+    """Raises UserError for what has no effect on an endpoint."""
+    if config.reviser not in (None, config.policy):
+        named = without_password(config.reviser)
+        raise UserError(f"an endpoint revises its own answers, so that no reviser is named beside it, got {named}")
+    if config.trunk_head is not None:
+        raise UserError(
+            f"a trunk head is on a policy's trunk, which an endpoint does not show, got {config.trunk_head}"
+        )
+    if config.tensor_parallel != 1:
+        raise UserError(f"tensor_parallel has no effect on an endpoint, got {config.tensor_parallel}")
+    if not 0 < check_real("request_timeout", config.request_timeout) < math.inf:
+        raise UserError(f"request_timeout must be above 0 seconds, got {config.request_timeout}")
 
 
 def _places(config: EngineConfig) -> tuple[Placement, Placement]:
@@ -151,13 +196,13 @@ def _places(config: EngineConfig) -> tuple[Placement, Placement]:
 
 
 def _folders(config: EngineConfig) -> dict[str, Path]:
-    """The folder of every part that is named; one on the Hub is fetched."""
+    """The folder of every part that is named; one on the Hub is fetched, and an endpoint has none."""
     parts = ("policy", "trunk_head", "prm", "orm", "reviser")
-    named = {part: getattr(config, part) for part in parts}
+    named = {part: getattr(config, part) for part in (("prm", "orm") if is_endpoint(config.policy) else parts)}
     return {part: resolve_folder(name, part) for part, name in named.items() if name is not None}
 
 
-def _prompt(config: EngineConfig, policy: Path) -> PromptFormat | None:
+def _prompt(config: EngineConfig, policy: Path | None) -> PromptFormat | None:
     system = None if config.system_prompt is None else check_encodable(read_system_prompt(config.system_prompt))
     return build_prompt(
         policy,
@@ -187,7 +232,7 @@ def _num_blocks(config: EngineConfig, folders: Mapping[str, Path]) -> int | None
     for place, architectures in zip(places, (samplers, judges), strict=True):
         together.setdefault(place, {}).update(architectures)
     dtype = resolve_dtype(config.dtype, "cuda")
-    return min(shared_blocks(held, dtype, place) for place, held in together.items() if held)
+    return min((shared_blocks(held, dtype, place) for place, held in together.items() if held), default=None)
 
 
 def _set_end_tokens(prompt: PromptFormat | None, policy: LLM, reviser: LLM | None) -> None:

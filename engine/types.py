@@ -94,6 +94,11 @@ class Step:
     finish: str
     logprob: float = 0.0  # sum over the tokens
     trunk_score: float | None = None  # from a head on the policy's trunk, where one is loaded
+    num_unknown: int = 0  # further tokens, whose ids are not known: an endpoint tells texts alone
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) + self.num_unknown
 
 
 Attempt = tuple[Step, ...]  # a whole answer that another one revises

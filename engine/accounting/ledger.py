@@ -22,10 +22,14 @@ class Ledger:
     * `recomputed`: tokens whose KV was evicted and computed again
     * `verified`: tokens that went through a verifier
     * `cached`: tokens that were found in the KV cache; they need no forward, so their FLOPs are 0
+
+    `estimated` names the entries, such as "flops.generated", of which a part was not counted: an endpoint has computed
+    it, and has not said how much it was.
     """
 
     tokens: dict[str, int] = field(default_factory=_zeros)
     flops: dict[str, int] = field(default_factory=_zeros)
+    estimated: set[str] = field(default_factory=set)
 
     def add(self, purpose: str, num_tokens: int, flops: int = 0) -> None:
         """Adds tokens and FLOPs under one of PURPOSES."""
@@ -36,7 +40,9 @@ class Ledger:
         """Adds another ledger; with `purpose`, all its entries but `cached` and `recomputed` count under that one."""
         for name in PURPOSES:
             kept = purpose is None or name in ("cached", "recomputed")
-            self.add(name if kept else purpose, other.tokens[name], other.flops[name])
+            entry = name if kept else purpose
+            self.add(entry, other.tokens[name], other.flops[name])
+            self.estimated |= {f"{part}.{entry}" for part in ("tokens", "flops") if f"{part}.{name}" in other.estimated}
 
     @property
     def total_flops(self) -> int:

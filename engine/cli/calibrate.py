@@ -15,7 +15,7 @@ from engine.cli.options import Given, command
 from engine.cli.problems import ProblemOptions, find_problems
 from engine.cli.strategies import check_verifier_used
 from engine.cli.tables import calibration_table
-from engine.config import EngineConfig, SearchConfig
+from engine.config import ENDPOINT, EngineConfig, SearchConfig, is_endpoint
 from engine.errors import UserError
 from engine.files import write_atomically
 from engine.results.digests import problems_digest
@@ -100,6 +100,8 @@ def calibrate(
     check_verifier_used(config.verifier, given)
     if options.predictor == "probe" and "pilot" in given:
         raise UserError(f"--pilot has no effect with --predictor probe, which draws no samples, got {options.pilot}")
+    if is_endpoint(models.policy):
+        raise UserError(f"strategies are compared by their FLOPs, which --policy {ENDPOINT}... does not tell")
     grid = build_grid(options, config.verifier, has_reviser=_has_reviser(models))
     sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(source, models.task, given)

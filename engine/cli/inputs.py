@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine.config import EngineConfig, SearchConfig
+from engine.config import EngineConfig, SearchConfig, is_endpoint, without_password
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PROMPTS = "prompt_style system_prompt few_shot step_delimiter"
 MODELS = "policy prm prm_spec orm orm_spec trunk_head reviser device dtype max_batch num_blocks"
 PLACES = "verifier_device tensor_parallel"  # of a command that runs on several GPUs
+ENDPOINTS = "request_timeout"  # of a command that takes an endpoint as its policy
 _MODEL_OF = {"prm": "prm", "trunk": "trunk_head", "orm": "orm"}  # the part that a verifier is; the oracle is none
 
 
@@ -41,24 +42,31 @@ def checked_config(config: SearchConfig, task_name: str, strategy: Strategy | Pl
 def load_engine(
     models: EngineConfig, strategy: Strategy | Planner, verifier: str, strategy_flag: str
 ) -> tuple[Engine, dict[str, Path]]:
-    """The engine with the models that this search uses and no other, and their folders.
+    """The engine with the models that this search uses and no other, and their folders; an endpoint has none.
 
     `strategy_flag` is what the user typed for the strategy, for the sentence that says who needs a reviser.
     """
     from engine.engine import Engine
     from engine.loading import home_part
     from engine.model import resolve_folder
+    from engine.scheduler import check_endpoint
 
-    folders = {"policy": resolve_folder(models.policy)}
+    is_remote = is_endpoint(models.policy)
+    if is_remote:
+        check_endpoint(strategy, is_chat=models.prompt_style != "plain")
+    folders = {} if is_remote else {"policy": resolve_folder(models.policy)}
     needed = {_MODEL_OF.get(verifier): f"--verifier {verifier}"} if strategy.is_scored else {}
-    needed |= {"reviser": strategy_flag} if strategy.revises else {}
+    needed |= {"reviser": strategy_flag} if strategy.revises and not is_remote else {}
     needed.pop(None, None)
     for part, who in needed.items():
+        if is_remote and part == "trunk_head":
+            raise UserError(f"{who} is a head on the policy's trunk, which an endpoint does not show")
         name = getattr(models, part) or (home_part(part) if models.policy == "home" else None)
         if name is None:
-            raise UserError(f"{who} with --policy {models.policy} needs --{part.replace('_', '-')}")
+            policy = without_password(models.policy)
+            raise UserError(f"{who} with --policy {policy} needs --{part.replace('_', '-')}")
         folders[part] = resolve_folder(name, part)
-    unused = dict.fromkeys(("prm", "orm", "trunk_head", "reviser"))
+    unused = dict.fromkeys(("prm", "orm", "trunk_head", *([] if is_remote else ["reviser"])))
     config = replace(models, **(unused | folders), step_delimiter=unescaped(models.step_delimiter))
     return Engine.from_config(config), folders
 
@@ -92,8 +100,8 @@ def check_prompts(
 
 
 def _check_prompt(engine: Engine, problem: Problem, judge: Verifier | None) -> None:
-    ids = engine.prompt_ids(problem.prompt)  # raises for one too long to be tokenized, or for a chat template
-    held = [(llm, ids) for llm in (engine.policy, engine.reviser) if llm is not None]
+    given = engine.given(problem.prompt)  # raises for one too long to be tokenized, or for a chat template
+    held = [(llm, given) for llm in (engine.policy, engine.reviser) if llm is not None and llm.tokenizer is not None]
     if judge is not None and judge.llm is not None:
         held.append((judge.llm, judge.opening(problem)))
     for llm, ids in held:

@@ -83,6 +83,7 @@ def run_rows(
                 journal.path.unlink(missing_ok=True)
         finishes = [finish for row in journal.done.values() for finish in row.get("finishes", ())]
         num_errors = sum(row.get("num_errors", 0) for row in journal.done.values())
+        estimated = sorted({name for row in journal.done.values() for name in row.get("estimated", ())})
         parts = [
             f"{len(positions) if selection is None else selection.num_kept} {label}",
             progress.accuracy,
@@ -90,6 +91,7 @@ def run_rows(
             failures(journal.done),
             f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",
             cut_answers(finishes.count("length"), len(finishes)),
+            f"not counted by the endpoint, so estimated or 0: {' '.join(estimated)}" if estimated else "",
             f"{sum(journal.seconds_by_strategy().values()):.1f} s",
         ]
         if num_resumed:

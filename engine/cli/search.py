@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from engine.cli.inputs import MODELS, PLACES, PROMPTS, check_prompts, checked_config, load_engine
+from engine.cli.inputs import ENDPOINTS, MODELS, PLACES, PROMPTS, check_prompts, checked_config, load_engine
 from engine.cli.options import Given, command
 from engine.cli.outputs import RunOutput
 from engine.cli.problems import ProblemOptions, find_problems
 from engine.cli.replicas import REPLICAS, ReplicaOptions
 from engine.cli.strategies import StrategyOptions, build_strategy
-from engine.config import EngineConfig, SearchConfig
+from engine.config import EngineConfig, SearchConfig, is_endpoint
 from engine.errors import UserError
 from engine.results import error_row, result_row
 from engine.results.digests import problems_digest, prompts_digest
@@ -48,7 +48,7 @@ class Output(RunOutput):
         "adaptive_batch confidence stop parallel context judge_alone calibration total_budget vote agg_strategy "
         "verifier",
         "Sampling": "temperature top_p top_k min_p max_tokens seed",
-        "Models": f"{MODELS} {PLACES}",
+        "Models": f"{MODELS} {PLACES} {ENDPOINTS}",
         "Cluster": REPLICAS,
         "Output": "out overwrite with_tree shard on_error retry_errors",
     }
@@ -89,6 +89,7 @@ def search(
         **({} if chosen.total_budget is None else {"total_budget": chosen.total_budget}),
         **_verifier_fields(engine, strategy, config, folders),
         **_model_fields(models, config, folders),
+        **({"policy": engine.policy.folder} if is_endpoint(models.policy) else {}),
         "with_tree": output.with_tree,
     }  # what changes no row, such as the batch limit or the shard, is left out
     if engine.policy.ranks.rank:
@@ -180,7 +181,7 @@ def _inputs(engine: Engine, task: str, problems: Sequence[Problem], refused: Col
         "task": task,
         "num_problems": len(problems),
         "problems": problems_digest(problems),
-        "prompts": prompts_digest(engine.prompt_ids(problem.prompt) for problem in held),
+        "prompts": prompts_digest(engine.given(problem.prompt) for problem in held),
         "step_delimiter": engine.step_delimiter,
         "stops_at_box": engine.stops_at_box,
     }

@@ -9,7 +9,7 @@ import typer
 
 from engine.cli.inputs import MODELS, PROMPTS, unescaped
 from engine.cli.options import command
-from engine.config import EngineConfig
+from engine.config import EngineConfig, is_endpoint, without_password
 from engine.errors import UserError
 from engine.serve.config import ServeConfig
 
@@ -32,6 +32,9 @@ def serve(server: ServeConfig, models: EngineConfig) -> None:
         raise UserError(f"{missing}: pip install 'ttc-engine[serve]'") from None
     from engine.engine import Engine
 
+    if is_endpoint(models.policy):
+        name = without_password(models.policy)
+        raise UserError(f"a server samples with a policy that it has loaded, and no endpoint, got --policy {name}")
     server = replace(server, api_key=server.api_key or os.environ.get("TTC_API_KEY") or None)
     name = server.served_name or str(models.policy).rstrip("/").rpartition("/")[2]
     if "@" in name:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from engine.config import is_endpoint
 from engine.errors import UserError
 from engine.model.config import ModelConfig, read_config, read_json
 from engine.model.hub import fetch, is_hub_id
@@ -49,6 +50,8 @@ def resolve_folder(name: str | Path, home_part: str = "policy") -> Path:
         return folder
     if isinstance(name, str) and is_hub_id(name):
         return fetch(name)
+    if is_endpoint(name):
+        raise UserError("an endpoint can only be the policy of a search, and here a checkpoint's folder is needed")
     raise UserError(f"no checkpoint folder at {str(name)!r}")
 
 

@@ -66,15 +66,21 @@ class PromptFormat:
     a template these are paragraphs in the same order. `preface` is text directly before the problem.
     """
 
-    template: ChatTemplate | None  # None: no chat
+    template: ChatTemplate | None  # None: no chat, or one whose template is an endpoint's
     system: str | None
     examples: tuple[tuple[str, str], ...]  # (prompt, solution)
     preface: str
     delimiter: str | None  # None: the task's
     stops_at_box: bool
+    is_served: bool = False  # a chat, whose messages an endpoint renders
 
     def render(self, prompt: str) -> str:
-        """The whole text. Raises UserError if the chat template cannot be rendered."""
+        """The whole text; of a chat that an endpoint renders its messages as JSON.
+
+        Raises UserError if the chat template cannot be rendered.
+        """
+        if self.is_served:
+            return json.dumps(self.conversation([{"role": "user", "content": prompt}]), ensure_ascii=False)
         if self.template is None:
             parts = [f"{self.system}\n\n"] if self.system else []
             parts += [f"{example}{solution.strip()}\n\n" for example, solution in self.examples]
@@ -82,9 +88,13 @@ class PromptFormat:
         return self.render_chat([{"role": "user", "content": prompt}])
 
     def render_chat(self, messages: Sequence[Message]) -> str:
-        """A conversation whose last message is the user's; a system message of its own takes the place of the style's.
+        """A conversation by the template, which there must be. Raises UserError as `render` does."""
+        return self.template.render(self.conversation(messages), add_generation_prompt=True)
 
-        Raises UserError as `render` does; there must be a template.
+    def conversation(self, messages: Sequence[Message]) -> list[Message]:
+        """The system prompt, the examples, and messages of which the last is the user's.
+
+        A system message among them takes the place of the style's.
         """
         *earlier, last = messages
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -94,8 +104,7 @@ class PromptFormat:
         for example, solution in self.examples:
             shown.append({"role": "user", "content": example.strip()})
             shown.append({"role": "assistant", "content": solution.strip()})
-        last = {**last, "content": self.preface + last["content"].strip()}
-        return self.template.render([*system, *shown, *earlier, last], add_generation_prompt=True)
+        return [*system, *shown, *earlier, {**last, "content": self.preface + last["content"].strip()}]
 
     def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
         """The token with which the chat template ends an assistant's message; None if there is no such token."""
@@ -108,7 +117,7 @@ class PromptFormat:
 
 
 def build_prompt(
-    folder: Path,
+    folder: Path | None,
     style: str = "plain",
     *,
     system: str | None = None,
@@ -118,14 +127,16 @@ def build_prompt(
 ) -> PromptFormat:
     """The format of a style for the model in `folder`; `system` and `delimiter` override the style's own.
 
+    Without a folder the chat template is that of an endpoint, which renders the messages.
     `few_shot` is a file as read by `read_few_shot`; `as_prompt` turns an example's problem into a prompt.
     Raises UserError for an unknown style, the style "chat" without a chat template, or a bad file.
     """
     if style not in _STYLES:
         raise UserError(f"prompt_style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
     chosen = _STYLES[style]
-    template = None if chosen.is_chat is False else ChatTemplate.load(folder)
-    if chosen.is_chat and template is None:
+    is_served = folder is None and chosen.is_chat is not False
+    template = None if folder is None or chosen.is_chat is False else ChatTemplate.load(folder)
+    if chosen.is_chat and template is None and not is_served:
         raise UserError(f"prompt_style {style!r} needs a chat template, the model at {folder} has none")
     examples, preface = read_few_shot(few_shot) if few_shot is not None else ((), "")
     return PromptFormat(
@@ -135,6 +146,7 @@ def build_prompt(
         preface=preface,
         delimiter=delimiter if delimiter is not None else chosen.delimiter,
         stops_at_box=chosen.stops_at_box,
+        is_served=is_served,
     )
 
 

@@ -15,8 +15,8 @@ def problems_digest(problems: Sequence[Problem]) -> str:
     return hashlib.blake2b(json.dumps(stated).encode(), digest_size=12).hexdigest()
 
 
-def prompts_digest(prompts: Iterable[Sequence[int]]) -> str:
-    """The digest of the token ids that the policy is given, in order."""
+def prompts_digest(prompts: Iterable[Sequence[int] | Sequence[str]]) -> str:
+    """The digest of the token ids, or of the texts, that the policy is given, in order."""
     digest = hashlib.blake2b(digest_size=12)
     for ids in prompts:
         digest.update(f"{list(ids)}\n".encode())

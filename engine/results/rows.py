@@ -34,6 +34,8 @@ Row = dict[str, object]
 def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
     """A result as a row: FIELDS, then `answers`, `finishes`, `num_errors` and `num_generations` (and `plan`).
 
+    Where an endpoint has not counted all, `estimated` names the entries of the ledger that this is true of.
+
     With a tree there are `tree` (see `tree_nodes`) and `tree_token_ids`, the token ids of each node's step.
 
     `scores` has a list per completion with a score per step; `agg_scores`, `completion_tokens`, `answers`
@@ -62,6 +64,8 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
     }
     if result.plan is not None:
         row["plan"] = result.plan
+    if result.ledger.estimated:
+        row["estimated"] = sorted(result.ledger.estimated)
     if with_tree:
         answers = {candidate.address: candidate.answer for candidate in candidates}
         row["tree"] = tree_nodes(result.tree, answers)

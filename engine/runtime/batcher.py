@@ -14,8 +14,8 @@ from typing import Any
 from engine.interrupts import Uninterrupted
 from engine.runtime.garbage import fewer_collections
 from engine.runtime.llm import LLM
-from engine.runtime.requests import GenerateRequest, Request
-from engine.runtime.runner import MAX_FORWARDS, Runner
+from engine.runtime.requests import Request, RequestRunner
+from engine.runtime.runner import MAX_FORWARDS
 
 _MIN_PREFILL_TOKENS = 512  # a verifier runs once this many tokens wait for it ...
 _MAX_WAIT_TICKS = 4  # ... or once it has waited for this many forwards of the policy
@@ -37,7 +37,7 @@ class Job:
 
     searches: Iterator[tuple[int, Search]]
     rows_each: int  # branches that each may generate at once
-    runners: list[Runner]  # the first generates; a further one that a search waits for is added
+    runners: list[RequestRunner]  # the first generates; a further one that a search waits for is added
     deadline: float = math.inf  # of time.monotonic(); after it ...
     when_overdue: Callable[[], None] | None = None  # ... this is called once, ...
     is_overdue: bool = False  # ... and what runs ends with what it has: no further token is generated
@@ -84,7 +84,7 @@ class Batcher:
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []  # in the order in which they came
-        self._waited: dict[Runner, int] = {}  # ticks of the others since each last ran with work pending
+        self._waited: dict[RequestRunner, int] = {}  # ticks of the others since each last ran with work pending
         self._num_forwards = MAX_FORWARDS  # of a tick in which one model alone has work
 
     @staticmethod
@@ -143,7 +143,7 @@ class Batcher:
                 stack.enter_context(runner.in_use.after_others())
             return stack.pop_all()
 
-    def _runners(self) -> list[Runner]:
+    def _runners(self) -> list[RequestRunner]:
         """Those of all jobs."""
         return list(dict.fromkeys(itertools.chain.from_iterable(job.runners for job in self.jobs)))
 
@@ -161,7 +161,7 @@ class Batcher:
                     job.when_overdue()
             while job.is_overdue and job.may_start:
                 job.start()
-        num_rows: dict[Runner, int] = {}
+        num_rows: dict[RequestRunner, int] = {}
         for job in self.jobs:
             num_rows[job.runners[0]] = num_rows.get(job.runners[0], 0) + len(job.tasks) * job.rows_each
         starting = [job for job in self.jobs if job.may_start and not job.is_cancelled]
@@ -177,15 +177,9 @@ class Batcher:
 
     @staticmethod
     def _has_room(job: Job, num_rows: int) -> bool:
-        """Whether one more search of a job finds places beside `num_rows` others, and some blocks in every pool.
-
-        There are to be enough searches that most rows are taken, and no more: the KV of fewer stays in a CPU's cache.
-        """
-        table = job.runners[0].table
-        num_wanted = table.batch_size + table.batch_size // (2 if table.num_rows > table.batch_size else 1)
-        trees = [runner.tree for runner in job.runners]
-        has_blocks = all(tree.num_free_blocks + tree.num_cached_blocks >= 4 * job.rows_each for tree in trees)
-        return num_rows == 0 or (num_rows < num_wanted and has_blocks)
+        """Whether one more search of a job finds places beside `num_rows` others, and some blocks in every pool."""
+        has_blocks = all(runner.num_free_blocks >= 4 * job.rows_each for runner in job.runners)
+        return num_rows == 0 or (num_rows < job.runners[0].num_wanted_rows and has_blocks)
 
     def _advance(self, job: Job) -> int:
         """Lets the searches of a job go on that can; returns how many have ended."""
@@ -195,8 +189,8 @@ class Batcher:
         num_ended = 0
         for task in list(job.tasks):
             request = task.waits_for
-            if job.is_overdue and isinstance(request, GenerateRequest) and not request.is_done:
-                request.runner.cut(request)
+            if job.is_overdue and request is not None:
+                request.cut()
             if request is None or request.is_done:
                 num_ended += self._wake(job, task)
         return num_ended
@@ -223,12 +217,16 @@ class Batcher:
     def _tick(self, max_seconds: float | None) -> None:
         """One forward of each model that generates, and of each verifier that has enough to do.
 
-        A model that generates runs several forwards if no other model has work. What a forward raises ends the
-        searches that wait for it, and no others.
+        A model that generates runs several forwards if no other model has work. An endpoint is waited for only where
+        no model here has. What a forward raises ends the searches that wait for it, and no others.
         """
-        working = [runner for runner in self._runners() if runner.has_work]
+        at_work = [runner for runner in self._runners() if runner.has_work]
+        working = [runner for runner in at_work if not runner.is_remote]
+        for runner in at_work:
+            if runner.is_remote:
+                self._forward(runner, 1 if working else MAX_FORWARDS)
         firsts = {job.runners[0] for job in self.jobs}
-        samplers = [runner for runner in working if runner in firsts or runner.parts.lm_head is not None]
+        samplers = [runner for runner in working if runner in firsts or runner.samples]
         for runner in samplers:
             if len(working) > 1 or max_seconds is None:
                 self._forward(runner, 1 if len(working) > 1 else MAX_FORWARDS)
@@ -238,19 +236,19 @@ class Batcher:
             if runner in samplers or (runner.is_waiting and samplers):
                 continue  # on a GPU its last forward runs beside the others'
             self._waited[runner] = self._waited.get(runner, 0) + 1
-            is_due = self._waited[runner] >= _MAX_WAIT_TICKS or runner.prefill.num_tokens >= _MIN_PREFILL_TOKENS
+            is_due = self._waited[runner] >= _MAX_WAIT_TICKS or runner.num_given_tokens >= _MIN_PREFILL_TOKENS
             if is_due or runner.is_in_flight or not samplers:
                 self._forward(runner, 1)
                 self._waited[runner] = 0
 
-    def _forward_for(self, runner: Runner, max_seconds: float) -> None:
+    def _forward_for(self, runner: RequestRunner, max_seconds: float) -> None:
         """Forwards of a model that runs alone, about as many as fit the time, by what the last ones took."""
         before, begun = runner.num_ticks, time.perf_counter()
         self._forward(runner, self._num_forwards)
         seconds_each = (time.perf_counter() - begun) / max(1, runner.num_ticks - before)
         self._num_forwards = max(1, min(MAX_FORWARDS, int(max_seconds / max(seconds_each, 1e-9))))
 
-    def _forward(self, runner: Runner, max_forwards: int) -> None:
+    def _forward(self, runner: RequestRunner, max_forwards: int) -> None:
         """Raises what the forward raised, unless a search that awaits it is given the error."""
         try:
             runner.tick(max_forwards)

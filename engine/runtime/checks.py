@@ -9,7 +9,7 @@ import torch
 
 from engine.accounting.ledger import PURPOSES
 from engine.counts import check_count, shown
-from engine.errors import UserError
+from engine.errors import ServiceError, UserError
 from engine.model import ModelConfig
 from engine.runtime.branch import Branch, BranchOwner
 from engine.runtime.runner import Runner
@@ -24,9 +24,11 @@ def check_on_error(on_error: str) -> None:
 def raise_error(result: object, on_error: str) -> None:
     """Raises an error that stands for a result, unless it is to be yielded.
 
-    That of a GPU is raised in any case: in a process whose GPU has failed, every later call fails too.
+    That of a GPU is raised in any case: in a process whose GPU has failed, every later call fails too. So is that of
+    an endpoint which no problem gets an answer from.
     """
-    if isinstance(result, Exception) and (on_error == "raise" or isinstance(result, torch.AcceleratorError)):
+    is_last = isinstance(result, torch.AcceleratorError | ServiceError)
+    if isinstance(result, Exception) and (on_error == "raise" or is_last):
         raise result
 
 

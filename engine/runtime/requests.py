@@ -13,29 +13,78 @@ from typing import Protocol
 import torch
 
 from engine.runtime.branch import Branch
+from engine.runtime.one_thread import OneThread
 from engine.runtime.segments import Segment
 from engine.types import Sampling
 
 
-class JobRunner(Protocol):
-    """What requests know of the `Runner` that works for them."""
+class RequestRunner(Protocol):
+    """What works for requests, and is ticked by the batcher: the `Runner` of a model, or that of an endpoint."""
+
+    in_use: OneThread  # held while it works
+    num_ticks: int
+    is_remote: bool  # others compute for it: a tick takes what they have sent, and may wait for it
+    samples: bool  # else it only scores
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits for its ticks."""
+        ...
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether the last tick has started a forward that has not been read: on a GPU."""
+        ...
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether that forward still runs: the next tick would wait for it."""
+        ...
+
+    @property
+    def num_given_tokens(self) -> int:
+        """Given tokens that wait to be computed."""
+        ...
+
+    @property
+    def num_wanted_rows(self) -> int:
+        """Branches that searches may generate at once, beyond which no further search is started."""
+        ...
+
+    @property
+    def num_free_blocks(self) -> float:
+        """KV blocks that nothing open holds."""
+        ...
+
+    def tick(self, max_forwards: int = 1) -> None:
+        """Goes on with the requests, by more than one forward where nothing else has work."""
+        ...
+
+
+class ModelRunner(RequestRunner, Protocol):
+    """What the requests to a model know of the `Runner` that works for them."""
 
     def cancel_generate(self, job: GenerateJob) -> None: ...
 
     def cancel_prefill(self, job: PrefillJob) -> None: ...
+
+    def cut(self, request: GenerateRequest) -> None: ...
 
 
 @dataclass(eq=False)
 class Request:
     """An awaitable piece of work; the driver resumes the waiting search once `num_left` is zero."""
 
-    runner: JobRunner
+    runner: RequestRunner
     num_left: int = 0  # jobs that have not ended
     error: BaseException | None = None
 
     @property
     def is_done(self) -> bool:
         return self.num_left == 0 or self.error is not None
+
+    def cut(self) -> None:
+        """Ends what is sampled with what there is of it. By default nothing: it runs to its end."""
 
     def __await__(self) -> Generator[Request, None, None]:
         while not self.is_done:
@@ -96,11 +145,16 @@ class GenerateJob:
 class GenerateRequest(Request):
     """Generates onto branches; `results[i]` belongs to `branches[i]`."""
 
+    runner: ModelRunner
     branches: Sequence[Branch] = ()
     sampling: Sampling = field(default_factory=Sampling)
     stop: StopCondition = StopCondition(0)
     purpose: str = "generated"
     results: list[GeneratedTokens | None] = field(default_factory=list)
+
+    def cut(self) -> None:
+        if not self.is_done:
+            self.runner.cut(self)
 
 
 # -- given tokens ------------------------------------------------------------------------------
@@ -125,6 +179,7 @@ class PrefillJob:
 class PrefillRequest(Request):
     """Computes segments; reads scores, and if `wants_logits` the last token's logits and hidden state."""
 
+    runner: ModelRunner
     wants_logits: bool = False
     scores: list[list[float]] = field(default_factory=list)  # per branch, per position or step
     logits: list[torch.Tensor | None] = field(default_factory=list)  # (vocabulary + hidden size,) float32 each

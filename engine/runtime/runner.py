@@ -36,6 +36,8 @@ class Runner:
     rows: the second half have their first token drawn and wait for a place.
     """
 
+    is_remote = False
+
     def __init__(self, parts: ModelParts, *, max_batch: int = 256, max_chunk: int = 1024):
         max_batch, max_chunk = check_count("max_batch", max_batch, 1, MAX_BATCH), check_count("max_chunk", max_chunk)
         self.parts, self.pool, self.tree = parts, parts.pool, parts.pool.tree
@@ -52,6 +54,7 @@ class Runner:
         self.suspended: list[GenerateJob] = []
         self.num_ticks = self.num_suspensions = 0
         self.in_use = OneThread("a model")
+        self.samples = parts.lm_head is not None
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -68,6 +71,21 @@ class Runner:
     def is_waiting(self) -> bool:
         """Whether that forward still runs: a verifier's next tick would wait for it."""
         return self.flights.is_waiting
+
+    @property
+    def num_given_tokens(self) -> int:
+        return self.prefill.num_tokens
+
+    @property
+    def num_wanted_rows(self) -> int:
+        """So many that most rows of the batch are taken, and no more: the KV of fewer stays in a CPU's cache."""
+        size = self.table.batch_size
+        return size + size // (2 if self.table.num_rows > size else 1)
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Those of cached prefixes included."""
+        return self.tree.num_free_blocks + self.tree.num_cached_blocks
 
     def submit_generate(self, job: GenerateJob) -> None:
         """Queues a branch for generating."""
@@ -190,7 +208,7 @@ class Runner:
                 raise
 
     def _tick(self, max_forwards: int) -> None:
-        if self.parts.lm_head is None and self.flights:
+        if not self.samples and self.flights:
             self.flights.land()  # a step that is being read is not to be read again
         if self.suspended:
             self._resume()
@@ -273,7 +291,7 @@ class Runner:
         while self.suspended:
             segments = self.suspended[0].source.pending_chain()
             needed = sum(1 + self.store.num_blocks(len(segment.tokens)) for segment in segments)
-            room = self.tree.num_free_blocks + self.tree.num_cached_blocks - self.table.num_used
+            room = self.num_free_blocks - self.table.num_used
             is_idle = not self.queue and not self.prefill.targets and not self.table.num_used
             if needed + 1 > room and not is_idle:
                 return

@@ -75,6 +75,11 @@ class Vocabulary:
         return [self.decode_part([i]) for i in range(self.size)]
 
     @cached_property
+    def is_of_characters(self) -> bool:
+        """Whether no token has more than one character, so that a text has the same tokens however it is cut."""
+        return all(len(text) <= 1 for text in self.token_texts)
+
+    @cached_property
     def _adds_space(self) -> bool:
         """Whether the tokenizer puts a space before a text, as those of SentencePiece do."""
         ids = self.tokenizer.encode("a", add_special_tokens=False).ids

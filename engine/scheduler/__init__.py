@@ -6,6 +6,7 @@ from engine.scheduler.calibration import Calibration, Cell, Verdict, calibration
 from engine.scheduler.chance import Chances, fit_chances, stopping_at
 from engine.scheduler.compute_optimal import CalibrationWarning, ComputeOptimal
 from engine.scheduler.difficulty import ABSOLUTE_EDGES, PREDICTORS, Bins, Predictor
+from engine.scheduler.endpoint import check_endpoint
 from engine.scheduler.measure import Outcome, cross_validate, measure, members_of
 from engine.scheduler.planner import Assigned, Assignment, PilotSamples, Planner
 from engine.search.registry import can_spend, parse_strategy, strategy_as_dict, strategy_from_dict, strategy_label
@@ -30,6 +31,7 @@ __all__ = [
     "allocate",
     "calibration_file",
     "can_spend",
+    "check_endpoint",
     "concave_envelope",
     "cross_validate",
     "fit_chances",

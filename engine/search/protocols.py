@@ -19,8 +19,6 @@ from engine.verifiers.base import Verifier
 class PolicyBranch(Protocol):
     """A live sequence of the policy. `fork` is O(1) and leaves this branch open; `close` twice raises."""
 
-    token_ids: list[int]  # prompt and everything after it
-
     def fork(self, num_branches: int) -> list[PolicyBranch]: ...
 
     def close(self) -> None: ...

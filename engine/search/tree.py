@@ -73,7 +73,8 @@ def is_judged(step: Step) -> bool:
 def join_steps(steps: Sequence[Step]) -> Step:
     """Consecutive steps as one."""
     token_ids = tuple(token for step in steps for token in step.token_ids)
-    return replace(steps[-1], token_ids=token_ids, text="".join(step.text for step in steps))
+    num_unknown = sum(step.num_unknown for step in steps)
+    return replace(steps[-1], token_ids=token_ids, text="".join(step.text for step in steps), num_unknown=num_unknown)
 
 
 @dataclass
@@ -105,8 +106,8 @@ class SearchRecord:
             if len(nodes) > first:
                 nodes[-1].status = "kept"
                 trajectory.address += (0,)
-            num_tokens = len(step.token_ids)
-            node = TreeNode(trajectory.address, trajectory.node, step.text, num_tokens=num_tokens, finish=step.finish)
+            parent, num_tokens = trajectory.node, step.num_tokens
+            node = TreeNode(trajectory.address, parent, step.text, num_tokens=num_tokens, finish=step.finish)
             node.token_ids = tuple(step.token_ids)
             nodes.append(node)
             trajectory.node = len(nodes) - 1
