@@ -22,24 +22,15 @@ from engine.runtime.batcher import Search
 from engine.runtime.checks import check_on_error, raise_error
 from engine.runtime.driver import Driver
 from engine.scheduler import ComputeOptimal, Planner, check_endpoint, search_batch
-from engine.search import (
-    UNWATCHED,
-    Answers,
-    Models,
-    Policy,
-    Strategy,
-    Verifier,
-    Watch,
-    check_arguments,
-    run_search,
-)
+from engine.search import UNWATCHED, Answers, Models, Strategy, Verifier, Watch, check_arguments, run_search
+from engine.shown import show_in_notebooks
 from engine.tasks import Task, get_task
-from engine.types import Candidate, Problem, Rendered, Sampling, SearchResult
+from engine.types import Problem, Rendered, Sampling, SearchResult
 from engine.verifiers import as_verifier
 from engine.verifiers.spec import VerifierSpec, load_spec
 
 if TYPE_CHECKING:
-    from engine.remote import RemoteModel
+    from engine.remote import RemoteModel, RemotePolicy
 
 
 class Engine:
@@ -112,12 +103,12 @@ class Engine:
         engine.trunk_head_folder = loaded.trunk_head
         return engine
 
-    def _sampler(self, llm: LLM | RemoteModel) -> Policy:
-        if not isinstance(llm, LLM):
-            from engine.remote import RemotePolicy  # here, as nothing else needs its HTTP library
+    def _sampler(self, llm: LLM | RemoteModel) -> ModelPolicy | RemotePolicy:
+        if isinstance(llm, LLM):
+            return ModelPolicy(llm, self.step_delimiter, encode=self.prompt_ids, stops_at_box=self.stops_at_box)
+        from engine.remote import RemotePolicy  # here, as nothing else needs its HTTP library
 
-            return RemotePolicy(llm, self.step_delimiter, self.prompt)
-        return ModelPolicy(llm, self.step_delimiter, encode=self.prompt_ids, stops_at_box=self.stops_at_box)
+        return RemotePolicy(llm, self.step_delimiter, self.prompt)
 
     def given(self, prompt: str) -> Sequence[int] | Sequence[str]:
         """What the policy is given for a problem's prompt: token ids, or the text that an endpoint makes them of."""
@@ -355,20 +346,4 @@ class Engine:
         return self.task.as_problem(problem, index)
 
 
-def _shown_by(name: str) -> Callable[[Any], Any]:
-    """A method that has a function of engine.reports.notebook show an object, imported when a notebook asks for it."""
-
-    def show(shown: Any) -> Any:
-        from engine.reports import notebook
-
-        return getattr(notebook, name)(shown)
-
-    return show
-
-
-# What is shown stands on lower floors than what shows it.
-SearchResult._repr_html_ = _shown_by("result_html")
-Candidate._repr_html_ = _shown_by("candidate_html")
-Ledger._repr_html_ = _shown_by("ledger_html")
-SearchHandle._repr_html_ = _shown_by("handle_html")
-SearchHandle._ipython_display_ = _shown_by("show_live")
+show_in_notebooks()

@@ -97,11 +97,7 @@ def calibrate(
     from engine.cli.runs import check_out, run_rows
 
     check_out(output.out, source.problems, models.few_shot)
-    check_verifier_used(config.verifier, given)
-    if options.predictor == "probe" and "pilot" in given:
-        raise UserError(f"--pilot has no effect with --predictor probe, which draws no samples, got {options.pilot}")
-    if is_endpoint(models.policy):
-        raise UserError(f"strategies are compared by their FLOPs, which --policy {ENDPOINT}... does not tell")
+    _check(given, models, config, options)
     grid = build_grid(options, config.verifier, has_reviser=_has_reviser(models))
     sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(source, models.task, given)
@@ -142,6 +138,15 @@ def calibrate(
         selection=rows,
     )
     typer.echo(f"{calibration_table(read_calibration(output.out))}\n{closing_line}")
+
+
+def _check(given: Given, models: EngineConfig, config: SearchConfig, options: GridOptions) -> None:
+    """Raises UserError for options that do not go together."""
+    check_verifier_used(config.verifier, given)
+    if options.predictor == "probe" and "pilot" in given:
+        raise UserError(f"--pilot has no effect with --predictor probe, which draws no samples, got {options.pilot}")
+    if is_endpoint(models.policy):
+        raise UserError(f"strategies are compared by their FLOPs, which --policy {ENDPOINT}... does not tell")
 
 
 class RowsSoFar(dict[int, "Row"]):

@@ -81,22 +81,27 @@ def run_rows(
         finally:
             if positions and not journal.done:  # nothing to resume, and no configuration worth holding anyone to
                 journal.path.unlink(missing_ok=True)
-        finishes = [finish for row in journal.done.values() for finish in row.get("finishes", ())]
-        num_errors = sum(row.get("num_errors", 0) for row in journal.done.values())
-        estimated = sorted({name for row in journal.done.values() for name in row.get("estimated", ())})
         parts = [
             f"{len(positions) if selection is None else selection.num_kept} {label}",
             progress.accuracy,
             note,
-            failures(journal.done),
-            f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else "",
-            cut_answers(finishes.count("length"), len(finishes)),
-            f"not counted by the endpoint, so estimated or 0: {' '.join(estimated)}" if estimated else "",
+            *_remarks(journal.done),
             f"{sum(journal.seconds_by_strategy().values()):.1f} s",
         ]
         if num_resumed:
             parts.append(f"resumed {num_resumed}")
         return ", ".join(filter(None, parts)) + f": {out}"
+
+
+def _remarks(rows: dict[int, Row]) -> Iterator[str]:
+    """What is to be known of the rows beside their accuracy; each may be empty."""
+    yield failures(rows)
+    num_errors = sum(row.get("num_errors", 0) for row in rows.values())
+    yield f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else ""
+    finishes = [finish for row in rows.values() for finish in row.get("finishes", ())]
+    yield cut_answers(finishes.count("length"), len(finishes))
+    estimated = sorted({name for row in rows.values() for name in row.get("estimated", ())})
+    yield f"not counted by the endpoint, so estimated or 0: {' '.join(estimated)}" if estimated else ""
 
 
 def follow_rows(make_rows: MakeRows, ranks: Ranks) -> None:
