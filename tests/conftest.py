@@ -35,7 +35,7 @@ SLOW = [
         f"model/test_{name}.py"
         for name in ("families", "fields", "hub", "launches", "memory", "mutations", "products", "ranks")
     ),
-    *("runtime/executors", "tasks/test_grading.py", "prompts/test_template.py"),
+    *("remote/test_own_server.py", "runtime/executors", "tasks/test_grading.py", "prompts/test_template.py"),
     *(f"verifiers/test_{name}.py" for name in ("engine", "families", "formats")),
     *(
         f"runtime/test_{name}.py"
