@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from engine.cli.options import Given
@@ -72,3 +73,9 @@ def failures(rows: dict[int, Row]) -> str:
 def left_out(num_errors: int) -> str:
     """What a command says of the error rows among results."""
     return f"{num_errors} rows with an error in the place of a result are left out"
+
+
+def uncounted(rows: Iterable[Row]) -> str:
+    """The entries of the rows' ledgers that an endpoint has not counted; nothing where it has counted all."""
+    names = sorted({name for row in rows for name in row.get("estimated", ())})
+    return f"not counted by the endpoint, so estimated or 0: {' '.join(names)}" if names else ""

@@ -17,7 +17,7 @@ def report(
     """Shows accuracy and cost per strategy, and writes a page with charts and search trees."""
     from rich.console import Console
 
-    from engine.cli.outputs import left_out
+    from engine.cli.outputs import left_out, uncounted
     from engine.reports import compare, summarize, terminal_table, write_report
     from engine.results import read_results, seconds_by_strategy
 
@@ -28,4 +28,5 @@ def report(
     seconds = seconds_by_strategy(results)
     write_report(rows, out, title=title, seconds=seconds)
     Console(width=None).print(terminal_table(summarize(rows, seconds=seconds), compare(rows)))
-    typer.echo(f"{len(rows)} rows{note}: {out}")
+    remarks = filter(None, (f"{len(rows)} rows{note}", uncounted(rows)))
+    typer.echo(f"{', '.join(remarks)}: {out}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from engine.cli.outputs import RunOutput, failures
+from engine.cli.outputs import RunOutput, failures, uncounted
 from engine.errors import UserError
 from engine.interrupts import Uninterrupted
 from engine.reports.progress import RunProgress
@@ -100,8 +100,7 @@ def _remarks(rows: dict[int, Row]) -> Iterator[str]:
     yield f"{num_errors} answers left out (NaN, or too long for the verifier)" if num_errors else ""
     finishes = [finish for row in rows.values() for finish in row.get("finishes", ())]
     yield cut_answers(finishes.count("length"), len(finishes))
-    estimated = sorted({name for row in rows.values() for name in row.get("estimated", ())})
-    yield f"not counted by the endpoint, so estimated or 0: {' '.join(estimated)}" if estimated else ""
+    yield uncounted(rows.values())
 
 
 def follow_rows(make_rows: MakeRows, ranks: Ranks) -> None:

@@ -112,6 +112,8 @@ def _run_facts(rows: Sequence[Row]) -> dict[str, str]:
         facts["rows without a verdict"] = f"{num_ungraded:,} of {len(rows):,}"
     if num_errors := sum(row.get("num_errors", 0) for row in rows):
         facts["candidates left out (NaN or Inf)"] = f"{num_errors:,}"
+    if estimated := sorted({name for row in rows for name in row.get("estimated", ())}):
+        facts["not counted by an endpoint, so estimated or 0"] = ", ".join(estimated)
     return facts
 
 

@@ -33,6 +33,9 @@ def test_rows_and_the_closing_line_say_what_is_counted(ttc, server, arguments, t
     )
     said = "not counted by the endpoint, so estimated or 0: flops.generated flops.prefilled, "
     assert said in outcome.last_line
+    reported = ttc("report", tmp_path / "rows.jsonl", "--out", tmp_path / "report.html")
+    assert f"3 rows, {said.removesuffix(', ')}: " in reported.last_line
+    assert "flops.generated, flops.prefilled" in (tmp_path / "report.html").read_text()
 
 
 def test_rows_of_models_here_say_nothing_of_it(ttc, folders, arguments, tmp_path):
