@@ -1,5 +1,6 @@
 """Endpoints that are busy, break, hang up, refuse or are slow; searches that are cancelled or run out of time."""
 
+import os
 import threading
 import time
 from contextlib import closing
@@ -191,3 +192,17 @@ def test_a_model_here_works_while_an_endpoint_is_slow(engine, server):
     assert (index, [len(each.scores) for each in result.candidates]) == (0, [1, 1])
     is_over.set()
     assert [index for index, _ in results] == [1]
+
+
+def test_a_forked_child_is_told_to_load_it_anew(engine):
+    engine.search(PROBLEMS[:1], Majority(), 1, **OPTIONS)
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            engine.search(PROBLEMS[:1], Majority(), 1, **OPTIONS)
+        except UserError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert b"an endpoint is loaded in the process that asks it" in os.read(reader, 1000)
