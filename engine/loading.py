@@ -88,8 +88,10 @@ def _with_endpoint(
     """What is loaded where an endpoint samples; it revises its own answers, where they are a conversation."""
     try:
         from engine.remote import RemoteModel  # here, as nothing else needs its HTTP library
-    except ImportError as error:
-        raise UserError(f"an endpoint as policy needs the extra 'remote' ({error}), got {error.name}") from None
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        raise UserError("an endpoint as policy needs httpx: pip install 'ttc-engine[remote]'") from None
 
     policy = RemoteModel.load(config.policy, max_in_flight=config.max_batch, seconds=config.request_timeout)
     return Loaded(policy, prompt, verifiers, specs, policy if prompt.is_served else None, None)
