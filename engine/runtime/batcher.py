@@ -217,8 +217,8 @@ class Batcher:
     def _tick(self, max_seconds: float | None) -> None:
         """One forward of each model that generates, and of each verifier that has enough to do.
 
-        A model that generates runs several forwards if no other model has work. An endpoint is waited for only where
-        no model here has. What a forward raises ends the searches that wait for it, and no others.
+        A model that generates runs several forwards, many if no other model has work. An endpoint is waited for only
+        where no model here has. What a forward raises ends the searches that wait for it, and no others.
         """
         at_work = [runner for runner in self._runners() if runner.has_work]
         working = [runner for runner in at_work if not runner.is_remote]
@@ -227,26 +227,41 @@ class Batcher:
                 self._forward(runner, 1 if working else MAX_FORWARDS)
         firsts = {job.runners[0] for job in self.jobs}
         samplers = [runner for runner in working if runner in firsts or runner.samples]
-        for runner in samplers:
-            if len(working) > 1 or max_seconds is None:
-                self._forward(runner, 1 if len(working) > 1 else MAX_FORWARDS)
-            else:
-                self._forward_for(runner, max_seconds)
-        for runner in working:
-            if runner in samplers or (runner.is_waiting and samplers):
+        judges = [runner for runner in working if runner not in samplers]
+        num_most = MAX_FORWARDS if len(working) == 1 else self._num_until_due(judges)
+        num_run = max([self._forwards(runner, num_most, max_seconds) for runner in samplers], default=1)
+        for runner in judges:
+            if runner.is_waiting and samplers:
                 continue  # on a GPU its last forward runs beside the others'
-            self._waited[runner] = self._waited.get(runner, 0) + 1
-            is_due = self._waited[runner] >= _MAX_WAIT_TICKS or runner.num_given_tokens >= _MIN_PREFILL_TOKENS
-            if is_due or runner.is_in_flight or not samplers:
+            self._waited[runner] = self._waited.get(runner, 0) + num_run
+            if self._is_due(runner) or runner.is_in_flight or not samplers:
                 self._forward(runner, 1)
                 self._waited[runner] = 0
 
-    def _forward_for(self, runner: RequestRunner, max_seconds: float) -> None:
-        """Forwards of a model that runs alone, about as many as fit the time, by what the last ones took."""
+    def _num_until_due(self, judges: Sequence[RequestRunner]) -> int:
+        """Forwards that the others may run at once: as many as would be run one by one before a verifier is due."""
+        if any(self._is_due(runner) or runner.is_in_flight for runner in judges):
+            return 1
+        return min([_MAX_WAIT_TICKS - self._waited.get(runner, 0) for runner in judges], default=_MAX_WAIT_TICKS)
+
+    def _is_due(self, runner: RequestRunner) -> bool:
+        """Whether a verifier has enough to do, or has waited for long enough."""
+        has_waited = self._waited.get(runner, 0) >= _MAX_WAIT_TICKS
+        return has_waited or runner.num_given_tokens >= _MIN_PREFILL_TOKENS
+
+    def _forwards(self, runner: RequestRunner, num_most: int, max_seconds: float | None) -> int:
+        """Runs forwards of a model that generates, no more than about fit the time by what the last ones took.
+
+        Returns how many.
+        """
+        num_most = num_most if max_seconds is None else min(num_most, self._num_forwards)
         before, begun = runner.num_ticks, time.perf_counter()
-        self._forward(runner, self._num_forwards)
-        seconds_each = (time.perf_counter() - begun) / max(1, runner.num_ticks - before)
-        self._num_forwards = max(1, min(MAX_FORWARDS, int(max_seconds / max(seconds_each, 1e-9))))
+        self._forward(runner, num_most)
+        num_run = max(1, runner.num_ticks - before)
+        if max_seconds is not None:
+            seconds_each = (time.perf_counter() - begun) / num_run
+            self._num_forwards = max(1, min(MAX_FORWARDS, int(max_seconds / max(seconds_each, 1e-9))))
+        return num_run
 
     def _forward(self, runner: RequestRunner, max_forwards: int) -> None:
         """Raises what the forward raised, unless a search that awaits it is given the error."""
