@@ -24,13 +24,14 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
-from engine.counts import are_weights
+from engine.counts import are_weights, shown
 from engine.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 # A problem's split is a hash of its text: disjoint whatever seed or knobs drew it.
 _SPLIT_OF_BUCKET = {0: "validation", 1: "test"}
 _NUM_BUCKETS = 16
+_MAX_WALKS = _MAX_LENGTH = 1000  # of a problem, and doors of a walk: far more than any context holds
 _MAX_DRAWS = 10_000  # for a new problem; of options that allow few problems all have been drawn by then
 ROOMS = "abcdefghij"
 DOORS = "0123456789"
@@ -68,11 +69,16 @@ class WalksConfig:
             raise UserError(f"num_doors must be 1..{len(DOORS)}, got {self.num_doors}")
         if not 1 <= self.min_walks <= self.max_walks:
             raise UserError(f"walks must satisfy 1 <= min <= max, got {self.min_walks}..{self.max_walks}")
+        if self.max_walks > _MAX_WALKS:
+            raise UserError(f"max_walks must be at most {_MAX_WALKS}, got {shown(self.max_walks)}")
         if not 0 <= self.min_told <= self.max_told <= 1:
             raise UserError(f"told must satisfy 0 <= min <= max <= 1, got {self.min_told}..{self.max_told}")
         for name in ("lengths", "short_lengths"):
-            if not are_weights(getattr(self, name)):
-                raise UserError(f"{name} needs finite weights of at least 0, some over it, got {getattr(self, name)}")
+            weights = getattr(self, name)
+            if len(weights) > _MAX_LENGTH:
+                raise UserError(f"{name} must be at most {_MAX_LENGTH} weights, got {len(weights)}")
+            if not are_weights(weights):
+                raise UserError(f"{name} needs finite weights of at least 0, some over it, got {shown(weights)}")
         for name in ("short_rate", "wrong_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be within 0..1, got {getattr(self, name)}")
@@ -266,17 +272,19 @@ def config_from_options(options: dict[str, str], config: WalksConfig | None = No
         try:
             values[name] = read(text)
         except ValueError:
-            raise UserError(f"walks option {name} needs {wanted}, got {text!r}") from None
+            raise UserError(f"walks option {name} needs {wanted}, got {shown(text)}") from None
     return replace(config or WalksConfig(), **values)  # type: ignore[arg-type]
 
 
 def as_pairs(texts: Iterable[str]) -> dict[str, str]:
-    """Options by name, of texts such as "max_told=0". Raises UserError for one without a `=`."""
-    options = {}
+    """Options by name, of texts such as "max_told=0". Raises UserError for one without a `=`, or given twice."""
+    options: dict[str, str] = {}
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign:
             raise UserError(f"an option of walks is written name=value, got {text!r}")
+        if name in options:
+            raise UserError(f"walks option {name} is given twice, got {options[name]!r} and {value!r}")
         options[name] = value
     return options
 

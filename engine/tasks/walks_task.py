@@ -14,7 +14,7 @@ def walks_task(options: str = "") -> Task:
 
     `options` change the generator, as in "max_told=0:min_walks=1". Raises UserError for those that it lacks.
     """
-    config = walks.config_from_options(walks.as_pairs(filter(None, options.split(":"))))
+    config = walks.config_from_options(walks.as_pairs(options.split(":") if options else ()))
 
     def problems(split: str, seed: int) -> Iterator[Problem]:
         for index, problem in enumerate(walks.problems(split, seed, config)):

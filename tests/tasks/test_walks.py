@@ -234,6 +234,12 @@ def test_options_as_text():
     [
         ("walks=4", "walks has no option 'walks'; it has num_rooms, "),
         ("max_walks", "an option of walks is written name=value, got 'max_walks'"),
+        ("max_walks=4:", "an option of walks is written name=value, got ''"),
+        (":", "an option of walks is written name=value, got ''"),
+        ("max_walks=4:max_walks=5", "walks option max_walks is given twice, got '4' and '5'"),
+        ("max_walks=100000000", "max_walks must be at most 1000, got 100000000"),
+        (f"lengths={'0,' * 1000}1", "lengths must be at most 1000 weights, got 1001"),
+        (f"max_walks={'9' * 5000}", r"option max_walks needs a whole number, got '9+\.\.\."),
         ("max_walks=four", "option max_walks needs a whole number, got 'four'"),
         ("max_walks=2.7", "option max_walks needs a whole number, got '2.7'"),
         ("max_walks=2", r"1 <= min <= max, got 3\.\.2"),
