@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from tokenizers import Tokenizer
 
+from engine.counts import shown
 from engine.errors import UserError
 from engine.prompts.text import check_encodable
 
@@ -61,8 +62,8 @@ class Vocabulary:
         """Raises UserError, with its text, for a token that the embedding has no row for."""
         if not self.holds(token_ids):
             token = next(token for token in token_ids if not 0 <= token < self.size)
-            text = self.tokenizer.id_to_token(token) if token >= 0 else None
-            raise UserError(f"token {token}, {text!r}, is beyond the {self.size} rows of the model's embedding")
+            text = self.tokenizer.id_to_token(token) if 0 <= token < 1 << 32 else None  # of 32 bits in a tokenizer
+            raise UserError(f"token {shown(token)}, {text!r}, is beyond the {self.size} rows of the model's embedding")
 
     @cached_property
     def _longest(self) -> int:

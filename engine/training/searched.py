@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from engine.accounting import Ledger
 from engine.errors import UserError
+from engine.prompts.text import check_encodable
 from engine.runtime.requests import GeneratedTokens
 from engine.training.labellers import close, label_by_own_end, roll_out
 from engine.training.sampler import SampledAnswer, Sampler
@@ -65,8 +66,8 @@ def searched_questions(
             raise UserError(f"{origin}: rollouts are labelled by the gold answer, got {row['answer']!r}")
         if row["problem"] not in found and len(found) == num_questions:
             continue
-        problem = Problem(row["id"], row["problem"], row["answer"])
         try:
+            problem = Problem(check_encodable(row["id"]), row["problem"], row["answer"])
             found.setdefault(problem.prompt, (problem, []))[1].extend(tree_paths(row))
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None

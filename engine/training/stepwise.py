@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.files import write_atomically
+from engine.prompts.text import check_encodable
 
 FORMATS = ("stepwise", "math-shepherd", "prm800k")
 NEUTRALS = ("good", "bad")
@@ -93,6 +94,8 @@ def _read(path: Path, convert: Callable[[dict], list[dict]]) -> Iterator[dict]:
                 continue
             try:
                 rows = convert(json.loads(line.decode()))
+                for text in (text for row in rows for text in (row["prompt"], *row["completions"])):
+                    check_encodable(text)
             except (UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
                 problem = f"not a row of this format ({type(error).__name__}: {error})"
             except ValueError as error:  # JSONDecodeError too
@@ -111,10 +114,14 @@ def _is_ids(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(token, int) and token >= 0 for token in value)
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _checked(row: dict) -> dict:
     """A stepwise row with labels as floats. Raises UserError, KeyError or TypeError if it is not valid."""
     texts, labels = row["completions"], row["labels"]
-    if not isinstance(row["prompt"], str) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(row["prompt"], str) or not isinstance(texts, list) or not all(map(_is_text, texts)):
         raise UserError("prompt and completions must be texts")
     if len(texts) != len(labels) or not all(0 <= label <= 1 for label in labels):
         raise UserError("needs one label within 0..1 per completion")

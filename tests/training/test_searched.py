@@ -80,6 +80,7 @@ def row_of(**fields) -> dict:
         ({"tree_token_ids": [[1]]}, "a list of token ids for each of the 3 nodes"),
         ({"tree_token_ids": [[], ["a"], [1]]}, r"a list of token ids for each of the 3 nodes, got \[\[\], \['a'\]"),
         ({"tree": None}, "--with-tree"),
+        ({"id": "1\ud800"}, "r.jsonl, row 1: not valid Unicode"),
     ],
 )
 def test_rows_that_cannot_be_rolled_out(fields, words):

@@ -50,6 +50,9 @@ def test_a_problem_is_refused_with_file_row_and_text(ttc, folders, tmp_path):
     engine = Engine.load(folders["policy"], prm=folders["prm"], num_blocks=64)
     with pytest.raises(ValueError, match="token 35, '€', is beyond the 35 rows"):
         engine.policy.open("1€")
+    for token in (-1, 1 << 32, 10**30):
+        with pytest.raises(ValueError, match=f"token {token}, None, is beyond the 35 rows"):
+            engine.policy.vocabulary.check([token])
 
 
 @pytest.mark.parametrize("name", ["prm", "orm"])
