@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from engine.prompts.boxed import after_thoughts, last_box
 from engine.tasks.exact import as_number
-from engine.tasks.notation import FRACTION_SIGNS, MAX_CHARACTERS, normalise, unstyled, without_rate
+from engine.tasks.notation import FRACTION_SIGNS, MAX_CHARACTERS, SCALES, normalise, unstyled, without_measure
 
 # Digits with or without thousands separators, a sign and a dollar sign before them, no unit after.
 _NUMBER = re.compile(r"([-+]?)\$?([-+]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?", re.ASCII)
@@ -24,13 +24,17 @@ _IN_TEXT = re.compile(
     r"|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?)|(?<!\d)\.\d+",
     re.ASCII,
 )
-_TO_LAST_DIGIT = re.compile(rf".*[\d{FRACTION_SIGNS}]\}}?", re.ASCII | re.DOTALL)
+_TO_LAST_DIGIT = re.compile(
+    rf"(.*[\d{FRACTION_SIGNS}]\}}?)(?:\s*+(?:{'|'.join(SCALES)})(?![A-Za-z]))?", re.ASCII | re.DOTALL
+)
 _HASHES = re.compile(r"#{4,}+")
 _STATED = re.compile(
     r"answer\s+is\b:?(?:\s++(?:therefore|thus|then|simply|just|exactly|about|approximately|equal to)\b)*+",
     re.IGNORECASE,
 )
-_ANY_STATED = re.compile(rf"{_HASHES.pattern}|{_STATED.pattern}|\banswer\*{{0,2}}:", re.IGNORECASE)
+_LABELLED = re.compile(r"\banswer\*{0,2}:", re.IGNORECASE)
+_REMARK = re.compile(r"\s\([^()]*\)[\s.]*$")
+_ANY_STATED = re.compile(rf"{_HASHES.pattern}|{_STATED.pattern}|{_LABELLED.pattern}", re.IGNORECASE)
 # Behind `####`, unless it ends the text.
 _HEADING = re.compile(r"[\s*:]*(?:[A-Za-z]{2,}|\d+[.):]\s+\S|\d+(?:st|nd|rd|th)\b)")
 # It tells of an answer rather than what the answer is.
@@ -85,8 +89,8 @@ def extract_number(completion: str) -> str | None:
     """The final number of a worked answer, outside its thoughts: a decimal, or a fraction `a/b` that has none.
 
     It is looked for after the last `####` that is no heading, in the last box, after each "answer is" from the last
-    one back, and is else the last of the text. An expression counts as its value; what is no number, such as a time
-    of day, is no answer.
+    one back, after an "answer:" of a number alone, and is else the last of the text. An expression counts as its
+    value; what is no number, such as a time of day, is no answer.
     """
     completion = after_thoughts(completion)
     for part in (next(_statements(_HASHES, completion), None), boxed(completion)):
@@ -94,7 +98,9 @@ def extract_number(completion: str) -> str | None:
             return leading_number(part)
     stated = map(_answer_of, _statements(_STATED, completion))
     numbers = (leading_number(answer) for answer in stated if not _COMMENT.match(answer))
-    return next((number for number in numbers if number is not None), None) or _last_number(completion)
+    alone = (_number_alone(rest) for rest in _statements(_LABELLED, completion))
+    found = next((number for number in (*numbers, *alone) if number is not None), None)
+    return found or _last_number(completion)
 
 
 def _statements(pattern: re.Pattern[str], text: str) -> Iterator[str]:
@@ -123,14 +129,20 @@ def _answer_of(rest: str) -> str:
     return (answer if others else rest).replace("**", "").replace("`", "").strip()
 
 
+def _number_alone(rest: str) -> str | None:
+    """The number that is all of a line, but for a unit and a remark in brackets behind it."""
+    text = strip_wrappers(normalise(strip_wrappers(_REMARK.sub("", _answer_of(rest)))))
+    return plain_number(text) or as_number(text)
+
+
 def _last_number(text: str) -> str | None:
     """The last number of a text, looked for around its last digit; None where it is part of something else."""
     found = _TO_LAST_DIGIT.match(text)
     if found is None:
         return None
-    start = len(found[0].rstrip(f"0123456789,.}}{FRACTION_SIGNS}"))
-    if len(found[0]) - start > MAX_CHARACTERS:
-        return plain_number(found[0][start:])
+    start = len(found[1].rstrip(f"0123456789,.}}{FRACTION_SIGNS}"))
+    if len(found[1]) - start > MAX_CHARACTERS:
+        return plain_number(found[1][start:])
     numbers = _IN_TEXT.findall(normalise(found[0][max(0, start - _MAX_BEFORE) :]))
     number = numbers[-1].replace("$", "") if numbers else ""
     return plain_number(number) or as_number(number)
@@ -197,11 +209,11 @@ def strip_wrappers(answer: str) -> str:
 def answer_key(answer: str) -> str:
     r"""A normal form: answers with equal keys are equal, and all spellings of a plain number have one key.
 
-    It ignores spacing, `\left`, `\dfrac`, degree signs, a `\text{…}` around the whole answer, and units that are not
-    per another (see `without_rate`).
+    It ignores spacing, `\left`, `\dfrac`, degree signs, a `\text{…}` around the whole answer, and units in which
+    nothing is measured (see `without_measure`).
     """
     key = strip_wrappers(answer)
-    _, unit = without_rate(key)
+    _, unit = without_measure(key)
     if len(key) > MAX_CHARACTERS:  # no expression: equal to the same text alone
         return plain_number(key) or key
     key = normalise(key)

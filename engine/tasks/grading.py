@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.tasks.answers import answer_key
 from engine.tasks.exact import are_equal
 from engine.tasks.grading_pool import Allowance, WorkerPool
-from engine.tasks.notation import MAX_CHARACTERS, normalise, without_rate
+from engine.tasks.notation import MAX_CHARACTERS, normalise, without_measure
 
 _MAX_CACHED = 100_000  # verdicts
 
@@ -46,10 +46,10 @@ class Grader:
 
     Answers with equal keys, and plain numbers, are compared directly; all others by worker processes, which
     start when first needed and end at `close`, with this object or with this process. A comparison that takes
-    more than `seconds`, or `max_bytes` of memory, is an error; so are all that are left once those of one problem
-    have taken `problem_seconds` together. A call of `classify` makes `max_comparisons` at most: the time is a last
-    resort, since it would let the speed of the machine decide. An answer of over 2,000 characters that is neither a
-    plain number nor the gold answer's text is incorrect.
+    more than `seconds` of CPU time, or `max_bytes` of memory, is an error; so are all that are left once those of
+    one problem have taken `problem_seconds` together. A call of `classify` makes `max_comparisons` at most: the time
+    is a last resort, since it would let the speed of the machine decide. An answer of over 2,000 characters that is
+    neither a plain number nor the gold answer's text is incorrect.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ def _verdict_by_keys(gold: str, answer: str) -> Verdict | None:
         return Verdict.CORRECT
     if not answer:
         return Verdict.INCORRECT
-    (gold, unit), (answer, other_unit) = without_rate(gold), without_rate(answer)
+    (gold, unit), (answer, other_unit) = without_measure(gold), without_measure(answer)
     if unit and other_unit and unit != other_unit:
         return Verdict.INCORRECT
     if gold == answer:

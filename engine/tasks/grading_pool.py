@@ -1,4 +1,4 @@
-"""Worker processes that compare answers, each killed when it exceeds a wall-clock limit.
+"""Worker processes that compare answers, each killed when it exceeds a limit of CPU time.
 
 Processes rather than threads, because sympy can hang in C code or use up all memory, and neither can be stopped from
 inside. They start when first needed, as separate programs (a fork would copy torch's threads) in separate sessions
@@ -24,7 +24,9 @@ from engine.errors import UserError
 
 _SCRIPT = Path(__file__).with_name("grading_worker.py")
 _START_SECONDS = 120.0  # for sympy's import on a busy machine
-_GRACE_SECONDS = 1.0  # after the limit at which a worker's own timer should have ended it
+# Until a worker is killed whose own timer, of CPU time, has not ended it: it may share its processor with many.
+_WALL_SHARE = 10.0  # seconds of the clock per second of the limit
+_GRACE_SECONDS = 1.0
 _MAX_STARTS = 3  # in a row that fail
 
 
@@ -57,7 +59,7 @@ class WorkerPool:
     def compare(
         self, pairs: Sequence[tuple[str, str]], seconds: float, allowances: Sequence[Allowance]
     ) -> list[bool | None]:
-        """Whether each (gold, answer) is equal; None for a pair that took over `seconds` or ended its worker.
+        """Whether each (gold, answer) is equal; None for one that took over `seconds` of CPU time or ended its worker.
 
         `allowances` has one per pair, from which the pair's time is taken; once it is spent, its pairs are None too.
         Raises UserError if math-verify is not installed, RuntimeError if no worker can be started.
@@ -165,7 +167,7 @@ class _Worker:
     def ask(self, task: int, pairs: Sequence[tuple[str, str]], seconds: float) -> None:
         self.task = task
         self.asked_at = time.monotonic()
-        self.deadline = self.asked_at + seconds + _GRACE_SECONDS
+        self.deadline = self.asked_at + _WALL_SHARE * seconds + _GRACE_SECONDS
         with contextlib.suppress(BrokenPipeError):  # it has died: the next read finds the end of file
             self.process.stdin.write(json.dumps([*pairs[task], seconds]).encode() + b"\n")
 

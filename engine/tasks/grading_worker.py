@@ -2,7 +2,8 @@
 
 A standalone script that imports nothing of this package: it must be small, since it passes a model's output to
 sympy. For each JSON line `[gold, answer, seconds]` it writes `1` (equal), `0` (not) or `e` (cannot tell). A timer
-signal kills it after the seconds, even within C code and even if the process that started it has died.
+signal kills it after the seconds, of CPU time so that a busy machine changes no verdict, even within C code and even if
+the process that started it has died.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ def main(max_bytes: int) -> None:
         replies.write(f"missing {error}\n".encode())
         return
     _limit(max_bytes)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, even if the parent ignores it
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # kills, even if the parent ignores it
     replies.write(b"ready\n")
     for number, line in enumerate(sys.stdin.buffer, start=1):
         gold, answer, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             verdict = b"1\n" if compare(gold, answer) else b"0\n"
         except Exception:  # RecursionError and MemoryError too: the grader cannot tell
             verdict = b"e\n"
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if number % _VERDICTS_PER_CLEANING == 0:
             _clean()
         replies.write(verdict)

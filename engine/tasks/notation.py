@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 _CHARACTERS = {
+    **{chr(code + 0xFEE0): chr(code) for code in range(ord("!"), ord("~") + 1)},  # of full width: （1，2）
     **dict.fromkeys("\u2212\ufe63\uff0d\u2010\u2011\u2012\u2013\u2014\u2015", "-"),
     **dict.fromkeys("\u00a0\u2009\u202f\u2007\u200a\u2005", " "),
     "\u200b": "",
@@ -63,6 +64,7 @@ _UNITS = {
     "student": "students?", "apple": "apples?", "point": "points?",
 }  # fmt: skip
 _ANY_UNIT = "|".join(_UNITS.values())
+_COUNTED = {"unit", "people", "student", "apple", "point", "degree"}  # what a problem counts has many names
 # Not s and h, unless behind another unit; and no letter alone behind \pi, where it is a variable.
 _UNIT = re.compile(
     r"(?:(?<=[\d}])|(?<=\\pi)(?=[\s\\])(?!(?:\s|\\[ ,;:!]|~)*+[a-zA-Z](?![a-zA-Z])))"
@@ -71,7 +73,26 @@ _UNIT = re.compile(
     rf"(?<![A-Za-z])(?![sh](?![A-Za-z]))({_ANY_UNIT})(?:\s?(?:/|\bper\b)\s?({_ANY_UNIT}))?"
     r"\.?\s*\}?(?:\^\{?([23])\}?)?\s*$"
 )
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}  # powers of ten
+_SCALE = "|".join(SCALES)
+# In French notation an open end's bracket looks away: ]0,1[.
+_TURNED = re.compile(r"^\s*([\[\]])([^\[\](){}]*[,;][^\[\](){}]*)([\[\]])\s*$")
+
+
+def _as_scaled(found: re.Match[str]) -> str:
+    return rf"\times 10^{{{SCALES[found[1] or found[2]]}}}"
+
+
+def _as_power(found: re.Match[str]) -> str:
+    return f"^{{{found[1]}}}" if found[1] else "^"
+
+
+def _as_turned(found: re.Match[str]) -> str:
+    return f"{'[' if found[1] == '[' else '('}{found[2]}{']' if found[3] == ']' else ')'}"
+
+
 _SPELLINGS = (
+    (re.compile(rf"(?<=\d)\s*+(?:\\text\s?\{{\s*({_SCALE})\s*\}}|({_SCALE})(?![A-Za-z]))"), _as_scaled),
     (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"), lambda found: f"^{{{found[0].translate(_SUPERSCRIPTS)}}}"),
     (re.compile(r"\{([-,])\}"), r"\1"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset "),
@@ -83,11 +104,14 @@ _SPELLINGS = (
     (re.compile(r"√\s*\(([^()]*)\)|\\?\bsqrt\s*\(([^()]*)\)"), lambda found: rf"\sqrt{{{found[1] or found[2] or ''}}}"),
     (re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![A-Za-z\\])(pi|infty|infinity|inf)(?![A-Za-z])"), lambda found: _WORDS[found[1]]),
+    (re.compile(r"(?:(?<=[\d)}])|(?<=(?<![A-Za-z*])[A-Za-z]))\*\*(?:(-?\d+)|(?=[({A-Za-z]))"), _as_power),
+    (re.compile(r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc|exp)(?=\s*[(_\d])"), r"\\\1"),
     (re.compile(r"(?<=[\d)}])\s*\*\s*(?=[\d({\\A-Za-z])"), r"\\cdot "),
     (re.compile(r"(?<![\w.,])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,4})(?![\w.])"), r"\1\\times 10^{\2}"),
     (re.compile(r"(\d)\.0+(?!\d)"), r"\1"),
     (re.compile(r"(?<==)\s*\d{1,3}(?:,\d{3})+(?=(?:\.\d+)?$)"), lambda found: found[0].replace(",", "")),
     (re.compile(r"(?<![\d.])1(?=i(?![a-zA-Z]))"), ""),
+    (_TURNED, _as_turned),
 )
 _WORDS = {"pi": r"\pi ", "infty": r"\infty ", "infinity": r"\infty ", "inf": r"\infty "}
 MAX_CHARACTERS = 2000  # longer texts are no answers in notation, and stay as they are
@@ -141,10 +165,11 @@ def _unit_of(text: str) -> re.Match[str] | None:
     return found
 
 
-def without_rate(text: str) -> tuple[str, str]:
-    """The text without its unit, and the unit, where that is one per another: `m/s` of `5 meters per second`.
+def without_measure(text: str) -> tuple[str, str]:
+    """The text without its unit, and the unit, where one is measured in it: `m/s` of `5 meters per second`.
 
-    Any other text is left as it is, and its unit is empty.
+    Any other text, and one that counts something, is left as it is, and its unit is empty. So is the power of a unit
+    that is not per another: `5 cm` often stands for an area.
     """
     found = None if len(text) > MAX_CHARACTERS else _unit_of(text)
     if found is None:
@@ -152,7 +177,9 @@ def without_rate(text: str) -> tuple[str, str]:
     *units, power = found.groups()
     names = (next(name for name, spelt in _UNITS.items() if re.fullmatch(spelt, unit)) for unit in units if unit)
     joined = "/".join(names)
-    return (text[: found.start()], joined + (f"^{power}" if power else "")) if "/" in joined else (text, "")
+    if "/" in joined:
+        return text[: found.start()], joined + (f"^{power}" if power else "")
+    return (text, "") if joined in _COUNTED else (text[: found.start()], joined)
 
 
 @lru_cache(maxsize=4096)  # a vote compares each answer with all others

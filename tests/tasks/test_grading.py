@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_gold_answers_equal_themselves(grader):
         (r"3\sqrt{13}", r"\sqrt{117}"),
         ("18", "18.0000"),
         (r"\$18.90", "18.9"),
+        ("1024", "2**10"),
+        ("x^2", "x**2"),
+        ("2^x", "2**x"),
+        (r"\ln 2", "ln(2)"),
+        (r"\ln(2)", "ln 2"),
+        ("e^x", "exp(x)"),
+        (r"\log_{2} 3", "log_2(3)"),
+        ("(1,2)", "（1，2）"),
+        ("(0,1)", "]0,1["),
+        ("[0,1)", "[0,1["),
+        ("(0,1]", "]0,1]"),
+        ("5000000", "5 million"),
+        ("3000", r"3\text{ thousand}"),
+        ("5 cm", "5"),
+        ("5 meters", "5 m"),
+        ("12 students", "12 people"),
     ],
 )
 def test_equal_answers(grader, gold, answer):
@@ -313,6 +330,18 @@ def test_a_killed_process_is_replaced(grader):
     assert grader.pool.process_ids != [process_id]
 
 
+def test_the_time_that_a_process_waits_for_a_processor_does_not_count():
+    """It is stopped for twice its limit, as on a machine that has other things to do."""
+    grader = Grader(num_workers=1, seconds=0.5)
+    assert grader.grade("x+3", "3+x") is Verdict.CORRECT
+    (process_id,) = grader.pool.process_ids
+    os.kill(process_id, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (process_id, signal.SIGCONT)).start()
+    assert grader.grade("x+5", "5+x") is Verdict.CORRECT
+    assert grader.pool.process_ids == [process_id]
+    grader.close()
+
+
 @pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_process_leaves_no_process_behind(with_signal):
     code = """
@@ -552,6 +581,11 @@ def test_fresh_pairs_that_are_equal(grader, gold, answer):
         (r"\pi", r"\pi g"),
         ("9 m/s", "9 m/h"),
         (r"9\text{ m/s}", r"9\text{ m/s}^2"),
+        ("5 cm", "5 m"),
+        ("5 kg", r"5\text{ g}"),
+        (r"5.4 \text{ cents}", r"5.4 \text{ dollars}"),
+        ("[0,1]", "]0,1["),
+        ("5", "5 million"),
     ],
 )
 def test_fresh_pairs_that_differ(grader, gold, answer):
