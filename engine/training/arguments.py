@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
+from engine.counts import shown
 from engine.errors import UserError
 from engine.model import load_checkpoint
 from engine.training.checkpoints import Checkpoints, MarkWhole, readable_errors
@@ -35,6 +36,7 @@ class UpdatesRecipe:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_schedule(self.learning_rate, self.decay, self.warmup)
+        check_seed(self.seed)
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out must be within (0, 1), got {self.held_out}")
 
@@ -54,6 +56,12 @@ def check_schedule(learning_rate: float, decay: float, warmup: int = 0) -> None:
         raise UserError(f"decay must be within 0..1, got {decay}")
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that numpy does not take."""
+    if not 0 <= seed < _MAX_SEED:
+        raise UserError(f"seed must be within 0..{_MAX_SEED - 1}, got {shown(seed)}")
+
+
 def training_arguments(
     work: Path,
     device: str,
@@ -70,10 +78,9 @@ def training_arguments(
 
     There is a checkpoint in `work` after each eighth, and at most 500 updates apart; `options` are transformers' and
     override ours. `bf16` is automatic mixed precision, by default on except on a CPU, where it pays off for wide
-    models only. Raises UserError for a seed that numpy does not take.
+    models only. Raises UserError as `check_seed`.
     """
-    if not 0 <= seed < _MAX_SEED:
-        raise UserError(f"seed must be within 0..{_MAX_SEED - 1}, got {seed}")
+    check_seed(seed)
     num_decay = round(decay * num_updates)
     return TrainingArguments(
         output_dir=str(work),

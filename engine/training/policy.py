@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from engine.errors import UserError
 from engine.tasks import walks
 from engine.tasks.tokenizer import build_tokenizer
-from engine.training.arguments import check_schedule, load_base, run_trainer, training_arguments
+from engine.training.arguments import check_schedule, check_seed, load_base, run_trainer, training_arguments
 from engine.training.checkpoints import Checkpoints, made_of, save_model
 
 IGNORED = -100  # the label that transformers' loss skips
@@ -55,6 +55,7 @@ class PolicyRecipe:
         if not 0 <= self.late_from <= 1:
             raise UserError(f"late_from must be within 0..1, got {self.late_from}")
         check_schedule(self.learning_rate, self.decay)
+        check_seed(self.seed)
         self._late_data()  # raises for bad weights
 
     def stage(self, index: int) -> tuple[int, walks.WalksConfig]:

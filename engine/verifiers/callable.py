@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from engine.accounting.ledger import Ledger
+from engine.counts import shown
 from engine.errors import UserError
 from engine.types import Problem, Step
 from engine.verifiers.base import Verifier
@@ -74,8 +75,8 @@ class CallableVerifier(Verifier):
         value = self.function(problem.prompt, steps)
         try:
             score = float(value)
-        except (TypeError, ValueError):
-            raise UserError(f"a verifier function must return a number, got {value!r}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"a verifier function must return a number, got {shown(value)}") from None
         if math.isfinite(score) and not 0 <= score <= 1:
             raise UserError(f"a verifier function must return a score within [0, 1], got {score}")
         return score

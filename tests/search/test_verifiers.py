@@ -68,7 +68,8 @@ def test_a_function_sees_the_prompt_and_the_steps_of_its_own_branch():
 
 
 @pytest.mark.parametrize(
-    ("value", "received"), [(1.5, "got 1.5"), (-0.1, "got -0.1"), ("good", "'good'"), (None, "None")]
+    ("value", "received"),
+    [(1.5, "got 1.5"), (-0.1, "got -0.1"), ("good", "'good'"), (None, "None"), (10**400, "a number of 1329 bits")],
 )
 def test_a_function_that_returns_no_score_is_refused(value, received):
     verifier = CallableVerifier(lambda prompt, texts: value)
