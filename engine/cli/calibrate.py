@@ -34,7 +34,7 @@ from engine.scheduler import (
     stopping_at,
     strategy_label,
 )
-from engine.scheduler.probe import fit_probe
+from engine.scheduler.probe import check_problems, fit_probe
 from engine.search import Strategy
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def measure_rows(
     pilot = replace(config, budget=max(1, predictor.num_samples))
     samples = engine.search(problems, PilotSamples(predictor, grid.is_scored), config=pilot)
     if predictor.is_probe:  # whose eases are known at the end alone; but there are problems for one bin, or for none
+        check_problems(len(problems))
         eases, bins = [0.0] * len(problems), Bins()
     else:
         eases = [predictor.value(each) for each in samples]

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from engine.accounting.ledger import Ledger
 from engine.config import SearchConfig
@@ -156,10 +157,11 @@ class Bins:
         """
         check_count("difficulty bins", num_bins)
         ranked = sorted(values)
-        cuts = [cut for cut in range(1, len(ranked)) if ranked[cut - 1] < ranked[cut]]
+        halves = [(low + high) / 2 for low, high in pairwise(ranked)]
+        cuts = [cut for cut, half in enumerate(halves, start=1) if ranked[cut - 1] < half]  # not within rounding
         wanted = [number * len(ranked) / num_bins for number in range(1, num_bins)]
         chosen = [0]
         for cut in sorted({min(cuts, key=lambda cut: abs(cut - want)) for want in wanted} if cuts else ()):
             if cut - chosen[-1] >= least and len(ranked) - cut >= least:
                 chosen.append(cut)
-        return cls(tuple((ranked[cut - 1] + ranked[cut]) / 2 for cut in chosen[1:]))
+        return cls(tuple(halves[cut - 1] for cut in chosen[1:]))

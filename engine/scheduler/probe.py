@@ -14,6 +14,12 @@ _LEAST = 3  # problems: without one of them, and of the others one more, somethi
 _PENALTIES = np.logspace(-2, 5, 22)  # of ridge regression, over features of variance 1
 
 
+def check_problems(number: int) -> None:
+    """Raises UserError for too few problems."""
+    if number < _LEAST:
+        raise UserError(f"a probe needs at least {_LEAST} problems that it is fitted to, got {number}")
+
+
 def fit_probe(features: np.ndarray, eases: np.ndarray, has_score: bool) -> tuple[tuple[float, ...], np.ndarray]:
     """The weights (the constant first), and what probes of the other folds say of every problem.
 
@@ -21,8 +27,7 @@ def fit_probe(features: np.ndarray, eases: np.ndarray, has_score: bool) -> tuple
     regression; a score is set beside the prediction of that, not beside H features of which each could drown it.
     Raises UserError for too few problems.
     """
-    if len(eases) < _LEAST:
-        raise UserError(f"a probe needs at least {_LEAST} problems that it is fitted to, got {len(eases)}")
+    check_problems(len(eases))
     held = _cross_fitted(lambda *seen: _fit(*seen, has_score), features, eases)
     return tuple(map(float, _fit(features, eases, has_score))), held
 

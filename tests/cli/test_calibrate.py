@@ -498,6 +498,10 @@ def test_a_probe_is_fitted_and_steers_searches(ttc, models, tmp_path, predictor)
     other = tmp_path / "few.json"
     few = ttc(*arguments, "--predictor", predictor, "--min-per-bin", 15, "--out", other)
     assert_refused(few, "difficulty bin 1 of 1 holds 14 of 14 problems, at least 15 are needed")
+    limit = arguments.index("--limit")
+    two = [*arguments[:limit], "--limit", 2, *arguments[limit + 2 :]]
+    few = ttc(*two, "--predictor", predictor, "--bins", "one", "--min-per-bin", 2, "--out", other)
+    assert_refused(few, "a probe needs at least 3 problems that it is fitted to, got 2")
     assert not journal_path(other).exists(), "it is refused before anything is searched"
     refused = ttc(*arguments, "--predictor", "probe", "--pilot", 3, "--out", tmp_path / "other.json")
     assert_refused(refused, "--pilot has no effect with --predictor probe")

@@ -105,6 +105,9 @@ def test_equal_values_share_a_bin_and_no_bin_is_empty():
     assert [sum(joined.index(value) == index for value in values) for index in range(joined.count)] == [30, 20, 50]
     assert Bins.quantiles(values, least=60) == Bins.quantiles([0.5] * 9) == Bins()
     assert Bins.quantiles([0.1, 0.9], 5).count == 2
+    noise = [1.0] * 9 + [1 + 2**-52] * 9 + [1 + 2**-51] * 9  # of a probe: no edge is between neighbouring floats
+    bins = Bins.quantiles(noise)
+    assert {bins.index(value) for value in noise} == set(range(bins.count))
 
 
 @pytest.mark.parametrize(
