@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from engine.counts import check_count, check_real
 from engine.distributed.driver import Ended
 from engine.errors import UserError
 from engine.runtime import LLM
@@ -43,11 +45,10 @@ class Replicas:
     """Of a cluster, or "auto"; None: the one that runs here, else one of this machine alone."""
 
     def __post_init__(self) -> None:
-        if type(self.num) is not int or self.num < 1:
-            raise UserError(f"replicas must be at least 1, got {self.num}")
+        check_count("replicas", self.num)
         for name in ("num_cpus", "num_gpus"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} of a replica must be at least 0, got {getattr(self, name)}")
+            if not 0 <= check_real(f"{name} of a replica", getattr(self, name)) < math.inf:
+                raise UserError(f"{name} of a replica must be a number from 0 up, got {getattr(self, name)}")
 
 
 class _Replica:
@@ -59,11 +60,12 @@ class _Replica:
     async def window(self) -> int:
         return self._worker.window()
 
-    async def do(self, item: Any) -> tuple[bool, Any]:
+    async def do(self, item: Any) -> Any:
+        """What the worker made of the item, or the error that it raised: an error of Ray's means a lost replica."""
         try:
-            return True, await self._worker.do(item)
+            return await self._worker.do(item)
         except Exception as error:
-            return False, error
+            return error
 
 
 class RayPool:
@@ -125,7 +127,7 @@ class RayPool:
     def _take(self, ref: Any) -> Ended:
         replica, item = self._under_way.pop(ref)
         try:
-            _, value = self._ray.get(ref)
+            value = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:  # what it made cannot be sent
             return Ended(replica, item, RuntimeError(_last_line(error)))
         except self._ray.exceptions.RayError:

@@ -5,6 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
+def num_latest(room: int, sizes: Sequence[int]) -> int:
+    """How many of the latest attempts fit, of sizes in tokens, oldest first, their prompts included."""
+    count = 0
+    for size in reversed(sizes):
+        room -= size
+        if room < 0:
+            break
+        count += 1
+    return count
+
+
 def after_attempts(prompt: Sequence[int], attempts: Iterable[Sequence[int]]) -> list[int]:
     """The token ids before a new attempt: the prompt and each earlier attempt in turn, oldest first, then the prompt.
 

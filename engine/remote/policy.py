@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from engine.accounting import Ledger
 from engine.errors import UserError
 from engine.prompts import PromptFormat
+from engine.prompts.histories import num_latest
 from engine.prompts.text import check_encodable
 from engine.remote.model import RemoteModel
 from engine.remote.requests import RemoteBranch, RemoteJob, RemoteRequest
@@ -53,13 +54,8 @@ class RemotePolicy:
         num_prompt = self._num_prompt_tokens.get(prompt)
         if self.model.context is None or num_prompt is None:
             return len(history)
-        room, count = self.model.context - num_prompt - max_tokens, 0
-        for attempt in reversed(history):
-            room -= num_prompt + sum(step.num_tokens for step in attempt)
-            if room < 0:
-                break
-            count += 1
-        return count
+        sizes = [num_prompt + sum(step.num_tokens for step in attempt) for attempt in history]
+        return num_latest(self.model.context - num_prompt - max_tokens, sizes)
 
     async def extend(
         self,

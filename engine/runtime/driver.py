@@ -39,8 +39,8 @@ class Driver:
 
     A thread that waits drives: it steps the searches of all, until a result of its own is there. While one does, the
     others sleep, and are woken for their results, or to drive in its place. So a search runs in the thread that asks
-    for it, as if it were alone, until a second one comes; and `live`, a thread of the driver's own, drives as long as
-    there are jobs whose results nobody waits for.
+    for it, as if it were alone, until a second one comes; and a thread of the driver's own drives as long as there are
+    jobs that were given to `start`, whose results nobody waits for.
     """
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from engine.accounting import Ledger
-from engine.prompts.histories import after_attempts
+from engine.prompts.histories import after_attempts, num_latest
 from engine.runtime.branch import Branch
 from engine.runtime.llm import LLM
 from engine.runtime.requests import GeneratedTokens
@@ -67,13 +67,8 @@ class ModelPolicy:
         if not history:
             return 0
         num_prompt = len(self.encode(prompt))
-        room, count = self.llm.config.context - num_prompt - max_tokens, 0
-        for attempt in reversed(history):
-            room -= num_prompt + len(attempt_ids(attempt, self.llm))
-            if room < 0:
-                break
-            count += 1
-        return count
+        sizes = [num_prompt + len(attempt_ids(attempt, self.llm)) for attempt in history]
+        return num_latest(self.llm.config.context - num_prompt - max_tokens, sizes)
 
     async def extend(
         self,

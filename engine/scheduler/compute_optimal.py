@@ -90,11 +90,12 @@ class ComputeOptimal(Planner):
         needs_scores = predictor.reads_scores or any(choice.is_scored for choice in choices)
         judged = models if needs_scores else replace(models, verifier=None)  # nobody would use the pilot's scores
         samples = await predictor.sample(problem, judged, config, answers, watch)
+        ledger = Ledger() if ledger is None else ledger
         if watch.is_over:
-            return replace(samples, strategy=self.name, budget=config.budget)
+            ledger.include(samples.ledger)
+            return replace(samples, strategy=self.name, budget=config.budget, ledger=ledger)
         ease = predictor.value(samples, answers.grade)
         index = calibration.bins.index(ease)
-        ledger = Ledger() if ledger is None else ledger
         start = samples if predictor.is_reused else None
         if start is None:
             ledger.include(samples.ledger)

@@ -14,6 +14,8 @@ import pytest
 
 from engine.engine import Engine
 from engine.errors import UserError
+from engine.runtime.batcher import Job
+from engine.scheduler import ComputeOptimal, calibration_file
 from engine.search import BeamSearch, BestOfN
 from engine.types import Problem, SearchResult
 
@@ -169,6 +171,25 @@ def test_at_its_deadline_a_search_gives_the_best_so_far(home, strategy):
         assert texts[node.address].startswith(node.step_text), "what there is, is as it would have been"
     assert_idle(*runners(home))
     assert fingerprint(home.search([LONG], strategy, **options)[0]) == fingerprint(whole)
+
+
+def test_the_scheduler_at_its_deadline_has_billed_what_it_estimated(home):
+    strategy = ComputeOptimal(calibration_file("home"))
+    cut = home.submit(LONG, strategy, budget=16, deadline=0)
+    result = cut.result(MAX_SECONDS)
+    assert (result.stopped_by, result.strategy, result.candidates) == ("deadline", "compute-optimal", ())
+    assert cut.ledger == result.ledger
+    assert cut.ledger.tokens["estimation"] > 0
+    assert_idle(*runners(home))
+
+
+def test_a_job_whose_results_nobody_takes_starts_no_more():
+    job = Job(iter(()), 1, [])
+    assert job.may_start
+    job.ready.extend((index, None) for index in range(4096))
+    assert not job.may_start
+    job.ready.popleft()
+    assert job.may_start
 
 
 def test_a_search_over_its_deadline_has_its_last_round_scored(home):
