@@ -12,6 +12,7 @@ from engine.runtime.decoding import Decoding, Launch
 from engine.runtime.executors.base import Executor, Forward, Pending, planned
 from engine.runtime.kv import KVPool
 from engine.runtime.prefill import Chunk, Prefill, Target
+from engine.runtime.requests import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Flight:
     pending: Pending
     chunks: list[Chunk]
     owners: list[tuple[list[float], int]]  # for each score, the list and the index that it fills
+    given: list[tuple[list, int]]  # the same for each log-probability of a given token
     launch: Launch | None  # the rows that draw
     complete: list[tuple[Chunk, int]]  # a policy's computed targets, and which of the forward's logits are theirs
 
@@ -68,7 +70,7 @@ class Flights:
         chain = active.chain if self._flights else None
         drawing = {"sampling": active.sampling, "is_filtered": active.is_filtered}
         pending = executor.launch(Forward(plan, plan.slots, chain, **drawing), self.decoding.stops.is_scored)
-        return Flight(pending, [], [], self.decoding.launch(None), [])
+        return Flight(pending, [], [], [], self.decoding.launch(None), [])
 
     def _launch_mixed(self, executor: Executor, active: ActiveRows | None, chunks: list[Chunk]) -> Flight:
         num_decode = 0 if active is None else active.num_placed
@@ -93,8 +95,9 @@ class Flights:
         forward = Forward(plan, slots, chain, scored, where=np.zeros(0, np.int64))
         self.prefill.bill(chunks, self.has_lm_head)
         if not self.has_lm_head:
-            return Flight(executor.launch(forward, None), chunks, owners, None, [])
-        return self._launch_drawing(executor, forward, active, chunks, owners, last_query)
+            return Flight(executor.launch(forward, None), chunks, owners, [], None, [])
+        given, places = self.prefill.given_queries(chunks, first_query[num_decode:].tolist())
+        return self._launch_drawing(executor, replace(forward, given=given), active, chunks, owners, places, last_query)
 
     def _launch_drawing(
         self,
@@ -103,6 +106,7 @@ class Flights:
         active: ActiveRows | None,
         chunks: list[Chunk],
         owners: list[tuple[list[float], int]],
+        places: list[tuple[list, int]],
         last_query: np.ndarray,  # (branches,) int64: the query of each branch's last token, decoding rows first
     ) -> Flight:
         """Has a forward draw a token for every decoding row and every row whose source it computes."""
@@ -134,7 +138,7 @@ class Flights:
         launch = self.decoding.launch(rows) if pick else None
         for chunk, _ in complete:  # not before: if the forward cannot be started, their jobs have to be found
             self.prefill.complete(chunk.target)
-        return Flight(pending, chunks, owners, launch, complete)
+        return Flight(pending, chunks, owners, places, launch, complete)
 
     def land(self) -> None:
         """Waits for the oldest forward in flight, hands out what has been read and finishes what has ended."""
@@ -143,6 +147,9 @@ class Flights:
         # By index, not appended: a segment that is dropped half-computed is read again from its start.
         for (scores, at), score in zip(flight.owners, read.scores, strict=True):
             scores[at] = score
+        if read.given is not None:
+            for (logprobs, at), logprob, is_likeliest in zip(flight.given, *read.given.tolist(), strict=True):
+                logprobs[at] = TokenLogprob(logprob, bool(is_likeliest))
         if not self.has_lm_head:
             for chunk in flight.chunks:
                 # The target is gone if its branch has been closed since, or its request has failed.

@@ -105,7 +105,7 @@ class Prefill:
                     segment.ledger.add("recomputed", again, forward_flops(self.shape, first, again, 0))
                 num_heads = int(_is_scored(segment, first, count))
                 if segment is target.segment:
-                    num_heads += _num_logits(chunk) if has_lm_head else _num_scores(target, first, count)
+                    num_heads += _num_logits(chunk, count) if has_lm_head else _num_scores(target, first, count)
                 new = count - again
                 flops = forward_flops(self.shape, first + again, new, num_heads)
                 segment.ledger.add(segment.purpose, 0 if segment.is_counted else new, flops)
@@ -136,6 +136,25 @@ class Prefill:
                     owners.append((segment.score, 0))
         return where, owners
 
+    def given_queries(
+        self, chunks: Sequence[Chunk], first_queries: Sequence[int]
+    ) -> tuple[list[tuple[int, int]], list[tuple[list, int]]]:
+        """The queries of this forward after which a token's log-probability is read, and where each goes.
+
+        The first are (query, token), the others a list and an index; `first_queries` is as for `scored_queries`.
+        """
+        given: list[tuple[int, int]] = []
+        owners: list[tuple[list, int]] = []
+        for chunk, query in zip(chunks, first_queries, strict=True):
+            segment, first, count = chunk.runs[-1] if chunk.runs else (None, 0, 0)
+            for job in chunk.target.prefill_jobs:
+                if job.next_tokens and job.segment is segment:
+                    start, end = first - segment.start, first - segment.start + count
+                    queries = range(query + chunk.num_tokens - count, query + chunk.num_tokens)
+                    given += zip(queries, job.next_tokens[start:end], strict=True)
+                    owners += ((job.request.logprobs[job.index], at) for at in range(start, end))
+        return given, owners
+
     def complete(self, target: Target) -> None:
         """Takes a computed target out; bills each waiting job for what it found in the KV cache instead."""
         del self.targets[target.segment]
@@ -162,7 +181,10 @@ class Prefill:
             job.request.num_left -= 1
 
 
-def _num_logits(chunk: Chunk) -> int:
+def _num_logits(chunk: Chunk, count: int) -> int:
+    """How many of a chunk's last `count` positions, which are its target's, go through the LM head."""
+    if any(job.next_tokens for job in chunk.target.prefill_jobs):
+        return count
     return int(chunk.is_complete and chunk.target.wants_logits)
 
 

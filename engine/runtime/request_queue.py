@@ -18,6 +18,7 @@ from engine.runtime.checks import (
     check_places,
     check_purpose,
     check_steps,
+    check_tokens,
     checked_runs,
     signed_keys,
     token_limits,
@@ -166,13 +167,15 @@ class RequestQueue:
         tokens: Sequence[Sequence[int]],
         *,
         score_at: Sequence[Sequence[int]] | None = None,  # indices into each branch's new tokens
+        next_tokens: Sequence[Sequence[int]] | None = None,  # a token after each of a branch's new tokens
         purpose: str = "prefilled",  # entry of the ledger that pays
     ) -> PrefillRequest:
         """Queues given tokens for each branch; the request's `scores` are read by the score head at `score_at`.
 
+        Its `logprobs` are those of `next_tokens`, each after the new token of its index.
         Raises UserError (PoolTooSmall is one) with nothing queued.
         """
-        check_each(branches, tokens=tokens, score_at=score_at)
+        check_each(branches, tokens=tokens, score_at=score_at, next_tokens=next_tokens)
         check_purpose(purpose)
         places = [[] for _ in branches] if score_at is None else [as_ints("score_at", at) for at in score_at]
         if any(places):
@@ -181,15 +184,32 @@ class RequestQueue:
             check_branches(branches, self)
             runs = checked_runs(branches, [[new] for new in tokens], self.runner)
             check_places(places, runs)
+            nexts = self._checked_next(runs, next_tokens)
             request = PrefillRequest(self.runner, len(branches), scores=[[math.nan] * len(at) for at in places])
-            for index, (branch, (new,), at) in enumerate(zip(branches, runs, places, strict=True)):
+            request.logprobs = [[None] * len(wanted) for wanted in nexts]
+            for index, (branch, (new,), at, wanted) in enumerate(zip(branches, runs, places, nexts, strict=True)):
                 if not new:
                     request.num_left -= 1
                     continue
                 segment = self._append_segment(branch, new, purpose)
                 positions = [segment.start + each for each in at]
-                self.runner.submit_prefill(PrefillJob(request, index, branch, segment, positions))
+                self.runner.submit_prefill(PrefillJob(request, index, branch, segment, positions, wanted))
         return request
+
+    def _checked_next(
+        self, runs: Sequence[Sequence[Sequence[int]]], next_tokens: Sequence[Sequence[int]] | None
+    ) -> list[list[int]]:
+        """The tokens whose log-probabilities are wanted, as ints. Raises UserError where there is not one for each."""
+        if next_tokens is None:
+            return [[] for _ in runs]
+        if not self.has_lm_head:
+            raise UserError(f"the model at {self.folder} has no LM head")
+        nexts = [as_ints("next_tokens", wanted) for wanted in next_tokens]
+        check_tokens([token for wanted in nexts for token in wanted], self.config)
+        for wanted, (new,) in zip(nexts, runs, strict=True):
+            if len(wanted) != len(new):
+                raise UserError(f"next_tokens must have one for each of {len(new)} new tokens, got {len(wanted)}")
+        return nexts
 
     def queue_append_steps(
         self,

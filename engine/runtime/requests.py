@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -169,10 +169,18 @@ class PrefillJob:
     branch: Branch
     segment: Segment
     score_at: Sequence[int] = ()  # positions in the branch whose hidden states go through the score head
+    next_tokens: Sequence[int] = ()  # one after each token of `segment`: their log-probabilities are read
     steps: Sequence[Segment] = ()  # segments whose own scores are wanted, the last of them `segment`
 
     def cancel(self) -> None:
         self.request.runner.cancel_prefill(self)
+
+
+class TokenLogprob(NamedTuple):
+    """What the policy thinks of a given token."""
+
+    logprob: float  # natural logarithm of its probability, at temperature 1
+    is_likeliest: bool
 
 
 @dataclass(eq=False)
@@ -183,3 +191,4 @@ class PrefillRequest(Request):
     wants_logits: bool = False
     scores: list[list[float]] = field(default_factory=list)  # per branch, per position or step
     logits: list[torch.Tensor | None] = field(default_factory=list)  # (vocabulary + hidden size,) float32 each
+    logprobs: list[list[TokenLogprob | None]] = field(default_factory=list)  # per branch, of each of `next_tokens`

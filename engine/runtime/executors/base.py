@@ -15,6 +15,8 @@ from engine.runtime.kv import KVPool
 from engine.runtime.stops import StopRules
 from ttc_kernels._native import Plan
 
+_MAX_LOGITS = 1 << 24  # float32 numbers
+
 
 @dataclass
 class ModelParts:
@@ -50,6 +52,7 @@ class Forward:
     sampling: Sequence[np.ndarray] = ()  # (n,) each: the arguments of `sample` after the logits
     is_filtered: bool = False  # whether any row has top-k, top-p or min-p
     wants_logits: bool = False  # whether a request has asked for logits
+    given: Sequence[tuple[int, int]] = ()  # (g,) query and token: the token's log-probability after it is read
 
     @property
     def num_drawn(self) -> int:
@@ -64,6 +67,7 @@ class Read:
     drawn: Drawn | None  # None if no row drew
     scores: Sequence[float]  # (m,)
     logits: torch.Tensor | None  # (l, vocabulary + hidden size) float32 on the CPU, if asked for: `with_states`
+    given: np.ndarray | None = None  # (2, g) float32, if g > 0: `given_logprobs`
 
 
 class Pending(Protocol):
@@ -111,6 +115,23 @@ class Executor(Protocol):
 def with_states(logits: torch.Tensor, hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """The logits of the rows `where`, and behind them the hidden states that they were made from, in float32."""
     return torch.cat([logits, hidden.index_select(0, where).float()], dim=1)
+
+
+def given_logprobs(head: LMHead, hidden: torch.Tensor, where: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(2, g) float32: the log-probabilities of tokens after the queries `where`, and 1 where none is likelier.
+
+    `where` and `tokens` are (g,) int64, `hidden` is (queries, hidden size). So many logits are there at once as take
+    64 MiB. Of equally likely tokens the first is the likeliest.
+    """
+    size = max(1, _MAX_LOGITS // head.vocab_size)
+    read = torch.empty(2, len(where), device=hidden.device)
+    for start in range(0, len(where), size):
+        part = slice(start, start + size)
+        logits, token = head.logits(hidden, where[part]), tokens[part]
+        own = logits.gather(1, token[:, None])[:, 0]
+        read[0, part] = own - logits.logsumexp(1)
+        read[1, part] = (logits.argmax(1) == token).float()
+    return read
 
 
 def planned(pool: KVPool, table: DecodeTable) -> tuple[Plan, ActiveRows]:

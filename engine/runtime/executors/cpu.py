@@ -9,7 +9,16 @@ import numpy as np
 import torch
 
 from engine.runtime.decode_table import DecodeTable, ReturnRule
-from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens, planned, with_states
+from engine.runtime.executors.base import (
+    Drawn,
+    Forward,
+    ModelParts,
+    Read,
+    given_logprobs,
+    marked_tokens,
+    planned,
+    with_states,
+)
 from engine.runtime.stops import StopRules
 from ttc_kernels._native import Plan
 from ttc_kernels.decoder import DecodeBatch, DecodeLoop
@@ -57,7 +66,11 @@ class CPUExecutor:
             drawn = self._sample(picked, forward.sampling, hidden, where, marks)
         if forward.wants_logits:
             logits = with_states(logits, hidden, torch.from_numpy(forward.where))
-        return _Done(Read(drawn, scores, logits))
+        given = None
+        if forward.given:
+            where, tokens = torch.tensor(list(zip(*forward.given, strict=True)))
+            given = given_logprobs(self.parts.lm_head, hidden, where, tokens).numpy()
+        return _Done(Read(drawn, scores, logits, given))
 
     def forward(self, plan: Plan, slots: np.ndarray) -> torch.Tensor:
         """(queries, hidden size): hidden states of all queries of a plan."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, marked_tokens, with_states
+from engine.runtime.executors.base import Drawn, Forward, ModelParts, Read, given_logprobs, marked_tokens, with_states
 from engine.runtime.executors.cuda_graph import Graph
 from engine.runtime.executors.gpu_step import Inputs, Outputs, Step, StepKind, compute, padded_size
 from engine.runtime.executors.transfers import Fetch, Transfers
@@ -27,7 +27,7 @@ MAX_MIXED = (
 class Launched:
     """A `Pending` on a GPU."""
 
-    fetch: Fetch  # what was drawn, (3, n), if n > 0; the scores, (m,), if m > 0; the logits, if they were asked for
+    fetch: Fetch  # what was drawn, (3, n), if n > 0; scores, (m,), if m > 0; logits, if asked for; (2, g), if g > 0
     forward: Forward
     marks: np.ndarray | None
 
@@ -40,7 +40,8 @@ class Launched:
         arrays, forward = iter(self.fetch.arrays()), self.forward
         drawn = self._drawn(next(arrays)) if forward.num_drawn else None
         scores = next(arrays).tolist() if len(forward.scored) else []
-        return Read(drawn, scores, torch.from_numpy(next(arrays)) if forward.wants_logits else None)
+        logits = torch.from_numpy(next(arrays)) if forward.wants_logits else None
+        return Read(drawn, scores, logits, next(arrays) if forward.given else None)
 
     def _drawn(self, rows: np.ndarray) -> Drawn:
         tokens, logprobs, scores = rows[:1], rows[1:2].view(np.float32), rows[2:].view(np.float32)
@@ -95,7 +96,7 @@ class GPUExecutor:
         with self._on_stream():
             self._prepare(padded_size(num) if forward.num_drawn else 0, marks)
             chain = forward.chain if forward.chain is not None and forward.chain.max() >= 0 else None
-            if forward.wants_logits or (num > MAX_MIXED and forward.where is not None):
+            if forward.wants_logits or forward.given or (num > MAX_MIXED and forward.where is not None):
                 results = self._launch_once(forward, chain)
             else:
                 step = self._step(StepKind(padded_size(num), forward.is_filtered, forward.where is not None))
@@ -124,14 +125,15 @@ class GPUExecutor:
         return self._steps[kind]
 
     def _launch_once(self, forward: Forward, chain: np.ndarray | None) -> list[torch.Tensor | None]:
-        """Runs a forward in tensors of its own size; returns its scores and logits."""
+        """Runs a forward in tensors of its own size; returns its scores, and what is read of its logits."""
         plan, num_drawn = forward.plan, forward.num_drawn
         chains = [] if chain is None else [np.maximum(chain, 0), (chain >= 0).astype(np.int32)]
         where = np.zeros(0, np.int32) if forward.where is None else forward.where.astype(np.int32)
         source = [where[forward.pick]] if num_drawn else []
-        columns = [plan.tokens, plan.positions, forward.slots, np.array(forward.scored, np.int32), where]
+        given = np.ascontiguousarray(np.array(forward.given, np.int32).reshape(-1, 2).T)
+        columns = [plan.tokens, plan.positions, forward.slots, np.array(forward.scored, np.int32), where, *given]
         there = iter(self.transfers.put(*columns, *chains, *source, *forward.sampling))
-        tokens, positions, slots, scored, where = (next(there) for _ in columns)
+        tokens, positions, slots, scored, where, read_at, read = (next(there) for _ in columns)
         inputs = Inputs(
             tokens,
             positions,
@@ -144,10 +146,13 @@ class GPUExecutor:
             is_filtered=forward.is_filtered,
         )
         hidden, scores = compute(self.parts, inputs, plan, self.out)
-        if not forward.wants_logits:
-            return [scores]
-        logits = self.parts.lm_head.logits(hidden, where.long())
-        return [scores, with_states(logits, hidden, where.long())]
+        results = [scores]
+        if forward.wants_logits:
+            logits = self.parts.lm_head.logits(hidden, where.long())
+            results.append(with_states(logits, hidden, where.long()))
+        if forward.given:
+            results.append(given_logprobs(self.parts.lm_head, hidden, read_at.long(), read.long()))
+        return results
 
     def _on_stream(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
