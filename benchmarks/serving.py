@@ -1,9 +1,10 @@
 """A server under load, and under clients that leave: `python -m benchmarks.serving [--seconds 120] [--requests 1000]`.
 
-First --clients requests of mixed strategies are kept open for --seconds: no error may come, no request may wait more
-than five times the median, the rate must be at least 0.9 of `engine.search` on the same problems, and
-the KV blocks must be free afterwards. Then --requests are sent, of which half are cancelled at random moments: nothing
-may leak, and the others' texts must be those of an undisturbed run. The exit status is 1 where that is not so.
+First --clients requests of mixed strategies are kept open for --seconds, by clients in a process of their own: no error
+may come, no request may wait more than five times the median, the rate must be at least 0.9 of `engine.search` on the
+same problems (strategy by strategy, measured before and after), and the KV blocks must be free afterwards. Then
+--requests are sent, of which half are cancelled at random moments: nothing may leak, and the others' texts must be
+those of an undisturbed run. The exit status is 1 where that is not so.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 from benchmarks.options import check_counts, make_parser, settings
 from benchmarks.reliability.aborts import leaked_blocks
@@ -34,7 +37,9 @@ from engine.tasks.task import take_problems
 SEARCHES = (("majority", 8), ("best-of-n", 8), ("beam", 8), ("dvts", 8), ("adaptive", 8), ("revisions", 8))
 MAX_WAIT, MIN_RATE = 5.0, 0.9
 SETTLE_SECONDS = 10.0  # for what was cancelled last
-NUM_BASELINE = 60  # problems that the engine searches beside for its own rate
+
+
+Address = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Answered:
     ask: Ask
     status: int  # 0: its client has left
     text: str
+    begun: float
     seconds: float
 
 
@@ -69,7 +75,7 @@ def make_asks(num_problems: int, seed: int) -> list[Ask]:
     return [Ask(each.prompt.strip(), *SEARCHES[index % len(SEARCHES)], seed) for index, each in enumerate(problems)]
 
 
-async def send(address: tuple[str, int], ask: Ask, leaves_after: float | None = None) -> Answered:
+async def send(address: Address, ask: Ask, leaves_after: float | None = None) -> Answered:
     """Sends a request over a connection of its own; a client that leaves closes it, whatever has come."""
     begun = time.perf_counter()
     reader, writer = await asyncio.open_connection(*address)
@@ -78,36 +84,47 @@ async def send(address: tuple[str, int], ask: Ask, leaves_after: float | None = 
         writer.write(f"{head}Content-Length: {len(ask.body)}\r\n\r\n".encode() + ask.body)
         content = await asyncio.wait_for(reader.read(), leaves_after)
     except TimeoutError:
-        return Answered(ask, 0, "", time.perf_counter() - begun)
+        return Answered(ask, 0, "", begun, time.perf_counter() - begun)
     finally:
         writer.close()
     head, _, body = content.partition(b"\r\n\r\n")
     status = int(head.split()[1])
     text = json.loads(body)["choices"][0]["message"]["content"] if status == 200 else body.decode()
-    return Answered(ask, status, text, time.perf_counter() - begun)
+    return Answered(ask, status, text, begun, time.perf_counter() - begun)
 
 
-async def load(server: Server, asks: Sequence[Ask], num_clients: int, seconds: float) -> list[Answered]:
+async def load(address: Address, asks: Sequence[Ask], num_clients: int, seconds: float) -> list[Answered]:
     """Each client sends one request after another until the time is over; what runs then is waited for."""
     end, answers, turn = time.perf_counter() + seconds, [], iter(range(sys.maxsize))
 
     async def client() -> None:
         while time.perf_counter() < end:
-            answers.append(await send(server.address, asks[next(turn) % len(asks)]))
+            answers.append(await send(address, asks[next(turn) % len(asks)]))
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
     return answers
 
 
-async def disturb(server: Server, asks: Sequence[Ask], num_clients: int, rng: random.Random) -> list[Answered]:
+async def disturb(address: Address, asks: Sequence[Ask], num_clients: int, seed: int) -> list[Answered]:
     """All requests, half of which are given up at a random moment; `num_clients` at a time."""
-    places, moments = asyncio.Semaphore(num_clients), [rng.uniform(0, 2) if rng.random() < 0.5 else None for _ in asks]
+    places, rng = asyncio.Semaphore(num_clients), random.Random(seed)
+    moments = [rng.uniform(0, 2) if rng.random() < 0.5 else None for _ in asks]
 
     async def one(ask: Ask, moment: float | None) -> Answered:
         async with places:
-            return await send(server.address, ask, moment)
+            return await send(address, ask, moment)
 
     return await asyncio.gather(*map(one, asks, moments))
+
+
+def elsewhere(clients: Callable[..., Coroutine[None, None, list[Answered]]], *args: object) -> list[Answered]:
+    """What `clients` returns in a process of its own, as clients are not where the server is."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_run, clients, args).result()
+
+
+def _run(clients: Callable[..., Coroutine[None, None, list[Answered]]], args: tuple) -> list[Answered]:
+    return asyncio.run(clients(*args))
 
 
 def expected(engine: Engine, asks: Sequence[Ask]) -> dict[Ask, str]:
@@ -125,7 +142,7 @@ def expected(engine: Engine, asks: Sequence[Ask]) -> dict[Ask, str]:
 def engine_rate(engine: Engine, asks: Sequence[Ask]) -> float:
     """Searches per second of `engine.search`, one call for each strategy over all its problems."""
     by_search: dict[tuple[str, int], list[str]] = {}
-    for ask in asks[:NUM_BASELINE]:
+    for ask in asks:
         by_search.setdefault((ask.strategy, ask.budget), []).append(ask.prompt)
     clear_caches(engine)
 
@@ -133,7 +150,7 @@ def engine_rate(engine: Engine, asks: Sequence[Ask]) -> float:
         for (strategy, budget), prompts in by_search.items():
             engine.search(prompts, parse_strategy(strategy), budget)
 
-    return min(len(asks), NUM_BASELINE) / seconds_of(search_all)
+    return len(asks) / seconds_of(search_all)
 
 
 def used_blocks(server: Server, engine: Engine) -> int:
@@ -157,9 +174,8 @@ def under_load(server: Server, engine: Engine, args: argparse.Namespace, asks: S
     """The report of the first part."""
     before = engine_rate(engine, asks)
     clear_caches(engine)
-    begun = time.perf_counter()
-    answers = asyncio.run(load(server, asks, args.clients, args.seconds))
-    rate = len(answers) / (time.perf_counter() - begun)
+    answers = elsewhere(load, server.address, asks, args.clients, args.seconds)
+    rate = len(answers) / (max(each.begun + each.seconds for each in answers) - min(each.begun for each in answers))
     ratio = rate / statistics.mean((before, engine_rate(engine, asks)))
     seconds = [each.seconds for each in answers]
     longest = max(seconds) / statistics.median(seconds)
@@ -181,7 +197,7 @@ def with_leavers(server: Server, engine: Engine, args: argparse.Namespace, asks:
     """The report of the second part."""
     chosen = [asks[index % len(asks)] for index in range(args.requests)]
     want = expected(engine, chosen)
-    answers = asyncio.run(disturb(server, chosen, args.clients, random.Random(args.seed)))
+    answers = elsewhere(disturb, server.address, chosen, args.clients, args.seed)
     used = used_blocks(server, engine)
     wrong = sum(each.status == 200 and each.text != want[each.ask] for each in answers)
     statuses = Counter(each.status for each in answers)

@@ -35,7 +35,7 @@ class _Task:
 class Job:
     """Searches that were asked for together. Its results, by index, are in `ready`; an error is one too."""
 
-    searches: Iterator[tuple[int, Search]]
+    searches: Iterator[Search]
     rows_each: int  # branches that each may generate at once
     runners: list[RequestRunner]  # the first generates; a further one that a search waits for is added
     deadline: float = math.inf  # of time.monotonic(); after it ...
@@ -46,6 +46,8 @@ class Job:
     when_stepped: Callable[[], None] | None = None  # called after every step, while it runs
     tasks: list[_Task] = field(default_factory=list)  # started, not ended
     ready: deque[tuple[int, Any]] = field(default_factory=deque)
+    num_searches: int | None = None  # where it is known
+    num_started: int = 0
     is_exhausted: bool = False  # every search has been started
 
     @property
@@ -60,10 +62,10 @@ class Job:
     def start(self) -> None:
         """Starts its next search, if there is one."""
         started = next(self.searches, None)
-        if started is None:
-            self.is_exhausted = True
-        else:
-            self.tasks.append(_Task(*started))
+        if started is not None:
+            self.tasks.append(_Task(self.num_started, started))
+            self.num_started += 1
+        self.is_exhausted = started is None or self.num_started == self.num_searches
 
     def close(self) -> None:
         """Gives up what runs, and starts nothing more. All are closed, even where one of them raises."""
@@ -90,7 +92,7 @@ class Batcher:
     @staticmethod
     def job(models: Sequence[LLM], searches: Iterable[Search], rows_each: int) -> Job:
         """A job for `jobs`, whose searches the next steps start; the first of its models generates, others may too."""
-        return Job(enumerate(searches), rows_each, [llm.runner for llm in models])
+        return Job(iter(searches), rows_each, [llm.runner for llm in models])
 
     def remove(self, job: Job) -> None:
         """Closes the searches of a job that still run."""
@@ -126,11 +128,12 @@ class Batcher:
             self._num_forwards = MAX_FORWARDS
         self._start()
         with Uninterrupted(), self._guards():
-            num_ended = sum([self._advance(job) for job in list(self.jobs)])
-            if not num_ended and any(job.tasks for job in self.jobs):
+            num_ended = self._advance()
+            running = [job for job in self.jobs if job.tasks]
+            if running and not num_ended:
                 self._tick(max_seconds)
-            for job in self.jobs:
-                if job.when_stepped is not None and job.tasks:
+            for job in running:
+                if job.when_stepped is not None:
                     job.when_stepped()
         self.jobs = [job for job in self.jobs if not job.is_over]
         if not self.jobs:
@@ -161,10 +164,12 @@ class Batcher:
                     job.when_overdue()
             while job.is_overdue and job.may_start:
                 job.start()
+        starting = [job for job in self.jobs if not job.is_exhausted and job.may_start and not job.is_cancelled]
+        if not starting:
+            return
         num_rows: dict[RequestRunner, int] = {}
         for job in self.jobs:
             num_rows[job.runners[0]] = num_rows.get(job.runners[0], 0) + len(job.tasks) * job.rows_each
-        starting = [job for job in self.jobs if job.may_start and not job.is_cancelled]
         while starting:
             job = min(starting, key=lambda each: len(each.tasks) * each.rows_each)
             sampler = job.runners[0]
@@ -181,17 +186,18 @@ class Batcher:
         has_blocks = all(runner.num_free_blocks >= 4 * job.rows_each for runner in job.runners)
         return num_rows == 0 or (num_rows < job.runners[0].num_wanted_rows and has_blocks)
 
-    def _advance(self, job: Job) -> int:
-        """Lets the searches of a job go on that can; returns how many have ended."""
-        if job.is_cancelled:
-            job.close()
-            return 0
+    def _advance(self) -> int:
+        """Lets the searches go on that can; returns how many have ended."""
         num_ended = 0
-        for task in list(job.tasks):
-            request = task.waits_for
-            if job.is_overdue and request is not None:
-                request.cut()
-            if request is None or request.is_done:
+        for job in list(self.jobs):
+            if job.is_cancelled:
+                job.close()
+                continue
+            if job.is_overdue:
+                for task in job.tasks:
+                    if task.waits_for is not None:
+                        task.waits_for.cut()
+            for task in [task for task in job.tasks if task.waits_for is None or task.waits_for.is_done]:
                 num_ended += self._wake(job, task)
         return num_ended
 

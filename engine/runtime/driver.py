@@ -89,7 +89,7 @@ class Driver:
         Where it is cancelled (`is_cancelled`), `deliver` is called with None.
         """
         self._check_process()
-        job.takes_all = True
+        job.takes_all, job.num_searches = True, 1
         with Uninterrupted(), self._lock:
             self._new.append(job)
             self._live[job] = deliver

@@ -45,8 +45,8 @@ def test_any_number_of_forwards_at_once(folders, stop, max_batch, num_blocks):
             assert llm.runner.num_suspensions > 0
         elif max_batch == 64:
             assert llm.runner.num_ticks == one.runner.num_ticks
-        else:  # a prompt is fed in a tick of its own or beside branches that would have taken one
-            assert abs(llm.runner.num_ticks - one.runner.num_ticks) <= len(PROMPTS)
+        else:  # sources of branches are fed in a forward of their own, several together where more end at once
+            assert llm.runner.num_ticks <= one.runner.num_ticks
 
 
 def test_the_trunk_head_is_read_without_a_stop(folders):
