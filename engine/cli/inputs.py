@@ -100,7 +100,7 @@ def check_prompts(
 
 
 def _check_prompt(engine: Engine, problem: Problem, judge: Verifier | None) -> None:
-    given = engine.given(problem.prompt)  # raises for one too long to be tokenized, or for a chat template
+    given = engine.given(problem.asked)  # raises for one too long to be tokenized, or for a chat template
     held = [(llm, given) for llm in (engine.policy, engine.reviser) if llm is not None and llm.tokenizer is not None]
     if judge is not None and judge.llm is not None:
         held.append((judge.llm, judge.opening(problem)))

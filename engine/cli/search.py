@@ -84,7 +84,7 @@ def search(
     searches = _Searches(engine, problems, strategy, config, chosen.total_budget, output, refused, models, replicas)
     depends_on = {
         **_inputs(engine, models.task, problems, refused),
-        **_strategy_fields(strategy),
+        **strategy_fields(strategy),
         "budget": config.budget,
         **({} if chosen.total_budget is None else {"total_budget": chosen.total_budget}),
         **_verifier_fields(engine, strategy, config, folders),
@@ -212,7 +212,7 @@ def _model_fields(models: EngineConfig, config: SearchConfig, folders: Mapping[s
     }
 
 
-def _strategy_fields(strategy: Strategy | Planner) -> dict[str, object]:
+def strategy_fields(strategy: Strategy | Planner) -> dict[str, object]:
     """Its name and its fields as JSON values; of a calibration its digest."""
     if isinstance(strategy, ComputeOptimal):
         digest = hashlib.blake2b(strategy.calibration.to_json().encode(), digest_size=12).hexdigest()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engine.accounting import Ledger
 from engine.results.rows import tree_nodes
 from engine.runtime.sampling import Sample
+from engine.search.ranking import ranked
 from engine.search.vote import voters_by_answer
 from engine.serve.errors import APIError
 from engine.types import FINISHED, Candidate, SearchResult
@@ -60,28 +61,6 @@ def of_search(result: SearchResult, num_choices: int, returns: Sequence[str]) ->
     return Answer(choices, num_sampled, result.ledger, result.num_generations, _told(result, returns))
 
 
-def ranked(result: SearchResult) -> list[int]:
-    """The best candidate of each answer: first of the one that the vote chose, then by score, then by votes.
-
-    Where no answer was stated, the candidate of the highest score; no candidate at all where there is none.
-    """
-    candidates = result.candidates
-    best = {answer: max(each, key=lambda i: candidates[i].agg_score) for answer, each in _voters(result).items()}
-    if not best:
-        whole = [i for i, each in enumerate(candidates) if each.finish != "error"]
-        return sorted(whole, key=lambda i: (candidates[i].finish not in FINISHED, -candidates[i].agg_score))[:1]
-    if result.answer is not None and result.tree.best is not None:  # of its candidates the one that the vote names
-        address = result.tree.nodes[result.tree.best].address
-        best[result.answer] = next(i for i, each in enumerate(candidates) if each.address == address)
-    votes = {answer: len(each) for answer, each in _voters(result).items()}
-    order = sorted(best, key=lambda each: (each != result.answer, -candidates[best[each]].agg_score, -votes[each]))
-    return [best[answer] for answer in order]
-
-
-def _voters(result: SearchResult) -> dict[str, list[int]]:
-    return voters_by_answer(result.candidates)
-
-
 def _reason(finish: str | None) -> str:
     return "stop" if finish in (*FINISHED, "stop") else "length"
 
@@ -123,7 +102,7 @@ def _scores(result: SearchResult) -> list[list[float | None]]:
 def _votes(result: SearchResult) -> list[dict[str, object]]:
     """Of every answer, the candidates that state it, the sum of their scores and the highest."""
     votes = []
-    for answer, voters in _voters(result).items():
+    for answer, voters in voters_by_answer(result.candidates).items():
         scores = [result.candidates[index].agg_score for index in voters]
         votes.append({"answer": answer, "votes": len(voters), "score": math.fsum(scores), "best": max(scores)})
     return sorted(votes, key=lambda each: (each["answer"] != result.answer, -each["score"], -each["votes"]))

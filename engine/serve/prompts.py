@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from engine.chats import chat_format
 from engine.engine import Engine
-from engine.prompts import ChatTemplate, PromptFormat
 from engine.prompts.text import check_encodable
 from engine.serve.errors import refused
 from engine.serve.schema import ChatMessage
 from engine.types import Problem, Rendered
 
-_PLAIN = PromptFormat(template=None, system=None, examples=(), preface="", delimiter=None, stops_at_box=False)
 _ROLES = {"developer": "system"}
 
 
@@ -21,13 +20,7 @@ class Prompts:
 
     def __init__(self, engine: Engine):
         self.engine = engine
-        form = engine.prompt or _PLAIN
-        template = form.template or ChatTemplate.load(engine.policy.folder)
-        self._chat = None if template is None else replace(form, template=template)
-        if self._chat is not None:
-            end = self._chat.end_of_turn(engine.policy.tokenizer)
-            if end is not None and end < engine.policy.config.vocab_size:
-                engine.policy.add_end_token(end)
+        self._chat = chat_format(engine)
 
     def of_chat(self, messages: Sequence[ChatMessage]) -> Problem:
         """The last message, the user's, with the conversation before it where there is a chat template.
