@@ -26,7 +26,7 @@ settings.load_profile("shared machine")
 
 # Folders and files that `make quick` leaves out: each takes over three seconds of a processor.
 SLOW = [
-    *("benchmarks", "docs", "serve", "training", "test_home.py", "test_package.py", "test_revisions.py"),
+    *("benchmarks", "docs", "plugins", "serve", "training", "test_home.py", "test_package.py", "test_revisions.py"),
     *(
         f"cli/test_{name}.py"
         for name in ("calibrate", "demo", "formats", "merge", "on_error", "options", "real_rows", "search", "train")

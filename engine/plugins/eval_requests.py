@@ -46,11 +46,12 @@ def read_gen_kwargs(searcher: Searcher, named: Mapping[str, object]) -> Asked:
         sampling["top_k"] = max(0, sampling["top_k"])  # where others write -1 for all
     meant = normalize_gen_kwargs(dict(named))
     config = searcher.with_sampling(limits[0] if limits else None, **(sampling if meant["do_sample"] else {}))
-    return Asked(config, _texts(meant["until"]))
+    return Asked(config, _texts(named.get("until")))
 
 
 def _texts(until: object) -> tuple[str, ...]:
-    """An empty text ends nothing."""
-    if not all(isinstance(each, str) for each in until):
+    """One text or several; an empty one ends nothing."""
+    texts = [until] if isinstance(until, str) else [] if until is None else until
+    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
         raise UserError(f"until must be texts, got {shown(until)}")
-    return tuple(each for each in until if each)
+    return tuple(each for each in texts if each)

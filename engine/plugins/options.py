@@ -99,8 +99,8 @@ def _hints() -> dict[str, object]:
         name: hint
         for cls in (EngineConfig, SearchConfig, Sampling, StrategyOptions)
         for name, hint in typing.get_type_hints(cls).items()
+        if name in {each.name for each in fields(cls)} - {"sampling", _OF_MANY}
     }
-    del hints["sampling"], hints[_OF_MANY]
     return hints | {"verifier": str}
 
 
