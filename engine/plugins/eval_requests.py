@@ -45,7 +45,7 @@ def read_gen_kwargs(searcher: Searcher, named: Mapping[str, object]) -> Asked:
         sampling["top_k"] = check_count("top_k", named["top_k"], -1)
         sampling["top_k"] = max(0, sampling["top_k"])  # where others write -1 for all
     meant = normalize_gen_kwargs(dict(named))
-    config = searcher.with_sampling(limits[0] if limits else None, **(sampling if meant["do_sample"] else {}))
+    config = searcher.with_asked(limits[0] if limits else None, **(sampling if meant["do_sample"] else {}))
     return Asked(config, _texts(named.get("until")))
 
 

@@ -26,6 +26,7 @@ from engine.errors import UserError
 from engine.files import write_atomically
 from engine.plugins.eval_requests import Asked, read_gen_kwargs
 from engine.plugins.options import Searcher
+from engine.plugins.texts import before_stops
 from engine.prompts.boxed import after_thoughts
 from engine.prompts.template import read_tokenizer_config, special_tokens
 from engine.results import Row, error_row, result_row, row_line
@@ -316,5 +317,4 @@ class SearchingLM(TemplateLM):
 def _answer(result: SearchResult, asked: Asked) -> str:
     """The text of the best candidate, cut."""
     best = ranked(result)
-    text = after_thoughts(result.candidates[best[0]].text) if best else ""
-    return text[: min((place for place in map(text.find, asked.until) if place >= 0), default=None)]
+    return before_stops(after_thoughts(result.candidates[best[0]].text) if best else "", asked.until)

@@ -53,17 +53,19 @@ class Searcher:
             strategy = strategy.checked(engine.conditions(strategy, config))
         return cls(engine, strategy, config, given, models)
 
-    def with_sampling(self, max_tokens: int | None = None, **sampling: float | None) -> SearchConfig:
+    def with_asked(
+        self, max_tokens: int | None = None, seed: int | None = None, **sampling: float | None
+    ) -> SearchConfig:
         """The config with what a request asks for; None is not asked.
 
         Raises UserError where the user's own options name another value: neither of the two is dropped unseen.
         """
-        asked = {name: value for name, value in sampling.items() if value is not None}
-        config = replace(self.config, sampling=replace(self.config.sampling, **asked))
-        if max_tokens is not None:
-            config = replace(config, max_tokens=max_tokens)
-            self._check("max_tokens", self.config.max_tokens, config.max_tokens)
-        for name in asked:
+        wanted = {name: value for name, value in sampling.items() if value is not None}
+        own = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}
+        config = replace(self.config, sampling=replace(self.config.sampling, **wanted), **own)
+        for name in own:
+            self._check(name, getattr(self.config, name), getattr(config, name))
+        for name in wanted:
             self._check(name, getattr(self.config.sampling, name), getattr(config.sampling, name))
         return config
 
