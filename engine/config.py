@@ -122,8 +122,15 @@ class SearchConfig:
     verifier: str | Callable[[str, list[str]], float] | Any = "prm"
     """prm, trunk, orm (of whole answers), oracle."""  # in Python also a function, or an object with the protocol
 
+    stop_texts: tuple[str, ...] = ()
+    """Texts that end an answer, which leaves them out."""
+
     def __post_init__(self) -> None:
         """Raises UserError for a number that is not whole or out of range; a sampling of None is the default."""
+        stops = self.stop_texts
+        if isinstance(stops, str) or not all(isinstance(each, str) and each for each in stops):
+            raise UserError(f"stop_texts must be texts that are not empty, got {shown(stops)}")
+        object.__setattr__(self, "stop_texts", tuple(stops))
         settle_count(self, "budget", 1, MAX_BUDGET)
         if self.max_tokens is not None:
             settle_count(self, "max_tokens")

@@ -271,7 +271,8 @@ class Engine:
         judge = self.resolve_verifier(config.verifier) if strategy.is_scored else None
         check_arguments(strategy, judge, config)
         self._check_reviser(strategy, judge)
-        models = Models(self._policy, judge, self._reviser)
+        samplers = [each and each.stopping(config.stop_texts) for each in (self._policy, self._reviser)]
+        models = Models(samplers[0], judge, samplers[1])
         answers = Answers(self.task.extract, self.task.grade, self.task.classify)
 
         def search(problem: Problem, ledger: Ledger, watch: Watch) -> Search:

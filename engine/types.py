@@ -77,16 +77,16 @@ def as_sampling(value: Sampling | None) -> Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
-FINISHED = ("eos", "boxed")  # `finish` of a complete answer: end of text, or a closed `\boxed{}`
+FINISHED = ("eos", "boxed", "stop")  # `finish` of a complete answer: end of text, a closed `\boxed{}`, a stop text
 
 
 @dataclass(frozen=True)
 class Step:
     """Sampled tokens up to a step delimiter, the end of text or a limit.
 
-    `finish` is "step" (a delimiter: the answer continues), "eos" or "boxed" (the answer is complete: end
-    of text, or its `\\boxed{}` is closed), "length" (cut off by a limit: neither the step nor the answer
-    is complete) or "error" (the model returned NaN or Inf).
+    `finish` is "step" (a delimiter: the answer continues), "eos", "boxed" or "stop" (the answer is complete: end
+    of text, its `\\boxed{}` is closed, or a stop text, which `text` leaves out), "length" (cut off by a limit:
+    neither the step nor the answer is complete) or "error" (the model returned NaN or Inf).
     """
 
     token_ids: tuple[int, ...]  # the delimiter or end-of-text token included
@@ -110,7 +110,7 @@ class Candidate:
 
     text: str  # completion, without the prompt
     answer: str | None  # extracted; None if the completion states none or was cut off
-    finish: str  # "eos", "boxed", "length" or "error"
+    finish: str  # "eos", "boxed", "stop", "length" or "error"
     scores: tuple[float, ...]  # one per step
     agg_score: float  # aggregate of the scores, by which the search ranks and votes
     num_tokens: int

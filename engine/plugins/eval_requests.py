@@ -45,8 +45,9 @@ def read_gen_kwargs(searcher: Searcher, named: Mapping[str, object]) -> Asked:
         sampling["top_k"] = check_count("top_k", named["top_k"], -1)
         sampling["top_k"] = max(0, sampling["top_k"])  # where others write -1 for all
     meant = normalize_gen_kwargs(dict(named))
-    config = searcher.with_asked(limits[0] if limits else None, **(sampling if meant["do_sample"] else {}))
-    return Asked(config, _texts(named.get("until")))
+    until, drawn = _texts(named.get("until")), sampling if meant["do_sample"] else {}
+    config = searcher.with_asked(max_tokens=limits[0] if limits else None, stop_texts=until, **drawn)
+    return Asked(config, until)
 
 
 def _texts(until: object) -> tuple[str, ...]:

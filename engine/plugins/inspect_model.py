@@ -26,8 +26,8 @@ from engine.config import SearchConfig
 from engine.counts import check_count, shown
 from engine.errors import UserError
 from engine.plugins.options import Searcher
-from engine.plugins.texts import before_stops
 from engine.prompts.boxed import after_thoughts
+from engine.prompts.stops import before_stops
 from engine.prompts.text import check_encodable
 from engine.runtime import LLM
 from engine.search.ranking import ranked
@@ -96,7 +96,9 @@ class SearchingModel(ModelAPI):
             if name not in (*_HONOURED, *_INSPECTS_OWN) and not (name in _NOTHING and value == _NOTHING[name]):
                 raise UserError(f"ttc honours no {name}={shown(value)}; it honours {', '.join(_HONOURED)}")
         sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
-        search = self.searcher.with_asked(max_tokens=config.max_tokens, seed=config.seed, **sampling)
+        stops = [text for text in config.stop_seqs or () if text]
+        asked = {"max_tokens": config.max_tokens, "seed": config.seed, "stop_texts": stops}
+        search = self.searcher.with_asked(**asked, **sampling)
         num_choices = 1 if config.num_choices is None else check_count("num_choices", config.num_choices)
         if num_choices > search.budget:
             raise UserError(f"num_choices must be at most the budget of {search.budget} answers, got {num_choices}")

@@ -26,8 +26,8 @@ from engine.errors import UserError
 from engine.files import write_atomically
 from engine.plugins.eval_requests import Asked, read_gen_kwargs
 from engine.plugins.options import Searcher
-from engine.plugins.texts import before_stops
 from engine.prompts.boxed import after_thoughts
+from engine.prompts.stops import before_stops
 from engine.prompts.template import read_tokenizer_config, special_tokens
 from engine.results import Row, error_row, result_row, row_line
 from engine.runtime import LLM

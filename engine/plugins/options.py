@@ -6,7 +6,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from engine.scheduler import ComputeOptimal, Planner, strategy_label
 from engine.search import Strategy
 from engine.types import Sampling
 
-_OF_MANY = "total_budget"  # of all problems, which a framework does not tell at once
+# Fields that are no options: read field by field, asked for by a request, of all problems at once.
+_LEFT_OUT = {"sampling", "stop_texts", "total_budget"}
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,23 @@ class Searcher:
         return cls(engine, strategy, config, given, models)
 
     def with_asked(
-        self, max_tokens: int | None = None, seed: int | None = None, **sampling: float | None
+        self,
+        *,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop_texts: Sequence[str] = (),
+        **sampling: float | None,
     ) -> SearchConfig:
         """The config with what a request asks for; None is not asked.
 
+        A head on the policy's trunk reads at no stop texts: with it answers end by themselves.
         Raises UserError where the user's own options name another value: neither of the two is dropped unseen.
         """
         wanted = {name: value for name, value in sampling.items() if value is not None}
         own = {name: value for name, value in (("max_tokens", max_tokens), ("seed", seed)) if value is not None}
         config = replace(self.config, sampling=replace(self.config.sampling, **wanted), **own)
+        if not (self.strategy.is_scored and self.engine.resolve_verifier(config.verifier).reads_trunk):
+            config = replace(config, stop_texts=tuple(stop_texts))
         for name in own:
             self._check(name, getattr(self.config, name), getattr(config, name))
         for name in wanted:
@@ -101,7 +110,7 @@ def _hints() -> dict[str, object]:
         name: hint
         for cls in (EngineConfig, SearchConfig, Sampling, StrategyOptions)
         for name, hint in typing.get_type_hints(cls).items()
-        if name in {each.name for each in fields(cls)} - {"sampling", _OF_MANY}
+        if name in {each.name for each in fields(cls)} - _LEFT_OUT
     }
     return hints | {"verifier": str}
 

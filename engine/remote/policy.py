@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from engine.accounting import Ledger
 from engine.errors import UserError
@@ -29,6 +30,15 @@ class RemotePolicy:
         self.model, self.prompt = model, prompt
         self.steps = TextSteps(delimiter)
         self._num_prompt_tokens: dict[str, int] = {}  # of prompts, as the endpoint has counted them
+        self._stop_texts: tuple[str, ...] = ()
+
+    def stopping(self, texts: tuple[str, ...]) -> RemotePolicy:
+        """This policy, whose answers also end before the first of these texts, as the endpoint sees to."""
+        if texts == self._stop_texts:
+            return self
+        policy = copy(self)
+        policy._stop_texts = texts
+        return policy
 
     @property
     def is_chat(self) -> bool:
@@ -75,6 +85,7 @@ class RemotePolicy:
         for index, (branch, key, limit) in enumerate(zip(branches, keys, limits, strict=True)):
             path, asked = self._asked(branch)
             body = {"model": self.model.model, **asked, "max_tokens": limit, **_options(sampling, key)}
+            body |= {"stop": list(self._stop_texts)} if self._stop_texts else {}
             self.model.runner.submit(RemoteJob(request, index, branch, path, body))
         await request
         return [self._taken(*each) for each in zip(branches, request.results, strict=True)]

@@ -39,7 +39,7 @@ def result_row(result: SearchResult, *, with_tree: bool = False) -> Row:
     With a tree there are `tree` (see `tree_nodes`) and `tree_token_ids`, the token ids of each node's step.
 
     `scores` has a list per completion with a score per step; `agg_scores`, `completion_tokens`, `answers`
-    (extracted, null for none) and `finishes` ("eos", "boxed", "length" or "error") have a value per completion.
+    (extracted, null for none) and `finishes` ("eos", "boxed", "stop", "length" or "error") have a value per completion.
     A score that is not finite becomes null.
     """
     candidates = result.candidates

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import lru_cache
 
 from engine.accounting import Ledger
+from engine.counts import shown
+from engine.errors import UserError
 from engine.prompts.histories import after_attempts, num_latest
+from engine.prompts.stops import before_stops
 from engine.runtime.branch import Branch
 from engine.runtime.llm import LLM
 from engine.runtime.requests import GeneratedTokens
@@ -14,6 +18,7 @@ from engine.runtime.steps import StepEnds
 from engine.types import FINISHED, Sampling, Step
 
 _MAX_PROMPTS = 1024  # prompts whose token ids are kept
+_MAX_VARIANTS = 256  # lists of stop texts, each with a look-up over the vocabulary
 
 
 def attempt_ids(attempt: Sequence[Step], llm: LLM) -> list[int]:
@@ -46,8 +51,26 @@ class ModelPolicy:
         # Chains ask for the same one again. A text may be a conversation, which is encoded otherwise.
         self.encode = lru_cache(maxsize=_MAX_PROMPTS, typed=True)(encode or llm.encode)
         self.step_ends = StepEnds(llm, delimiter, stops_at_box)
+        self._variants: dict[tuple[str, ...], ModelPolicy] = {}  # by their stop texts
+        self._stop_texts: tuple[str, ...] = ()
         if llm.has_score_head:
             llm.read_trunk_head_at(self.step_ends.score_mask)
+
+    def stopping(self, texts: tuple[str, ...]) -> ModelPolicy:
+        """This policy, whose answers also end where they have one of these texts, which they leave out.
+
+        Raises UserError for more different ones than a run has: each is a rule of the model's from then on.
+        """
+        if texts == self._stop_texts:
+            return self
+        if texts not in self._variants:
+            if len(self._variants) == _MAX_VARIANTS:
+                raise UserError(f"answers may end by {_MAX_VARIANTS} lists of stop texts, got another: {shown(texts)}")
+            policy = self._variants[texts] = copy(self)
+            policy._stop_texts = texts
+            with self.llm.in_use.after_others():
+                policy.step_ends = StepEnds(self.llm, self.step_ends.delimiter, self.step_ends.stops_at_box, texts)
+        return self._variants[texts]
 
     async def open(self, prompt: str, *, ledger: Ledger, history: Sequence[tuple[Step, ...]] = ()) -> Branch:
         attempts = [attempt_ids(attempt, self.llm) for attempt in history]
@@ -113,8 +136,22 @@ class ModelPolicy:
                 )
             )
             start = end
-        return steps
+        return self._cut(steps) if generated.finish == "stop" else steps
+
+    def _cut(self, steps: list[Step]) -> list[Step]:
+        """Without the stop text, which an earlier extension may begin; the step in which it starts is the last."""
+        text = "".join(step.text for step in steps)
+        place, num_kept = len(before_stops(text, self._stop_texts)), 0
+        place = 0 if place == len(text) else place
+        while num_kept < len(steps) - 1 and len(steps[num_kept].text) <= place:
+            place -= len(steps[num_kept].text)
+            num_kept += 1
+        rest = steps[num_kept:]
+        tokens = tuple(token for step in rest for token in step.token_ids)
+        last = Step(tokens, rest[0].text[:place], "stop", sum(step.logprob for step in rest))
+        return [*steps[:num_kept], last]
 
     def _whole(self, generated: GeneratedTokens) -> Step:
         text, logprob = self.llm.vocabulary.decode_part(generated.token_ids), sum(generated.logprobs)
-        return Step(generated.token_ids, text, generated.finish, logprob)
+        step = Step(generated.token_ids, text, generated.finish, logprob)
+        return self._cut([step])[0] if generated.finish == "stop" else step

@@ -102,7 +102,7 @@ class GeneratedTokens:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish: str  # "step", "eos", "boxed", "length" or "error"
+    finish: str  # "step", "eos", "boxed", "stop", "length" or "error"
     trunk_scores: Mapping[int, float]  # by index of the token: each delimiter and end of text, if there is a trunk head
 
 
@@ -111,7 +111,7 @@ class StopCondition:
     """Where an extension ends: at a token of `rule`, if `confirm` agrees.
 
     `confirm(branch, tokens)` is called with what has been generated, whose last token is one of the rule's. It returns
-    how the extension finishes ("step" or "boxed"), or None to go on. Without it every token of the rule stops.
+    how the extension finishes ("step", "boxed" or "stop"), or None to go on. Without it every token of the rule stops.
     """
 
     rule: int  # number of a rule in the runner's StopRules

@@ -11,7 +11,7 @@ from engine.runtime.branch import Branch
 from engine.runtime.llm import LLM
 from engine.runtime.requests import GenerateRequest, StopCondition
 from engine.runtime.vocabulary import completing
-from engine.types import FINISHED, Sampling
+from engine.types import Sampling
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def as_sample(
     num_shown = len(token_ids)
     while num_shown and len(llm.decode(token_ids[: num_shown - 1])) >= len(text):
         num_shown -= 1
-    finish = "eos" if finish in FINISHED else finish
+    finish = "eos" if finish == "boxed" else finish
     return Sample(text, tuple(token_ids[:num_shown]), tuple(logprobs[:num_shown]), finish, len(token_ids))
 
 

@@ -22,21 +22,25 @@ class StepEnds:
     A delimiter of one character ends a step at every token that contains it. A longer one may be spread over several
     tokens: its step ends at the token that completes it, if the step has any other text by then (blank lines make no
     step). Lines may end in a carriage return and a line feed, unless the delimiter names them. With `stops_at_box` the
-    token that closes the answer's first `\\boxed{}` ends the answer.
+    token that closes the answer's first `\\boxed{}` ends the answer; so does one that completes a text of `stop_texts`.
     """
 
-    def __init__(self, llm: LLM, delimiter: str, stops_at_box: bool = False):
+    def __init__(self, llm: LLM, delimiter: str, stops_at_box: bool = False, stop_texts: Sequence[str] = ()):
         if not 1 <= len(delimiter) <= _MAX_DELIMITER:
             raise UserError(f"a step delimiter has 1 to {_MAX_DELIMITER} characters, got {delimiter!r}")
-        self.llm, self.delimiter, self.stops_at_box = llm, delimiter, stops_at_box
+        self.llm, self.delimiter, self.stops_at_box, self.stop_texts = llm, delimiter, stops_at_box, stop_texts
         self.is_plain = len(delimiter) == 1  # a token alone decides
         token_mask = llm.vocabulary.token_mask
         self.delimiters = token_mask([delimiter]) if self.is_plain else self._completing()
         self._delimiter_ids = frozenset(np.flatnonzero(self.delimiters).tolist())
         self._boxes = token_mask(["}"]) if stops_at_box else np.zeros_like(self.delimiters)
+        self._completes = (
+            completing(llm.vocabulary.token_texts, stop_texts) if stop_texts else np.zeros_like(self._boxes)
+        )
+        ends = self._boxes | self._completes  # of answers
         self._stops = {
-            True: self._stop_condition(self.delimiters | self._boxes, True),
-            False: self._stop_condition(self._boxes, False),
+            True: self._stop_condition(self.delimiters | ends, True),
+            False: self._stop_condition(ends, False),
         }
 
     @property
@@ -51,7 +55,7 @@ class StepEnds:
     def _stop_condition(self, mask: np.ndarray, stop_at_step: bool) -> StopCondition:
         """Stops at the tokens of a mask, (vocabulary,) bool, and looks at the text where a token does not decide."""
         rule = self.llm.runner.stops.add(mask)
-        if self.is_plain and not self.stops_at_box:
+        if self.is_plain and not self.stops_at_box and not self.stop_texts:
             return StopCondition(rule)
 
         def finish(branch: Branch, tokens: list[int]) -> str | None:
@@ -59,11 +63,17 @@ class StepEnds:
                 answer = branch.token_ids[branch.num_prompt_tokens :]
                 if has_closed_box(self.llm.decode(answer + tokens)):
                     return "boxed"
+            if self._completes[tokens[-1]] and self._has_stopped(branch, tokens):
+                return "stop"
             if stop_at_step and self.delimiters[tokens[-1]] and self.ends_step(tokens):
                 return "step"
             return None
 
         return StopCondition(rule, finish)
+
+    def _has_stopped(self, branch: Branch, tokens: Sequence[int]) -> bool:
+        answer = self.llm.decode([*branch.token_ids[branch.num_prompt_tokens :], *tokens])
+        return any(each in answer for each in self.stop_texts)
 
     def ends_step(self, tokens: Sequence[int]) -> bool:
         """Whether these tokens, the last of which may end a step, do end one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.config import SearchConfig
+from engine.counts import shown
 from engine.errors import UserError
 from engine.search.aggregate import check_agg_strategy
 from engine.search.protocols import Strategy
@@ -25,6 +26,11 @@ def check_arguments(strategy: Strategy, verifier: Verifier | None, config: Searc
         return
     if verifier is None:
         raise UserError(f"strategy {strategy.name!r} needs a verifier, got None")
+    if config.stop_texts and verifier.reads_trunk:
+        raise UserError(
+            f"a head on the policy's trunk reads at ends of steps and of texts, and at no stop texts, got "
+            f"{shown(config.stop_texts)}"
+        )
     if strategy.stop_at_step and verifier.judges == "answers":
         raise UserError(
             f"strategy {strategy.name!r} scores steps, the verifier judges whole answers only: "

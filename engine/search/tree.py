@@ -64,10 +64,10 @@ class Extension:
 def is_judged(step: Step) -> bool:
     """Whether a step is a finished step of the reasoning.
 
-    A truncated step is not finished. An end-of-text token alone is no step: judging it would put
-    an empty last step in the place of the real one.
+    A truncated step is not finished. An end-of-text token alone is no step, and neither is a stop text: judging it
+    would put an empty last step in the place of the real one.
     """
-    return step.finish in ("step", "boxed") or (step.finish == "eos" and step.text.strip() != "")
+    return step.finish in ("step", "boxed") or (step.finish in ("eos", "stop") and step.text.strip() != "")
 
 
 def join_steps(steps: Sequence[Step]) -> Step:

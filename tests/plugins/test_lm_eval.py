@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.errors import UserError
 from engine.plugins.eval_command import main
 from engine.plugins.lm_eval import SearchingLM
+from engine.prompts.stops import before_stops
 from engine.results import read_rows
 from engine.results.rows import FIELDS
 from engine.types import Rendered
@@ -200,6 +201,16 @@ def test_a_continuation_that_no_window_holds_is_refused(plain):
 
 
 # -- answers ---------------------------------------------------------------------------------
+
+
+def test_until_ends_what_is_sampled(options):
+    model, stop = make(options), "9"
+    for until in ([stop], []):
+        model.generate_until(asked("How many?", until=until))
+    stopped, free = model.rows
+    assert set(stopped["completions"]) == {before_stops(text, [stop]) for text in free["completions"]}
+    assert "stop" in stopped["finishes"]
+    assert sum(stopped["completion_tokens"]) < sum(free["completion_tokens"])
 
 
 def test_until_cuts_and_thoughts_are_left_out(options):

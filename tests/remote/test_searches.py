@@ -6,6 +6,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForTokenClassification
 
 from engine.accounting import Ledger
+from engine.config import SearchConfig
 from engine.engine import Engine
 from engine.errors import UserError
 from engine.keys import branch_key
@@ -37,6 +38,13 @@ def test_best_of_n_with_a_prm_of_our_own(engine, server):
             if reason == "stop" and text.strip():
                 assert candidate.scores == tuple(scores_of(engine, problem, text))
     assert any(candidate.scores for result in results for candidate in result.candidates)
+
+
+def test_stop_texts_are_the_endpoints_affair(engine, server):
+    engine.search(PROBLEMS, Majority(), config=SearchConfig(2, stop_texts=("b", "4?"), max_tokens=8))
+    assert [body["stop"] for _, body in server.asked] == [["b", "4?"]] * 4
+    engine.search(PROBLEMS[:1], Majority(), 1, **OPTIONS)
+    assert "stop" not in server.asked[-1][1]
 
 
 def scores_of(engine: Engine, problem: Problem, text: str) -> list[float]:
