@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import tomllib
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from inspect_ai import Task, eval
+from inspect_ai._cli.main import inspect
+from inspect_ai._util.entrypoints import clear_entry_points_state
 from inspect_ai.dataset import Sample
 from inspect_ai.model import (
     ChatMessageAssistant,
@@ -36,9 +35,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(autouse=True)
-def provider(monkeypatch, tmp_path):
-    """What Inspect does at its start with an installed package."""
-    EntryPoint("ttc", PROJECT["entry-points"]["inspect_ai"]["ttc"], "inspect_ai").load()
+def installed(monkeypatch, tmp_path):
+    """What an installation of this package tells Inspect, which reads it at its start; and logs in a folder."""
+    groups = (
+        f"[{group}]\n" + "".join(f"{name} = {where}\n" for name, where in named.items())
+        for group, named in PROJECT["entry-points"].items()
+    )
+    info = tmp_path / "site" / f"ttc_engine-{PROJECT['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Name: ttc-engine\nVersion: {PROJECT['version']}\n")
+    (info / "entry_points.txt").write_text("".join(groups))
+    monkeypatch.syspath_prepend(info.parent)
+    clear_entry_points_state()
     monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path / "logs"))
     monkeypatch.setenv("INSPECT_DISPLAY", "none")
 
@@ -117,8 +125,14 @@ def test_what_is_asked_changes_the_search(options):
     short = generate(api, "How many?", max_tokens=3)
     assert short.usage.output_tokens <= 12
     assert short.stop_reason == "max_tokens"
-    cut = generate(api, "How many?", max_tokens=24, stop_seqs=[plain[3:5]])
-    assert (cut.completion, cut.stop_reason) == (plain[: plain.find(plain[3:5])], "stop")
+
+
+def test_a_stop_text_ends_an_answer(options):
+    one = {**options, "strategy": "majority", "budget": 1, "prm": None}
+    whole = generate(model(one), "How many?").completion
+    cut = generate(model(one), "How many?", stop_seqs=[whole[3:5]])
+    assert (cut.completion, cut.stop_reason) == (whole[: whole.find(whole[3:5])], "stop")
+    assert cut.usage.output_tokens < 24
 
 
 def test_a_conversation_is_rendered_whole(options):
@@ -221,30 +235,16 @@ def test_cancelling_a_sample_ends_its_search(options):
     api.close()
 
 
-def test_an_installed_package_needs_no_import(options, problems, tmp_path):
-    """Inspect's own command line, which reads the entry points of what is installed, and `-M`."""
-    groups = "".join(
-        f"[{group}]\n" + "".join(f"{name} = {where}\n" for name, where in named.items())
-        for group, named in PROJECT["entry-points"].items()
-    )
-    info = tmp_path / "site" / f"ttc_engine-{PROJECT['version']}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Name: ttc-engine\nVersion: {PROJECT['version']}\n")
-    (info / "entry_points.txt").write_text(groups)
-    (tmp_path / "counting.py").write_text(
+def test_the_command_line_passes_its_arguments_on(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("counting.py").write_text(
         "from inspect_ai import Task, task\nfrom inspect_ai.dataset import Sample\n\n"
         "@task\ndef counting():\n    return Task(dataset=[Sample(input='How many?', id='a')])\n"
     )
     arguments = [part for name, value in options.items() if name != "policy" for part in ("-M", f"{name}={value}")]
-    inspect = [sys.executable, "-c", "from inspect_ai._cli.main import main; main()"]
-    run = subprocess.run(
-        [*inspect, "eval", "counting.py", "--model", f"ttc/{options['policy']}", *arguments, "--log-format", "json"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{info.parent}:{ROOT}"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr + run.stdout
+    named = ["eval", "counting.py", "--model", f"ttc/{options['policy']}", *arguments, "--log-format", "json"]
+    run = CliRunner().invoke(inspect, named)
+    assert run.exit_code == 0, run.output
     (log,) = (tmp_path / "logs").glob("*.json")
     read = json.loads(log.read_text())
     assert read["status"] == "success", read

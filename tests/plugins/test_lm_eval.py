@@ -27,6 +27,7 @@ from engine.types import Rendered
 from tests.cli.conftest import comparable
 from tests.docs.builders import WORD_PROBLEMS
 from tests.plugins.conftest import CONTEXT, typed, written
+from tests.tiny import tiny_policy, tiny_trunk_head
 
 GSM8K = """\
 task: our_gsm8k
@@ -203,23 +204,27 @@ def test_a_continuation_that_no_window_holds_is_refused(plain):
 # -- answers ---------------------------------------------------------------------------------
 
 
-def test_until_ends_what_is_sampled(options):
-    model, stop = make(options), "9"
-    for until in ([stop], []):
-        model.generate_until(asked("How many?", until=until))
-    stopped, free = model.rows
-    assert set(stopped["completions"]) == {before_stops(text, [stop]) for text in free["completions"]}
+def test_until_ends_every_candidate(options):
+    model = make(options)
+    model.generate_until(asked("How many?", do_sample=False))
+    (free,) = model.rows
+    stop = max(free["completions"], key=len)[3:5]
+    (text,) = model.generate_until(asked("How many?", until=[stop, "", "never"], max_gen_toks=24))
+    stopped = model.rows[1]
+    assert set(stopped["completions"]) == {before_stops(each, [stop]) for each in free["completions"]}
     assert "stop" in stopped["finishes"]
     assert sum(stopped["completion_tokens"]) < sum(free["completion_tokens"])
+    assert text in stopped["completions"]
+    assert model.generate_until(asked("How many?", until=stop)) == [text]
 
 
-def test_until_cuts_and_thoughts_are_left_out(options):
-    model = make(options)
-    (text,) = model.generate_until(asked("How many?", do_sample=False))
-    assert len(text) > 8
-    (cut,) = model.generate_until(asked("How many?", until=[text[5:7], "never"], max_gen_toks=24))
-    assert cut == text[: text.find(text[5:7])] != text
-    assert model.generate_until(asked("How many?", until=text[4])) == [text[: text.find(text[4])]]
+def test_a_head_on_the_trunk_reads_at_no_until(tmp_path):
+    folders = {"policy": str(tiny_policy(tmp_path / "policy")), "trunk_head": str(tiny_trunk_head(tmp_path / "head"))}
+    model = SearchingLM(**folders, verifier="trunk", strategy="best-of-n", budget=2, max_tokens=24, num_blocks=1024)
+    (free,) = model.generate_until(asked("?3?"))
+    (cut,) = model.generate_until(asked("?3?", until=[free[2:4]]))
+    assert cut == before_stops(free, [free[2:4]]) != free
+    assert model.rows[0]["completions"] == model.rows[1]["completions"]
 
 
 def test_a_request_that_samples_draws_as_it_asks(options):
