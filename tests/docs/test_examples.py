@@ -54,6 +54,9 @@ def here(models, tmp_path, monkeypatch) -> Path:
     for each in models.iterdir():
         (tmp_path / each.name).symlink_to(each)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    if "datasets" in sys.modules:
+        monkeypatch.setattr(sys.modules["datasets"].config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -106,14 +109,12 @@ def run_python(block: Block, names: dict[str, object], where: str) -> str:
 
 
 def run_bash(block: Block, here: Path, where: str) -> str:
-    """Runs a block in a shell whose `ttc` and `ttc-eval` are these; what it prints on stdout at its end."""
-    programs = here / "bin"
-    programs.mkdir(exist_ok=True)
-    for name, module in {"ttc": "engine.cli", "ttc-eval": "engine.plugins.eval_command"}.items():
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
-        (programs / name).chmod(0o755)
-    places = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    places["HF_DATASETS_CACHE"] = str(here / "datasets")
+    """Runs a block in a shell whose `ttc` is this one; what it prints on stdout at its end."""
+    program = here / "bin" / "ttc"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m engine.cli "$@"\n')
+    program.chmod(0o755)
+    places = {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.text], env=os.environ | places, capture_output=True, text=True
     )
