@@ -46,6 +46,7 @@ Pair = tuple[tuple[str, str] | None, list[int], list[int]]  # texts, and token i
 class SearchingLM(TemplateLM):
     """Model arguments are the options of `ttc search`, by their names on its command line with underscores.
 
+    `pretrained` is another name of `policy`: by it lm-eval names the folder of its results.
     `ledger` names a file for the rows of all searches, as `ttc search` writes them, with lm-eval's `task`, `doc_id` and
     `repeat`. `on_error` is stop or row: with row a problem that fails is answered by an empty text.
     Raises UserError for whatever `ttc search` refuses.
@@ -60,9 +61,13 @@ class SearchingLM(TemplateLM):
         on_error: str = "stop",
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        pretrained: str | None = None,
         **options: object,
     ):
         super().__init__()
+        if pretrained is not None and "policy" in options:
+            raise UserError(f"policy and pretrained are one option, got {shown(options['policy'])} and {pretrained!r}")
+        options |= {} if pretrained is None else {"policy": pretrained}
         if batch_size not in (None, 1, "1", "auto") or max_batch_size is not None:
             size = batch_size if max_batch_size is None else max_batch_size
             raise UserError(

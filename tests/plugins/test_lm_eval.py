@@ -27,6 +27,7 @@ from engine.types import Rendered
 from tests.cli.conftest import comparable
 from tests.docs.builders import WORD_PROBLEMS
 from tests.plugins.conftest import CONTEXT, typed, written
+from tests.remote.server import serving
 from tests.tiny import tiny_policy, tiny_trunk_head
 
 GSM8K = """\
@@ -100,13 +101,14 @@ def command(options: dict, tasks: Path, name: str, *more: object) -> list[str]:
 
 def test_fifty_rows_are_those_of_a_search(options, tasks, problems, ttc, tmp_path, capsys, no_other_tasks):
     out, rows = tmp_path / "out", tmp_path / "rows.jsonl"
-    status = main(command(options, tasks, "our_gsm8k", "--output_path", out, "--log_samples"))
+    named = {"pretrained" if name == "policy" else name: value for name, value in options.items()}
+    status = main(command(named, tasks, "our_gsm8k", "--output_path", out, "--log_samples"))
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert "our_gsm8k" in printed.out
     outcome = ttc("search", problems, *typed(options), "--out", rows)
     assert outcome.status == 0, outcome.err
-    (beside,) = out.glob("*/ttc_*.jsonl")
+    (beside,) = out.glob("*policy/ttc_*.jsonl")  # where lm-eval put its results
     found, wanted = read_rows(beside), read_rows(rows)
     assert len(wanted) == 50
     same = [name for name in FIELDS if name not in ("answer", "correct")]  # a search is not told what is right
@@ -296,6 +298,20 @@ def test_a_problem_that_fails(options, tmp_path):
     assert "ttc" in model.get_model_info()
 
 
+def test_an_endpoint_answers_and_tells_no_likelihoods(folders):
+    with serving(folders.policy) as server:
+        named = {"policy": server.name, "prm": str(folders.prm), "task": "gsm8k", "max_tokens": 8, "num_blocks": 256}
+        model = SearchingLM(**named, strategy="best-of-n", budget=2, prompt_style="chat")
+        (text,) = model.generate_until(asked("How many?", until=["9"]))
+        assert [body["stop"] for _, body in server.asked] == [["9"]] * 2
+    (row,) = model.rows
+    assert text == before_stops(row["completions"][row["agg_scores"].index(max(row["agg_scores"]))], ["9"])
+    with pytest.raises(UserError, match=r"tells no likelihoods of given texts: .* got openai:"):
+        model.loglikelihood([Instance("loglikelihood", {}, ("a", "b"), 0)])
+    with pytest.raises(UserError, match="needs a chat template"):
+        model.chat_template(True)
+
+
 # -- conversations ---------------------------------------------------------------------------
 
 
@@ -363,6 +379,7 @@ def test_a_cache_belongs_to_one_configuration(options, tmp_path):
         ({"beam_width": 2}, "--beam-width has no effect with --strategy best-of-n"),
         ({"total_budget": 9}, "no option 'total_budget'"),
         ({"prm": None}, "--verifier prm .* needs --prm"),
+        ({"pretrained": "home"}, "policy and pretrained are one option, got .* and 'home'"),
         ({"on_error": "cry"}, "on_error must be stop or row, got 'cry'"),
         ({"batch_size": 8}, "a batch size has no effect .* got 8"),
     ],
