@@ -83,7 +83,7 @@ class SearchingLM(TemplateLM):
         self.scored = Ledger()  # what likelihoods have cost
         self._chat = chat_format(self.engine) if isinstance(self.engine.policy, LLM) else None
         self._prompts: dict[str, str] = {}  # by the text of a conversation: what its user says last
-        self._is_chat = False
+        self._is_chat = False  # whether the next answers are to conversations alone
         type(self).last = self
 
     @classmethod
@@ -130,6 +130,7 @@ class SearchingLM(TemplateLM):
                     texts[index] = "" if isinstance(found, Exception) else _answer(found, asked[index])
                     self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
                     progress.update()
+        self._is_chat = False
         self.rows += (rows[index] for index in range(len(requests)))
         self._write_ledger()
         return [texts[index] for index in range(len(requests))]
@@ -146,7 +147,7 @@ class SearchingLM(TemplateLM):
         doc = request.doc if isinstance(request.doc, Mapping) else {}
         name = str(request.doc_id if doc.get("id") is None else doc["id"])
         problem = self.engine.as_problem({"problem": prompt, "id": f"{name}#{repeat}" if repeat else name}, 0)
-        return replace(problem, conversation=Rendered(context)) if self._is_chat else problem
+        return replace(problem, conversation=Rendered(context)) if context in self._prompts else problem
 
     def _found(
         self, config: SearchConfig, indices: Sequence[int], problems: Sequence[Problem], origins: Sequence[tuple]

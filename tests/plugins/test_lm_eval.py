@@ -340,6 +340,22 @@ def test_conversations_are_rendered_as_hf_renders_them(options, hf):
     assert model.engine.prompt_ids(given) == model.engine.policy.encode(text, is_start=False)
 
 
+def test_a_task_whose_contexts_are_conversations(options, tasks):
+    """lm-eval's function, unlike its command line, does not tell a model that it asks for conversations."""
+    model = make(options, prompt_style="plain")
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    asked_for = {"tasks": ["our_gsm8k"], "limit": 2, "bootstrap_iters": 0, "task_manager": manager}
+    lm_eval.simple_evaluate(model=model, **asked_for, apply_chat_template=True)
+    lm_eval.simple_evaluate(model=model, **asked_for)
+    chats, plain = model.rows[:2], model.rows[2:]
+    questions = [row["problem"] for row in plain]
+    assert [row["problem"] for row in chats] == questions
+    for rows, style in ((chats, "chat"), (plain, "plain")):
+        engine = make(options, prompt_style=style).engine
+        wanted = engine.search(questions, model.searcher.strategy, config=model.searcher.config)
+        assert [row["completions"] for row in rows] == [[each.text for each in found.candidates] for found in wanted]
+
+
 def test_conversations_that_cannot_be_are_refused(options):
     model = make(options)
     with pytest.raises(UserError, match="none by name, got 'rag'"):
