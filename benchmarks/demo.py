@@ -17,10 +17,10 @@ import typer
 from rich.console import Console
 
 from benchmarks.options import parse_seeds
-from benchmarks.timing import clear_caches
 from engine.commands import run_app
 from engine.engine import Engine
 from engine.files import write_atomically
+from engine.loading import clear_caches
 from engine.reports import compare, summarize, terminal_table, write_report
 from engine.reports.progress import RunProgress
 from engine.results import result_row, row_line

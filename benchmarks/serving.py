@@ -24,8 +24,9 @@ from multiprocessing import get_context
 
 from benchmarks.options import check_counts, make_parser, settings
 from benchmarks.reliability.aborts import leaked_blocks
-from benchmarks.timing import clear_caches, seconds_of
+from benchmarks.timing import seconds_of
 from engine.engine import Engine
+from engine.loading import clear_caches
 from engine.results.provenance import provenance, write_json
 from engine.search.registry import parse_strategy
 from engine.serve.answers import ranked

@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 
-from engine import Engine
 from engine.reports.progress import Progress
 
 Call = Callable[[], object]
@@ -30,12 +29,6 @@ class Run:
     @property
     def tokens_per_second(self) -> float:
         return self.num_tokens / self.seconds
-
-
-def clear_caches(engine: Engine) -> None:
-    """Empties the prefix caches: no search may live on what the one before it has paid for."""
-    for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
-        llm.clear_cache()
 
 
 def seconds_of(call: Call) -> float:

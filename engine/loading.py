@@ -34,6 +34,7 @@ from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.spec import VerifierSpec
 
 if TYPE_CHECKING:
+    from engine.engine import Engine
     from engine.remote import RemoteModel
 
 AnyVerifier = str | Verifier | Callable[[str, list[str]], float]
@@ -259,3 +260,9 @@ def _load_reviser(folder: Path, policy: LLM, **limits) -> LLM:
     if reviser.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(f"the reviser at {folder} must have the vocabulary of the policy at {policy.folder}")
     return reviser
+
+
+def clear_caches(engine: Engine) -> None:
+    """Empties the prefix caches of its models: no search may live on what the one before it has paid for."""
+    for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
+        llm.clear_cache()

@@ -27,11 +27,11 @@ from rich.table import Table
 
 from benchmarks.equal_flops.uniform import Point, compared
 from benchmarks.options import make_parser, settings, split_numbers
-from benchmarks.timing import clear_caches
 from engine import ComputeOptimal, Engine, Majority, Problem, Sampling, SearchResult
 from engine.commands import run_command
 from engine.engine import DEFAULT_SAMPLING
 from engine.errors import UserError
+from engine.loading import clear_caches
 from engine.reports.progress import Progress
 from engine.results.provenance import provenance, write_json
 from engine.scheduler import CalibrationWarning, calibration_file, can_spend, parse_strategy

@@ -16,10 +16,11 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.throughput.plain import Beam, BeamSearchResult, PlainBeamSearch
-from benchmarks.timing import Missing, Run, clear_caches, timed
+from benchmarks.timing import Missing, Run, timed
 from engine import BeamSearch, BestOfN, Engine, Lookahead, Majority, Problem, Sampling
 from engine.accounting import ModelShape
 from engine.accounting.flops import forward_flops
+from engine.loading import clear_caches
 from engine.search.protocols import Strategy
 
 WIDTH = 4

@@ -11,9 +11,9 @@ from benchmarks.paper.models import Models
 from benchmarks.paper.pools import Pool, pool_row, short_scores
 from benchmarks.paper.settings import BINS_STREAM, Settings
 from benchmarks.resumable import run_rows
-from benchmarks.timing import clear_caches
 from engine import Engine
 from engine.accounting import Ledger
+from engine.loading import clear_caches
 from engine.model.digest import checkpoint_digest
 from engine.results import read_journal
 from engine.results.rows import Row

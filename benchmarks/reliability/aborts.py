@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.options import check_counts, make_parser, settings
-from benchmarks.timing import clear_caches
 from engine.engine import Engine
 from engine.errors import UserError
+from engine.loading import clear_caches
 from engine.reports.progress import Progress
 from engine.results.provenance import provenance, write_json
 from engine.runtime import LLM

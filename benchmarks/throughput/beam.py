@@ -10,8 +10,9 @@ import torch
 
 from benchmarks.throughput import plain
 from benchmarks.throughput.agreement import check_logits, check_score
-from benchmarks.timing import alternate, clear_caches, compare, faster, median_seconds
+from benchmarks.timing import alternate, compare, faster, median_seconds
 from engine import BeamSearch, Engine, Problem, Sampling
+from engine.loading import clear_caches
 from engine.reports.progress import Progress
 from engine.tasks import take_problems
 

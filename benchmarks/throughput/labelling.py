@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.options import check_counts, make_parser, settings
-from benchmarks.timing import Run, alternate, clear_caches, median_rate
+from benchmarks.timing import Run, alternate, median_rate
 from engine import LLM, BestOfN, Engine
+from engine.loading import clear_caches
 from engine.model import resolve_folder
 from engine.reports.progress import Progress
 from engine.results.provenance import Bystanders, provenance, write_json

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +15,13 @@ from engine.cli.grid import Grid, GridOptions, build_grid, make_bins
 from engine.cli.inputs import MODELS, PROMPTS, check_prompts, checked_config, load_engine
 from engine.cli.options import Given, command
 from engine.cli.problems import ProblemOptions, find_problems
+from engine.cli.replicas import REPLICAS, ReplicaOptions
 from engine.cli.strategies import check_verifier_used
 from engine.cli.tables import calibration_table
 from engine.config import ENDPOINT, EngineConfig, SearchConfig, is_endpoint
 from engine.errors import UserError
 from engine.files import write_atomically
+from engine.loading import clear_caches
 from engine.results.digests import problems_digest
 from engine.scheduler import (
     Assigned,
@@ -38,10 +42,13 @@ from engine.scheduler.probe import check_problems, fit_probe
 from engine.search import Strategy
 
 if TYPE_CHECKING:
+    from engine.distributed import Replicas
     from engine.engine import Engine
     from engine.results import Journal
     from engine.results.rows import Row
     from engine.types import Problem, SearchResult
+
+    Search = Callable[..., Iterable[tuple[int, Row]]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class Output:
         "Difficulty": "predictor pilot reuse bins min_per_bin",
         "Search": "agg_strategy verifier temperature top_p top_k min_p max_tokens seed",
         "Models": MODELS,
+        "Cluster": REPLICAS,
         "Output": "out overwrite",
     }
 )
@@ -86,6 +94,7 @@ def calibrate(
     models: EngineConfig,
     config: SearchConfig,
     options: GridOptions,
+    cluster: ReplicaOptions,
     output: Output,
 ) -> None:
     """Measures strategies and budgets by difficulty, for `ttc search --strategy compute-optimal`.
@@ -98,6 +107,7 @@ def calibrate(
 
     check_out(output.out, source.problems, models.few_shot)
     _check(given, models, config, options)
+    replicas = cluster.asked(given, models)
     grid = build_grid(options, config.verifier, has_reviser=_has_reviser(models))
     sampled = PilotSamples(grid.predictor, grid.is_scored, grid.revises)
     problems, origins = find_problems(source, models.task, given)
@@ -111,7 +121,8 @@ def calibrate(
     rows = RowsSoFar(len(problems) * len(grid.cells))
 
     def make_rows(todo: list[int]) -> Iterator[tuple[int, Row]]:
-        yield from measure_rows(engine, problems, grid, todo, config, rows)
+        with _searching(engine, models, replicas) as search:
+            yield from measure_rows(engine, problems, grid, todo, config, rows, search)
 
     def write(journal: Journal) -> None:
         predictor, eases = _fitted(grid, journal.done, len(problems))
@@ -165,6 +176,26 @@ class RowsSoFar(dict[int, "Row"]):
         return True
 
 
+@contextmanager
+def _searching(engine: Engine, models: EngineConfig, replicas: Replicas | None) -> Iterator[Search]:
+    """What searches problems with caches that are empty before: the engine, or replicas of it."""
+    if replicas is not None:
+        from engine.distributed import Session
+
+        with closing(Session(models, replicas)) as session:
+            yield session.search_iter
+        return
+
+    def search(
+        problems: Sequence[Problem], plan: Assigned, config: SearchConfig, convert: Callable[[SearchResult], Row]
+    ) -> Iterator[tuple[int, Row]]:
+        clear_caches(engine)
+        for position, result in engine.search_iter(problems, plan, config=config):
+            yield position, convert(result)
+
+    yield search
+
+
 def measure_rows(
     engine: Engine,
     problems: list[Problem],
@@ -172,6 +203,7 @@ def measure_rows(
     todo: list[int],
     config: SearchConfig,
     rows: Mapping[int, Row],
+    search: Search,
 ) -> Iterator[tuple[int, Row]]:
     """(position, row) of the searches that are still to be done, cell by cell; `rows` are those done so far.
 
@@ -192,13 +224,9 @@ def measure_rows(
         starts = samples if predictor.is_reused else [None] * len(problems)
         running = strategy if strategy.stop is None else stopping_at(strategy, _chances(grid, rows, len(problems)))
         plans = {problems[index].id: Assignment(running, budget, starts[index]) for index in chosen}
-        for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
-            llm.clear_cache()  # a strategy must not live on what the one before it has paid for
-        each = replace(config, budget=budget)
-        found = engine.search_iter([problems[index] for index in chosen], Assigned(plans), config=each)
-        for position, result in found:
+        asked, to_row = [problems[index] for index in chosen], partial(_row, strategy=strategy)
+        for position, row in search(asked, Assigned(plans), replace(config, budget=budget), convert=to_row):
             index = chosen[position]
-            row = _row(result, strategy)
             if not predictor.is_probe:
                 row["ease"] = eases[index]
             elif number == 0:

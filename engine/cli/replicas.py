@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.cli.options import Given
-from engine.config import EngineConfig
+from engine.config import ENDPOINT, EngineConfig, is_endpoint
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ class ReplicaOptions:
             return None
         from engine.distributed import Replicas
 
+        if is_endpoint(models.policy):
+            raise UserError(
+                f"--ray is not for --policy {ENDPOINT}..., whose server has replicas of its own: "
+                f"--max-batch of one process sets how much it is asked at once, got {self.ray!r}"
+            )
         if models.tensor_parallel > 1:
             raise UserError(
                 f"a replica of --ray is one process, which --tensor-parallel {models.tensor_parallel} is not: "

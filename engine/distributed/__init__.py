@@ -2,6 +2,6 @@
 
 from engine.distributed.ray_pool import Replicas
 from engine.distributed.rollouts import label
-from engine.distributed.search import search
+from engine.distributed.search import Session, search
 
-__all__ = ["Replicas", "label", "search"]
+__all__ = ["Replicas", "Session", "label", "search"]

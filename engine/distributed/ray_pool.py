@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +18,20 @@ _PATIENCE = 1.0  # seconds
 
 
 class Worker:
-    """What a replica runs: made in its process, from what can be sent there."""
+    """What a replica runs: made in its process, from what can be sent there. `llm` is what it samples from."""
 
-    def window(self) -> int:
-        """How many items are to be under way at once."""
-        raise NotImplementedError
+    llm: LLM
 
-    async def do(self, item: Any) -> Any:
+    def window(self, rows_each: int) -> int:
+        """How many items that sample `rows_each` branches each are to be under way at once.
+
+        Those that a batch has room for, and a few that wait.
+        """
+        return -(-3 * self.llm.runner.table.batch_size // (2 * rows_each)) + _SPARE
+
+    async def do(self, *item: Any) -> Any:
         """Works on an item beside others; what it raises ends that item alone."""
         raise NotImplementedError
-
-    @staticmethod
-    def window_of(llm: LLM, rows_each: int) -> int:
-        """For items that sample `rows_each` branches each: those that a batch has room for, and a few that wait."""
-        return -(-3 * llm.runner.table.batch_size // (2 * rows_each)) + _SPARE
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,24 @@ class _Replica:
     def __init__(self, make: Callable[[], Worker]):
         self._worker = make()
 
-    async def window(self) -> int:
-        return self._worker.window()
+    async def window(self, rows_each: int) -> int:
+        return self._worker.window(rows_each)
 
-    async def do(self, item: Any) -> Any:
+    async def do(self, *item: Any) -> Any:
         """What the worker made of the item, or the error that it raised: an error of Ray's means a lost replica."""
         try:
-            return await self._worker.do(item)
+            return await self._worker.do(*item)
         except Exception as error:
             return error
 
 
 class RayPool:
-    """Actors that Ray starts again when they, or their machines, are lost."""
+    """Actors that Ray starts again when they, or their machines, are lost. They wait for an `assign`."""
 
-    def __init__(self, replicas: Replicas, make: Callable[[], Worker], payload: Callable[[int], Any]):
-        """`payload` is what is sent of an item. Raises UserError without Ray, a cluster, or room for one replica."""
+    def __init__(self, replicas: Replicas, make: Callable[[], Worker]):
+        """Raises UserError without Ray, a cluster, or room for one replica."""
         self._ray = _connect(replicas.address)
-        self.size, self._make, self._payload = replicas.num, make, payload
+        self.size, self._make = replicas.num, make
         _check_room(self._ray, replicas)
         options = {"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus, "max_restarts": -1}
         _Replica.window = self._ray.method(max_task_retries=-1)(_Replica.window)  # asked again of the one started next
@@ -83,6 +83,15 @@ class RayPool:
         self._windows = [0] * self.size
         self._asked: dict[Any, int] = {}
         self._under_way: dict[Any, tuple[int, int]] = {}
+
+    def share(self, value: Any) -> tuple[Any]:
+        """Stores a value on the cluster once; a worker that is sent what is returned awaits its one entry."""
+        return (self._ray.put(value),)
+
+    def assign(self, payload: Callable[[int], Sequence[Any]], rows_each: int) -> None:
+        """Sets what an item means from now on, while none is under way: what `Worker.do` is called with."""
+        self._payload, self._rows_each = payload, rows_each
+        self._asked.clear()
         for replica in range(self.size):
             self._ask_window(replica)
 
@@ -90,7 +99,7 @@ class RayPool:
         return self._windows[replica]
 
     def begin(self, replica: int, item: int) -> None:
-        self._under_way[self._actors[replica].do.remote(self._payload(item))] = replica, item
+        self._under_way[self._actors[replica].do.remote(*self._payload(item))] = replica, item
 
     def wait(self) -> list[Ended]:
         refs = [*self._asked, *self._under_way]
@@ -109,7 +118,7 @@ class RayPool:
         """Has a replica say how much it takes, once it is there; until then it takes nothing."""
         self._windows[replica] = 0
         if replica not in self._asked.values():
-            self._asked[self._actors[replica].window.remote()] = replica
+            self._asked[self._actors[replica].window.remote(self._rows_each)] = replica
 
     def _hear_window(self, ref: Any) -> None:
         replica = self._asked.pop(ref)

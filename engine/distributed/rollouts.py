@@ -28,7 +28,8 @@ def label(
 
     `model` holds the arguments of `LLM.load`. What is lost with a replica is labelled again by others.
     """
-    with closing(RayPool(replicas, _Make(recipe, dict(model)), problems.__getitem__)) as pool:
+    with closing(RayPool(replicas, _Make(recipe, dict(model)))) as pool:
+        pool.assign(lambda index: (problems[index],), rows_each(recipe))
         for index, labelled in drive(pool, todo):
             yield index, settled(labelled, on_error)
 
@@ -46,11 +47,8 @@ class _Make:
 
 class _Labeller(Worker):
     def __init__(self, given: _Make):
-        self._llm, self._rows = LLM.load(**given.model), rows_each(given.recipe)
-        self._label, self._driver = labeller(self._llm, given.recipe), Driver()
-
-    def window(self) -> int:
-        return self.window_of(self._llm, self._rows)
+        self.llm, self._rows = LLM.load(**given.model), rows_each(given.recipe)
+        self._label, self._driver = labeller(self.llm, given.recipe), Driver()
 
     async def do(self, item: Problem) -> LabelledAnswers:
         loop, labelled = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
@@ -60,5 +58,5 @@ class _Labeller(Worker):
             loop.call_soon_threadsafe(give, outcome)
 
         once = (self._label(item) for _ in range(1))
-        self._driver.start(self._driver.job([self._llm], once, self._rows), deliver)
+        self._driver.start(self._driver.job([self.llm], once, self._rows), deliver)
         return await labelled
