@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from engine.config import EngineConfig, is_endpoint, without_password
 from engine.counts import check_count, check_real
@@ -34,7 +34,6 @@ from engine.verifiers.loading import build_verifier, load_verifier_model
 from engine.verifiers.spec import VerifierSpec
 
 if TYPE_CHECKING:
-    from engine.engine import Engine
     from engine.remote import RemoteModel
 
 AnyVerifier = str | Verifier | Callable[[str, list[str]], float]
@@ -262,7 +261,14 @@ def _load_reviser(folder: Path, policy: LLM, **limits) -> LLM:
     return reviser
 
 
-def clear_caches(engine: Engine) -> None:
+class _HasModels(Protocol):
+    policy: LLM
+    prm: LLM | None
+    orm: LLM | None
+    reviser: LLM | None
+
+
+def clear_caches(engine: _HasModels) -> None:
     """Empties the prefix caches of its models: no search may live on what the one before it has paid for."""
     for llm in filter(None, (engine.policy, engine.prm, engine.orm, engine.reviser)):
         llm.clear_cache()

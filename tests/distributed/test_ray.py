@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import closing
 
 import pytest
 import ray
@@ -9,7 +10,8 @@ from ray.cluster_utils import Cluster
 
 from engine import BeamSearch, BestOfN, Engine, EngineConfig, SearchConfig
 from engine.cli import main
-from engine.distributed import Replicas, search
+from engine.cli.replicas import ReplicaOptions
+from engine.distributed import Replicas, Session, search
 from engine.errors import UserError
 from engine.results import result_row
 from engine.tasks import take_problems
@@ -85,7 +87,9 @@ def test_a_problem_that_raises_or_kills_replicas_becomes_an_error_alone(cluster,
 def test_commands_write_the_files_of_one_process(cluster, tmp_path):
     search = ["search", "--limit", "6", "--strategy", "beam", "--budget", "4"]
     rollouts = ["rollouts", "--num-questions", "3", "--num-samples", "2", "--num-rollouts", "2"]
-    for name, command in (("rows", search), ("labels", rollouts)):
+    strategies = ["--strategies", "best-of-n,beam:width=2:stop=0.9", "--budgets", "4,8"]
+    calibrate = ["calibrate", "--limit", "40", *strategies, "--bins", "0.6", "--min-per-bin", "2"]
+    for name, command in (("rows", search), ("labels", rollouts), ("calibration", calibrate)):
         alone, shared = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-shared.jsonl"
         assert main([*command, "--out", str(alone)]) == 0
         assert main([*command, "--out", str(shared), "--ray", "auto"]) == 0
@@ -100,3 +104,13 @@ def test_replicas_that_cannot_be(cluster, engine):
         Replicas(0)
     with pytest.raises(UserError, match="nowhere"):
         list(search(problems, STRATEGY, EngineConfig("/nowhere"), CONFIG, Replicas(1)))
+    with pytest.raises(UserError, match="--ray is not for --policy openai:"):
+        ReplicaOptions(ray="auto").asked({}, EngineConfig("openai:http://localhost:1/v1#small"))
+
+
+def test_each_search_of_a_session_begins_without_the_caches_of_the_last(cluster, engine):
+    problems = take_problems(engine.task, "validation", 6)
+    with closing(Session(EngineConfig("home"), Replicas(1))) as session:
+        for strategy in (BestOfN(), STRATEGY):
+            found = dict(session.search_iter(problems, strategy, CONFIG, convert=result_row))
+            assert [found[index] for index in range(6)] == wanted(engine, problems, strategy)
