@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BUILD_REQUIRES) > $(VENV)/build-requires.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/build-requires.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,serve,remote,ray,eval,inspect,dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,serve,remote,ray,eval,inspect,gym,dev]"
 	touch $@
 
 build: $(VENV)/.installed

@@ -30,7 +30,7 @@ class ProblemOptions:
     """Of the rows that are read; by default the task's."""
 
     limit: int | None = field(
-        default=None, metadata={"help": f"The first so many problems; of task walks {DEFAULT_LIMIT}."}
+        default=None, metadata={"help": f"The first so many problems; of walks and gym {DEFAULT_LIMIT}."}
     )
 
 

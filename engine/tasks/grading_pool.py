@@ -1,4 +1,4 @@
-"""Worker processes that compare answers, each killed when it exceeds a limit of CPU time.
+"""Worker processes that grade answers, each killed when it exceeds a limit of CPU time.
 
 Processes rather than threads, because sympy can hang in C code or use up all memory, and neither can be stopped from
 inside. They start when first needed, as separate programs (a fork would copy torch's threads) in separate sessions
@@ -28,6 +28,10 @@ _START_SECONDS = 120.0  # for sympy's import on a busy machine
 _WALL_SHARE = 10.0  # seconds of the clock per second of the limit
 _GRACE_SECONDS = 1.0
 _MAX_STARTS = 3  # in a row that fail
+_NEEDS = {
+    "math": "grading needs math-verify",
+    "gym": "a task gym:NAME needs reasoning-gym (pip install 'ttc-engine[gym]')",
+}
 
 
 @dataclass
@@ -42,11 +46,12 @@ class Allowance:
 
 
 class WorkerPool:
-    """Up to `num_workers` processes. Not thread-safe."""
+    """Up to `num_workers` processes of one kind of `grading_worker`: "math" or "gym". Not thread-safe."""
 
-    def __init__(self, num_workers: int, max_bytes: int) -> None:
+    def __init__(self, num_workers: int, max_bytes: int, kind: str = "math") -> None:
         self.num_workers = num_workers
         self.max_bytes = max_bytes
+        self.kind = kind
         self._workers: list[_Worker] = []
         self._owner = os.getpid()
         self._finalizer = weakref.finalize(self, _kill_all, self._workers, self._owner)
@@ -59,23 +64,33 @@ class WorkerPool:
     def compare(
         self, pairs: Sequence[tuple[str, str]], seconds: float, allowances: Sequence[Allowance]
     ) -> list[bool | None]:
-        """Whether each (gold, answer) is equal; None for one that took over `seconds` of CPU time or ended its worker.
+        """Whether each (gold, answer) is equal; None where the workers cannot tell.
 
-        `allowances` has one per pair, from which the pair's time is taken; once it is spent, its pairs are None too.
-        Raises UserError if math-verify is not installed, RuntimeError if no worker can be started.
+        As `ask`, of workers of the kind "math".
+        """
+        return [{"1": True, "0": False}.get(reply) for reply in self.ask(pairs, seconds, allowances)]
+
+    def ask(
+        self, requests: Sequence[Sequence[object]], seconds: float, allowances: Sequence[Allowance]
+    ) -> list[str | None]:
+        """The reply to each request; None for one that took over `seconds` of CPU time or ended its worker.
+
+        Requests are JSON values. `allowances` has one for each, from which its time is taken; once it is spent, its
+        requests are None too.
+        Raises UserError if what the workers need is not installed, RuntimeError if no worker can be started.
         """
         if os.getpid() != self._owner:  # a fork: the workers are the parent's
             self._workers.clear()
             self._owner = os.getpid()
             self._finalizer.detach()
             self._finalizer = weakref.finalize(self, _kill_all, self._workers, self._owner)
-        verdicts: list[bool | None] = [None] * len(pairs)
+        replies: list[str | None] = [None] * len(requests)
         try:
-            self._run(pairs, seconds, allowances, verdicts)
-        except BaseException:  # pending replies would be taken for those to later pairs
+            self._run(requests, seconds, allowances, replies)
+        except BaseException:  # pending replies would be taken for those to later requests
             self.close()
             raise
-        return verdicts
+        return replies
 
     def close(self) -> None:
         """Ends all workers; the next `compare` starts new ones."""
@@ -83,12 +98,12 @@ class WorkerPool:
 
     def _run(
         self,
-        pairs: Sequence[tuple[str, str]],
+        requests: Sequence[Sequence[object]],
         seconds: float,
         allowances: Sequence[Allowance],
-        verdicts: list[bool | None],
+        replies: list[str | None],
     ) -> None:
-        todo = deque(range(len(pairs)))
+        todo = deque(range(len(requests)))
         num_asked = 0
         num_failed_starts = 0
         while True:
@@ -97,17 +112,17 @@ class WorkerPool:
             if not todo and not num_asked:
                 return
             while len(self._workers) < min(self.num_workers, num_asked + len(todo)):
-                self._workers.append(_Worker(self.max_bytes))
+                self._workers.append(_Worker(self.kind, self.max_bytes))
             for worker in self._workers:
                 if worker.is_idle and todo:
-                    worker.ask(todo.popleft(), pairs, seconds)
+                    worker.ask(todo.popleft(), requests, seconds)
                     num_asked += 1
             for worker in self._wait():
                 reply = worker.read()
                 if reply is None:
                     continue
                 if reply.startswith("missing"):
-                    raise UserError(f"grading needs math-verify, and cannot import it ({reply[8:]})")
+                    raise UserError(f"{_NEEDS[self.kind]}, and cannot import it ({reply[8:]})")
                 if reply == "ready":
                     num_failed_starts = 0
                     continue
@@ -117,7 +132,7 @@ class WorkerPool:
                     if num_failed_starts >= _MAX_STARTS:
                         raise RuntimeError("the grading processes end before they are ready")
                 if worker.task is not None:
-                    verdicts[worker.task] = {"1": True, "0": False}.get(reply)
+                    replies[worker.task] = None if reply in ("dead", "e") else reply
                     allowances[worker.task].seconds -= time.monotonic() - worker.asked_at
                     worker.task = None
                     num_asked -= 1
@@ -142,11 +157,11 @@ class WorkerPool:
 
 
 class _Worker:
-    """One process: it starts, reports that it is ready, then compares one pair at a time."""
+    """One process: it starts, reports that it is ready, then answers one request at a time."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, kind: str, max_bytes: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_SCRIPT), str(max_bytes)],  # -P: no imports from the script's folder
+            [sys.executable, "-P", str(_SCRIPT), kind, str(max_bytes)],  # -P: no imports from the script's folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -155,7 +170,7 @@ class _Worker:
             env=os.environ | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
         )
         self.is_ready = False
-        self.task: int | None = None  # index of the pair that it compares
+        self.task: int | None = None  # index of the request that it answers
         self.asked_at = time.monotonic()
         self.deadline = self.asked_at + _START_SECONDS
         self._received = b""
@@ -164,12 +179,12 @@ class _Worker:
     def is_idle(self) -> bool:
         return self.is_ready and self.task is None
 
-    def ask(self, task: int, pairs: Sequence[tuple[str, str]], seconds: float) -> None:
+    def ask(self, task: int, requests: Sequence[Sequence[object]], seconds: float) -> None:
         self.task = task
         self.asked_at = time.monotonic()
         self.deadline = self.asked_at + _WALL_SHARE * seconds + _GRACE_SECONDS
         with contextlib.suppress(BrokenPipeError):  # it has died: the next read finds the end of file
-            self.process.stdin.write(json.dumps([*pairs[task], seconds]).encode() + b"\n")
+            self.process.stdin.write(json.dumps([*requests[task], seconds]).encode() + b"\n")
 
     def read(self) -> str | None:
         """The next line of output, "dead" at the end of file, or None while the line is incomplete."""

@@ -1,30 +1,34 @@
-"""The process that compares answers with math-verify, started and killed by `grading_pool`.
+"""The process that grades answers, started and killed by `grading_pool`.
 
 A standalone script that imports nothing of this package: it must be small, since it passes a model's output to
-sympy. For each JSON line `[gold, answer, seconds]` it writes `1` (equal), `0` (not) or `e` (cannot tell). A timer
-signal kills it after the seconds, of CPU time so that a busy machine changes no verdict, even within C code and even if
-the process that started it has died.
+sympy. Its kind is `math`, which compares answers with math-verify, or `gym`, which is `gym_scorer`. For each JSON line
+`[..., seconds]` it writes a line: of `math`, whose requests are `[gold, answer, seconds]`, `1` (equal) or `0` (not); of
+any `e` (cannot tell). A timer signal kills it after the seconds, of CPU time so that a busy machine changes no verdict,
+even within C code and even if the process that started it has died.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 _VERDICTS_PER_CLEANING = 500
 
 
-def main(max_bytes: int) -> None:
+def main(kind: str, max_bytes: int) -> None:
     """Serves until stdin closes; `max_bytes` is the memory it may allocate after its imports."""
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps printed text out of the replies
     try:
-        compare = _load()
+        ask = _load_math() if kind == "math" else _load_file(f"{kind}_scorer.py")
     except ImportError as error:
         replies.write(f"missing {error}\n".encode())
         return
@@ -32,16 +36,16 @@ def main(max_bytes: int) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # kills, even if the parent ignores it
     replies.write(b"ready\n")
     for number, line in enumerate(sys.stdin.buffer, start=1):
-        gold, answer, seconds = json.loads(line)
+        *request, seconds = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            verdict = b"1\n" if compare(gold, answer) else b"0\n"
+            reply = ask(*request)
         except Exception:  # RecursionError and MemoryError too: the grader cannot tell
-            verdict = b"e\n"
+            reply = "e"
         signal.setitimer(signal.ITIMER_PROF, 0)
         if number % _VERDICTS_PER_CLEANING == 0:
             _clean()
-        replies.write(verdict)
+        replies.write(f"{reply}\n".encode())
 
 
 def _limit(max_bytes: int) -> None:
@@ -61,8 +65,17 @@ def _clean() -> None:
     clear_cache()
 
 
-def _load():
-    """Imports the libraries and returns the comparison, a function of (gold, answer)."""
+def _load_file(name: str) -> Callable[..., str]:
+    """What a file beside this one has `load` return."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, Path(__file__).with_name(name))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.load()
+
+
+def _load_math() -> Callable[[str, str], str]:
+    """Imports math-verify; returns the comparison, "1" or "0" for (gold, answer)."""
     import logging
 
     from math_verify import parse, verify
@@ -118,7 +131,7 @@ def _load():
         return any(isinstance(each, Rel | Set | And) for each in given) and verify(given, expected, **options)
 
     assert compare("1/2", "0.5")  # builds what the libraries build on first use
-    return compare
+    return lambda gold, answer: "1" if compare(gold, answer) else "0"
 
 
 def _split_dollars(text: str) -> list[str]:
@@ -145,4 +158,4 @@ def _are_far_apart(first: complex | None, second: complex | None) -> bool:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1], int(sys.argv[2]))

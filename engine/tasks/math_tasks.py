@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from engine.errors import UserError
 from engine.tasks.answers import extract_expression, extract_number, strip_wrappers
 from engine.tasks.data import PROBLEM_COLUMNS, read_problems
 from engine.tasks.grading import Grader
-from engine.tasks.task import Task
+from engine.tasks.task import Task, unjudged
 from engine.types import Problem
 
 
@@ -60,16 +59,13 @@ def _task(
             answer = None if row.answer is None else gold(row.answer)
             yield Problem(f"{name}/{split}/{row.id}", row.problem, answer)
 
-    def first_wrong_step(problem: Problem, steps: list[str]) -> int:
-        raise UserError(f"verifier 'oracle' cannot judge the steps of task {name}: only its final answers are known")
-
     return Task(
         name=name,
         delimiter=delimiter,
         max_tokens=max_tokens,
         prompt=str.strip,
         extract=extract,
-        first_wrong_step=first_wrong_step,
+        first_wrong_step=unjudged(name),
         problems=problems,
         splits=tuple(data.splits) if data else (),
         gold=gold,

@@ -74,6 +74,15 @@ class Task:
         return [answer is not None and next(verdicts) for answer, _ in pairs]
 
 
+def unjudged(name: str) -> Callable[[Problem, list[str]], int]:
+    """`first_wrong_step` of a task that cannot judge steps, which raises UserError."""
+
+    def first_wrong_step(problem: Problem, steps: list[str]) -> int:
+        raise UserError(f"verifier 'oracle' cannot judge the steps of task {name}: only its final answers are known")
+
+    return first_wrong_step
+
+
 def take_problems(task: Task, split: str, limit: int | None, seed: int = 0) -> list[Problem]:
     """The first `limit` problems of a split, or all of a data set if it is None.
 
