@@ -27,6 +27,7 @@ from engine.scheduler import (
     Assigned,
     Assignment,
     Bins,
+    Calibration,
     Chances,
     Outcome,
     PilotSamples,
@@ -124,18 +125,10 @@ def calibrate(
         with _searching(engine, models, replicas) as search:
             yield from measure_rows(engine, problems, grid, todo, config, rows, search)
 
+    named = f"{source.problems or f'{models.task}/{source.split}'}, {len(problems)} problems"
+
     def write(journal: Journal) -> None:
-        predictor, eases = _fitted(grid, journal.done, len(problems))
-        outcomes = [_outcome(grid, index, row, eases) for index, row in sorted(journal.done.items())]
-        calibration = measure(
-            outcomes,
-            conditions=conditions,
-            problems=f"{source.problems or f'{models.task}/{source.split}'}, {len(problems)} problems",
-            predictor=predictor,
-            bins=make_bins(grid, eases),
-            min_per_bin=grid.min_per_bin,
-            chances=_chances(grid, journal.done, len(problems)),
-        )
+        calibration = _calibration(grid, journal.done, len(problems), conditions, named)
         write_atomically(output.out, calibration.to_json().encode())
 
     depends_on = _depends_on(models, grid, problems, conditions, config.seed)
@@ -149,6 +142,22 @@ def calibrate(
         selection=rows,
     )
     typer.echo(f"{calibration_table(read_calibration(output.out))}\n{closing_line}")
+
+
+def _calibration(
+    grid: Grid, rows: Mapping[int, Row], num_problems: int, conditions: Mapping[str, object], problems: str
+) -> Calibration:
+    """What the rows of all cells say; `problems` names what was searched."""
+    predictor, eases = _fitted(grid, rows, num_problems)
+    return measure(
+        [_outcome(grid, index, row, eases) for index, row in sorted(rows.items())],
+        conditions=conditions,
+        problems=problems,
+        predictor=predictor,
+        bins=make_bins(grid, eases),
+        min_per_bin=grid.min_per_bin,
+        chances=_chances(grid, rows, num_problems),
+    )
 
 
 def _check(given: Given, models: EngineConfig, config: SearchConfig, options: GridOptions) -> None:
